@@ -1,0 +1,1 @@
+"""Tests only; what an operator needs is a verb of `pilotage`."""
