@@ -1,0 +1,606 @@
+"""The bodies of the native door as dataclasses: what pilots, users and the server say to each other.
+
+An attribute `attempt_nr` travels as `attemptNr`: `wire_name` is the one rule, so that no wire name is written by hand, and
+names that PanDA has too are spelt as PanDA spells them. Bounds stand in the fields' metadata; the server checks them with
+its validation library, the pilot needs none. Who reads a *message* ignores fields it does not know (an older pilot and a
+newer server get on); a *request* of a user is refused then, since it is more likely misspelt.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, Type, TypeVar
+
+from protocol.resources import ResourceType
+
+PROTOCOL_VERSION = 1
+BIG = 2**63 - 1
+ID = {"ge": 1, "le": BIG}
+NAME_FIELD = {"min_length": 1, "max_length": 200, "pattern": r"^[A-Za-z0-9][A-Za-z0-9._:+-]*$"}
+OPTIONAL_NAME = {"max_length": 200, "pattern": r"^([A-Za-z0-9][A-Za-z0-9._:+-]*)?$"}
+TEXT = {"max_length": 4000}
+URL = {"max_length": 8000}
+
+M = TypeVar("M")
+
+
+def wire_name(attribute: str) -> str:
+    """The name of an attribute on the wire: `prod_source_label` travels as `prodSourceLabel`."""
+    return re.sub(r"_([a-z0-9])", lambda match: match.group(1).upper(), attribute)
+
+
+_CHECKED: dict[str, Any] = {
+    "alias_generator": wire_name,
+    "strict": True,
+    "allow_inf_nan": False,
+    "hide_input_in_errors": True,
+}
+
+
+if TYPE_CHECKING:
+    from dataclasses import dataclass as message
+    from dataclasses import dataclass as request
+else:
+
+    def message(cls):
+        """A dataclass between programs: fields that it does not know are ignored."""
+        cls.__pydantic_config__ = {**_CHECKED, "extra": "ignore"}
+        return dataclass(cls)
+
+    def request(cls):
+        """A dataclass that a person sends: a field that it does not know is an error."""
+        cls.__pydantic_config__ = {**_CHECKED, "extra": "forbid"}
+        return dataclass(cls)
+
+
+def bounded(default: Any = dataclasses.MISSING, of: Any = None, **bounds: Any) -> Any:
+    """A field with bounds (`ge`, `le`, `min_length`, `max_length`, `pattern`, `description`); `of` is the class of its elements."""
+    metadata = {**bounds, "of": of}
+    if isinstance(default, type) and issubclass(default, (list, dict)):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def to_wire(value: Any) -> Any:
+    """A message as plain JSON values; what is None is left out."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        pairs = ((each.name, getattr(value, each.name)) for each in dataclasses.fields(value))
+        return {wire_name(name): to_wire(content) for name, content in pairs if content is not None}
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, Mapping):
+        return {str(key): to_wire(content) for key, content in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_wire(content) for content in value]
+    return value
+
+
+def from_wire(cls: Type[M], body: Mapping[str, Any]) -> M:
+    """Read a message that the server sent; fields of a newer server are ignored. For the pilot, which trusts the shape."""
+    values = {}
+    for each in dataclasses.fields(cls):  # type: ignore[arg-type]
+        name = wire_name(each.name)
+        if name not in body:
+            continue
+        content, of = body[name], each.metadata.get("of")
+        if of is not None and content is not None:
+            content = (
+                [_element(of, item) for item in content]
+                if isinstance(content, list)
+                else _element(of, content)
+            )
+        values[each.name] = content
+    return cls(**values)
+
+
+def _element(of: Any, item: Any) -> Any:
+    is_message = dataclasses.is_dataclass(of)
+    return from_wire(of, item) if is_message else of(item)
+
+
+# -- files ----------------------------------------------------------------------------------------------------------------
+
+
+@message
+class InputFile:
+    """One input of a job: where it lies and what it must be."""
+
+    lfn: str
+    scope: str
+    dataset: str
+    size: int
+    checksums: Dict[str, str]
+    url: str
+
+
+@message
+class OutputFile:
+    """One output that a job declares, and the physical name that this attempt alone may write."""
+
+    lfn: str
+    scope: str
+    dataset: str
+    url: str
+
+
+@message
+class OutputReport:
+    """What became of one output: the bytes are at the URL that the server gave out, whole and verified."""
+
+    lfn: str = bounded(max_length=1000)
+    size: int = bounded(ge=0, le=BIG)
+    checksums: Dict[str, str] = bounded(min_length=1, max_length=8)
+
+
+@message
+class LogReport:
+    """The log archive of an attempt, at the URL that the server gave out for it."""
+
+    size: int = bounded(ge=0, le=BIG)
+    checksums: Dict[str, str] = bounded(min_length=1, max_length=8)
+
+
+# -- pilots ---------------------------------------------------------------------------------------------------------------
+
+
+@message
+class PilotRegistration:
+    """First word of a pilot: who it is and what it has."""
+
+    pilot_id: str = bounded(**NAME_FIELD)
+    node: str = bounded(min_length=1, max_length=255)
+    version: str = bounded(max_length=100)
+    resource_type: ResourceType = bounded(ResourceType.CPU, of=ResourceType)
+    queue: str = bounded("", **OPTIONAL_NAME)
+    site_name: str = bounded("", **OPTIONAL_NAME)
+    slots: int = bounded(1, ge=1, le=10_000)
+    cores: int = bounded(1, ge=1, le=100_000)
+    memory_mb: int = bounded(0, ge=0, le=BIG)
+    disk_mb: int = bounded(0, ge=0, le=BIG)
+    gpus: int = bounded(0, ge=0, le=10_000)
+    protocol: int = bounded(PROTOCOL_VERSION, ge=1, le=1000)
+
+
+@message
+class QueueForPilot:
+    """What the server tells a pilot about its queue. Times in seconds."""
+
+    name: str
+    site: str
+    resource_type: ResourceType = bounded(of=ResourceType)
+    state: str = "online"
+    copytools: List[str] = bounded(list)
+    """Names of the copytools that this queue allows, in order of preference; empty: any that knows the URL."""
+    lease_seconds: int = 60
+    heartbeat_seconds: int = 20
+    timefloor_seconds: int = 0
+    """The pilot asks for no further job after this time; 0: until its lifetime ends."""
+
+
+@message
+class GetJobRequest:
+    """A pilot is free: what it offers. Repeated with the same `request_id` it yields the same attempts again."""
+
+    request_id: str = bounded(min_length=8, max_length=100, pattern=r"^[A-Za-z0-9._:-]+$")
+    pilot_id: str = bounded(**NAME_FIELD)
+    queue: str = bounded(**NAME_FIELD)
+    resource_type: ResourceType = bounded(ResourceType.CPU, of=ResourceType)
+    cores: int = bounded(1, ge=1, le=100_000)
+    memory_mb: int = bounded(0, ge=0, le=BIG)
+    disk_mb: int = bounded(0, ge=0, le=BIG)
+    walltime_seconds: int = bounded(0, ge=0, le=BIG)
+    gpus: int = bounded(0, ge=0, le=10_000)
+    n_jobs: int = bounded(1, ge=1, le=1000)
+    site_name: str = bounded("", **OPTIONAL_NAME)
+    node: str = bounded("", max_length=255)
+    prod_source_label: str = bounded("", **OPTIONAL_NAME)
+    working_group: str = bounded("", **OPTIONAL_NAME)
+    country_group: str = bounded("", **OPTIONAL_NAME)
+    allow_other_country: bool = False
+    task_id: Optional[int] = bounded(None, **ID)
+    """Jobs of this task are preferred (--allowsameuser)."""
+
+
+@message
+class BundleRef:
+    """The user's code that travels with a task: fetched from the server by its SHA-256 digest, verified, cached."""
+
+    digest: str
+    size: int
+
+
+@message
+class JobSpec:
+    """One job handed to a pilot: everything it needs to run this attempt and to speak about it."""
+
+    job_id: int
+    job_nr: int
+    task_id: int
+    attempt_id: int
+    attempt_nr: int
+    attempt_token: str
+    command: List[str]
+    environment: Dict[str, str] = bounded(dict)
+    inputs: List[InputFile] = bounded(list, of=InputFile)
+    outputs: List[OutputFile] = bounded(list, of=OutputFile)
+    log_url: str = ""
+    bundle: Optional[BundleRef] = bounded(None, of=BundleRef)
+    data_type: str = ""
+    cores: int = 1
+    gpus: int = 0
+    memory_mb: int = 0
+    disk_mb: int = 0
+    walltime_seconds: int = 0
+    prod_source_label: str = ""
+
+
+@message
+class GetJobReply:
+    """The jobs for a pilot; none, and then after how many seconds to ask again (spread it with jitter)."""
+
+    jobs: List[JobSpec] = bounded(list, of=JobSpec)
+    wait_seconds: float = 0.0
+
+
+@message
+class Move:
+    """A state that the attempt entered, and when, by the pilot's clock (seconds since 1970, only shown, never reckoned with)."""
+
+    state: str = bounded(max_length=40)
+    at: float = bounded(ge=0, le=1e12)
+
+
+@message
+class AttemptUpdate:
+    """One word about an attempt: the moves since the last one, in order, and at the end its outcome."""
+
+    attempt_id: int = bounded(**ID)
+    attempt_token: str = bounded(min_length=1, max_length=200)
+    seq: int = bounded(ge=1, le=BIG)
+    moves: List[Move] = bounded(list, of=Move, max_length=20)
+    exit_code: Optional[int] = bounded(None, ge=-1000, le=1000)
+    error: str = bounded("", max_length=100)
+    """Name of the catalogue row; with the state FAILED only."""
+    error_detail: str = bounded("", max_length=4000)
+    outputs: Optional[List[OutputReport]] = bounded(None, of=OutputReport, max_length=10_000)
+    log: Optional[LogReport] = bounded(None, of=LogReport)
+    metrics: Optional[Dict[str, float]] = bounded(None, max_length=100)
+
+
+class Command(str, enum.Enum):
+    """What the server tells a pilot about an attempt, in the answer to any word about it."""
+
+    CONTINUE = "continue"
+    STOP = "stop"
+
+
+@message
+class UpdateReply:
+    """The answer to a word about an attempt: its state on the server now, and what to do."""
+
+    attempt_id: int
+    state: str
+    command: Command = bounded(Command.CONTINUE, of=Command)
+
+
+@message
+class HeldAttempt:
+    """One attempt that a pilot holds, as its heartbeat names it."""
+
+    attempt_id: int = bounded(**ID)
+    attempt_token: str = bounded(min_length=1, max_length=200)
+    metrics: Optional[Dict[str, float]] = bounded(None, max_length=100)
+
+
+@message
+class Heartbeat:
+    """A pilot is alive and holds these attempts."""
+
+    pilot_id: str = bounded(**NAME_FIELD)
+    attempts: List[HeldAttempt] = bounded(list, of=HeldAttempt, max_length=10_000)
+
+
+@message
+class HeartbeatReply:
+    """One answer per attempt that the heartbeat named, in its order."""
+
+    answers: List[UpdateReply] = bounded(list, of=UpdateReply)
+
+
+@message
+class PilotEnd:
+    """Last word of a pilot."""
+
+    pilot_id: str = bounded(**NAME_FIELD)
+    exit_code: int = bounded(ge=0, le=255)
+    reason: str = bounded("", **TEXT)
+
+
+# -- what users send ------------------------------------------------------------------------------------------------------
+
+
+@request
+class TaskSpec:
+    """A task as a user registers it: a command for each file of a dataset, or for N jobs without input."""
+
+    name: str = bounded(description="unique name of the task", **NAME_FIELD)
+    command: List[str] = bounded(
+        min_length=1,
+        max_length=1000,
+        description="program and arguments; placeholders such as {input} are filled in on the node",
+    )
+    input_dataset: str = bounded(
+        "", description="closed or open dataset whose files are the inputs", **OPTIONAL_NAME
+    )
+    n_jobs: int = bounded(
+        0, ge=0, le=10_000_000, description="number of jobs of a task without input dataset"
+    )
+    files_per_job: int = bounded(1, ge=1, le=10_000)
+    outputs: List[str] = bounded(
+        list, max_length=1000, description="templates of output names, such as {stem}.md5"
+    )
+    output_dataset: str = bounded(
+        "", description="name of the output dataset; default: the task's name with .out", **OPTIONAL_NAME
+    )
+    environment: Dict[str, str] = bounded(dict, max_length=200)
+    resource_type: ResourceType = bounded(ResourceType.CPU, of=ResourceType)
+    cores: int = bounded(1, ge=1, le=10_000)
+    memory_mb: int = bounded(0, ge=0, le=100_000_000)
+    disk_mb: int = bounded(0, ge=0, le=10_000_000_000)
+    walltime_seconds: int = bounded(
+        0, ge=0, le=31_536_000, description="longest run of one payload; 0: the pilot's limit"
+    )
+    gpus: int = bounded(0, ge=0, le=1000)
+    priority: int = bounded(0, ge=-1_000_000, le=1_000_000, description="higher goes first")
+    max_attempts: int = bounded(3, ge=1, le=100, description="tries that the payload itself may fail")
+    max_losses: int = bounded(
+        10, ge=0, le=1000, description="tries that may be lost to nodes, storages and pilots"
+    )
+    queue: str = bounded("", description="bind the task to one queue", **OPTIONAL_NAME)
+    prod_source_label: str = bounded("user", **OPTIONAL_NAME)
+    data_type: str = bounded(
+        "", max_length=40, description="kind of data, checked by the experiment plugin at stage-in"
+    )
+    bundle: str = bounded(
+        "", pattern="^([0-9a-f]{64})?$", description="SHA-256 of a bundle sent before (--ship)"
+    )
+
+
+@request
+class FileSpec:
+    """A file to be registered: its logical name, what it is, and where it lies."""
+
+    lfn: str = bounded(min_length=1, max_length=4000)
+    size: int = bounded(ge=0, le=BIG)
+    url: str = bounded(min_length=1, **URL)
+    checksums: Dict[str, str] = bounded(dict, max_length=8)
+
+
+@request
+class DatasetSpec:
+    """A new dataset; its files may come with it or later."""
+
+    name: str = bounded(**NAME_FIELD)
+    scope: str = bounded(
+        "", description="namespace of the files' logical names; default: the dataset's name", **OPTIONAL_NAME
+    )
+    files: List[FileSpec] = bounded(list, max_length=10_000)
+    close: bool = bounded(False, description="close the dataset when these files are in")
+
+
+@request
+class FileList:
+    """Files to be added to an open dataset."""
+
+    files: List[FileSpec] = bounded(list, max_length=10_000)
+    close: bool = False
+
+
+@request
+class QueueSpec:
+    """A computing queue as the operator defines it."""
+
+    name: str = bounded(**NAME_FIELD)
+    site: str = bounded("LOCAL", **NAME_FIELD)
+    resource_type: ResourceType = bounded(ResourceType.CPU, of=ResourceType)
+    storage: str = bounded(
+        "", description="storage that takes the outputs; default: the server's first", **OPTIONAL_NAME
+    )
+    copytools: List[str] = bounded(list, max_length=20)
+    lease_seconds: int = bounded(60, ge=5, le=604_800)
+    heartbeat_seconds: int = bounded(20, ge=1, le=86_400)
+    timefloor_seconds: int = bounded(0, ge=0, le=31_536_000)
+
+
+@request
+class QueueStateSpec:
+    """What an operator wants a queue to be: online, test, drain or offline."""
+
+    state: str = bounded(max_length=40)
+
+
+@request
+class StorageSpec:
+    """A place for outputs: `file:///srv/data`, or `file:data` under each node's data root (SCRIPT_PREFIX)."""
+
+    name: str = bounded(**NAME_FIELD)
+    url: str = bounded(min_length=1, **URL)
+
+
+# -- what users see -------------------------------------------------------------------------------------------------------
+
+
+@message
+class FileView:
+    lfn: str
+    scope: str
+    dataset: str
+    size: int
+    checksums: Dict[str, str]
+    url: str
+    state: str
+    job_id: Optional[int] = None
+
+
+@message
+class DatasetView:
+    name: str
+    scope: str
+    state: str
+    n_files: int
+    size: int
+    created: str
+    closed: Optional[str] = None
+    task_id: Optional[int] = None
+
+
+@message
+class TaskView:
+    """A task as the server reports it; `counts` holds the number of jobs in each state that occurs."""
+
+    task_id: int
+    name: str
+    owner: str
+    state: str
+    n_jobs: int
+    counts: Dict[str, int]
+    n_attempts: int
+    created: str
+    resource_type: str
+    priority: int
+    input_dataset: Optional[str] = None
+    output_dataset: Optional[str] = None
+    output_state: Optional[str] = None
+    n_outputs: int = 0
+    started: Optional[str] = None
+    ended: Optional[str] = None
+    errors: Dict[str, int] = bounded(dict)
+    spec: Optional[Dict[str, Any]] = None
+
+
+@message
+class StateTime:
+    """One line of a job's history: the state, when it was entered (UTC), and by whose word."""
+
+    state: str
+    at: str
+    attempt_nr: int = 0
+    by: str = ""
+    detail: str = ""
+
+
+@message
+class AttemptView:
+    attempt_id: int
+    attempt_nr: int
+    state: str
+    pilot_id: str
+    node: str
+    queue: str
+    exit_code: Optional[int] = None
+    error: Optional[str] = None
+    error_code: Optional[int] = None
+    error_detail: Optional[str] = None
+    started: Optional[str] = None
+    ended: Optional[str] = None
+    log_url: Optional[str] = None
+    metrics: Optional[Dict[str, float]] = None
+
+
+@message
+class JobView:
+    job_id: int
+    job_nr: int
+    task_id: int
+    task: str
+    state: str
+    resource_type: str
+    priority: int
+    attempt_nr: int
+    created: str
+    changed: str
+    pilot_id: Optional[str] = None
+    node: Optional[str] = None
+    error: Optional[str] = None
+    error_code: Optional[int] = None
+    error_detail: Optional[str] = None
+    inputs: Optional[List[FileView]] = bounded(None, of=FileView)
+    outputs: Optional[List[FileView]] = bounded(None, of=FileView)
+    attempts: Optional[List[AttemptView]] = bounded(None, of=AttemptView)
+    history: Optional[List[StateTime]] = bounded(None, of=StateTime)
+
+
+@message
+class JobLog:
+    """Where the log archive of each attempt of a job lies."""
+
+    job_id: int
+    attempts: List[AttemptView] = bounded(list, of=AttemptView)
+
+
+@message
+class PilotView:
+    pilot_id: str
+    state: str
+    node: str
+    queue: str
+    site: str
+    resource_type: str
+    version: str
+    slots: int
+    cores: int
+    memory_mb: int
+    gpus: int
+    n_held: int
+    n_done: int
+    first_seen: str
+    last_seen: str
+    exit_code: Optional[int] = None
+    reason: Optional[str] = None
+
+
+@message
+class QueueView:
+    name: str
+    site: str
+    resource_type: str
+    state: str
+    storage: str
+    copytools: List[str]
+    lease_seconds: int
+    heartbeat_seconds: int
+    timefloor_seconds: int
+    n_ready: int = 0
+    n_held: int = 0
+    n_pilots: int = 0
+
+
+@message
+class StorageView:
+    name: str
+    url: str
+
+
+@message
+class Page:
+    """One page of a list. `next_cursor` is given back as `after=` for the following page; absent at the end."""
+
+    items: List[Any]
+    total: Optional[int] = None
+    next_cursor: Optional[int] = None
+
+
+@message
+class ErrorReply:
+    """The one shape of a failure on every route; `error` is a name of the catalogue, `detail` is for people."""
+
+    error: str
+    code: int
+    text: str
+    detail: str
+    advice: str
+    fields: Optional[Dict[str, Any]] = None
