@@ -1,0 +1,1 @@
+"""The dispatcher, its catalogue, its daemons; the only part with Flask and peewee."""

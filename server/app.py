@@ -1,0 +1,126 @@
+"""The dispatcher as a WSGI application: mounts the routes of each door, and refuses one that declares no role."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from flask import Flask, Response, request
+from flask_swagger_ui import get_swaggerui_blueprint
+from werkzeug.exceptions import HTTPException
+
+from protocol.errors import PilotageError
+from server import openapi, tokens
+from server.core import Core
+from server.routes import Call, Route, pilot, public, user
+from server.tokens import Role
+from server.wire import Query, error_reply, parse, reply
+
+logger = logging.getLogger(__name__)
+
+DOORS = (public.door, pilot.door, user.door)
+DOCUMENT = "/v1/openapi.json"
+PAGES = "/docs"
+STREAMED = frozenset({"/v1/bundles/<digest>"})
+"""Paths whose body is read in a stream with a limit of its own."""
+
+
+def create_app(core: Core) -> Flask:
+    app = Flask("pilotage", static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = None
+    routes = [route for door in DOORS for route in door.routes]
+    described = openapi.document(routes)
+    routes.append(Route("GET", DOCUMENT, Role.PUBLIC, lambda call: described))
+    for route in routes:
+        app.add_url_rule(
+            route.path, f"{route.method} {route.path}", _endpoint(core, route), methods=[route.method]
+        )
+    app.register_blueprint(get_swaggerui_blueprint(PAGES, DOCUMENT, config={"app_name": "Pilotage"}))
+    app.register_error_handler(Exception, _failure)
+    _refuse_undeclared(app, routes)
+    return app
+
+
+def _endpoint(core: Core, route: Route) -> Callable[..., Response]:
+    """The function that Flask calls: who is it, may they, is the body right; then the view, and its reply in one shape."""
+
+    def endpoint(**parts: str) -> Response:
+        with core.database.reading():
+            caller = (
+                tokens.caller_of(request.headers.get("Authorization"))
+                if route.role is not Role.PUBLIC
+                else tokens.NOBODY
+            )
+            if not caller.may(route.role):
+                _refuse(caller, route)
+            if route.path not in STREAMED:
+                _check_size(core)
+            arguments: dict[str, Any] = dict(parts)
+            call = Call(core, caller, Query(request), request)
+            content = (
+                route.view(call, parse(route.body, request), **arguments)
+                if route.body
+                else route.view(call, **arguments)
+            )
+        return content if isinstance(content, Response) else reply(content, route.status)
+
+    return endpoint
+
+
+def _refuse(caller: tokens.Caller, route: Route) -> None:
+    if caller.role is Role.PUBLIC:
+        raise PilotageError(
+            "UNAUTHENTICATED", f"{route.method} {route.path} needs a token of the role {route.role.value}"
+        )
+    raise PilotageError(
+        "FORBIDDEN",
+        f"{route.method} {route.path} needs the role {route.role.value}; this token has {caller.role.value}",
+    )
+
+
+def _check_size(core: Core) -> None:
+    """Refuse a body that says it is too large, and read no more than the limit of one that does not say."""
+    limit = core.limits.body_bytes
+    if request.content_length is not None and request.content_length > limit:
+        raise PilotageError(
+            "TOO_LARGE", f"the body has {request.content_length} bytes; at most {limit} are taken at a time"
+        )
+    request.max_content_length = limit
+
+
+def _failure(error: Exception) -> Response:
+    """Every failure in one shape; what nobody foresaw is logged with its trace and told without it."""
+    if isinstance(error, PilotageError):
+        response = error_reply(error)
+        if response.status_code >= 500:
+            logger.error(
+                "a request failed",
+                extra={"method": request.method, "path": request.path, "error": str(error)},
+            )
+        return response
+    if isinstance(error, HTTPException):
+        return error_reply(_of_http(error))
+    logger.exception("a request failed", extra={"method": request.method, "path": request.path})
+    return error_reply(PilotageError("SERVER_ERROR", "it is in the server's log"))
+
+
+def _of_http(error: HTTPException) -> PilotageError:
+    if error.code == 404:
+        return PilotageError(
+            "NOT_FOUND", f"no such address: {request.path[:200]!a}; all of them: GET {DOCUMENT}"
+        )
+    if error.code == 405:
+        methods = ", ".join(sorted(getattr(error, "valid_methods", None) or []))
+        return PilotageError("METHOD_NOT_ALLOWED", f"{request.path[:200]!a} takes {methods}")
+    if error.code == 413:
+        return PilotageError("TOO_LARGE", "the body is larger than the limit")
+    return PilotageError("BAD_REQUEST", str(error.description)[:500])
+
+
+def _refuse_undeclared(app: Flask, routes: list[Route]) -> None:
+    """A route that came in by another way than a door has no role: the application does not start."""
+    declared = {route.path for route in routes}
+    for rule in app.url_map.iter_rules():
+        if rule.rule not in declared and not rule.rule.startswith(PAGES):
+            raise RuntimeError(f"the route {rule.rule} declares no role; declare it in server/routes/")

@@ -1,0 +1,205 @@
+"""The operator's commands: start, stop and look after a server."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from protocol import logs
+from protocol.errors import PilotageError
+from protocol.settings import Settings
+from server import settings as server_settings
+from server import state_directory
+
+START_SECONDS = 30
+_OPTION_OF = {row.parameter: row.options[0] for row in server_settings.TABLE.options()} | {
+    "config": "--config"
+}
+"""The command line's option for each parameter, to start the same server in the background."""
+STOP_SECONDS = 30
+
+
+@click.group()
+def server() -> None:
+    """Start, stop and look after a server.
+
+    \b
+    Examples:
+      pilotage server start                 # in the background, on 127.0.0.1:8080
+      pilotage server status
+      pilotage server stop
+    """
+
+
+_STATE = click.option(
+    "--state",
+    "server__state_directory",
+    type=click.Path(path_type=Path),
+    help="state directory (default: ~/.local/share/pilotage)",
+)
+_CONFIG = click.option(
+    "--config", type=click.Path(path_type=Path), help="settings file, after the usual ones"
+)
+
+
+@server.command()
+@_STATE
+@_CONFIG
+@click.option("--host", "server__host", help="address to listen on (default: 127.0.0.1)")
+@click.option("--port", "server__port", help="port to listen on (default: 8080; 0: a free one)")
+@click.option(
+    "--database",
+    "database__url",
+    metavar="URL",
+    help="postgresql://USER@HOST/NAME, or sqlite:////FILE (default: SQLite in the state directory)",
+)
+@click.option("--certfile", "server__certfile", help="certificate (PEM): speak https")
+@click.option("--keyfile", "server__keyfile", help="private key of the certificate (PEM)")
+@click.option(
+    "--foreground",
+    is_flag=True,
+    help="stay in the foreground, log to the terminal; for systemd and containers",
+)
+def start(foreground: bool, **options: Any) -> None:
+    """Start the server with its daemons.
+
+    \b
+    Examples:
+      pilotage server start
+      pilotage server start --state /srv/pilotage --port 9000
+      pilotage server start --foreground --database postgresql://pilotage@db/pilotage
+    """
+    settings = _load(**options)
+    directory = state_directory.prepare(settings.path("server", "state_directory"))
+    if foreground:
+        _serve(settings, directory)
+    else:
+        _start_in_background(directory, options)
+
+
+def _load(config: Path | None = None, **options: Any) -> Settings:
+    """The settings; the options are named as the table names them."""
+    return server_settings.load(options, config)
+
+
+def _serve(settings: Settings, directory: Path) -> None:
+    from server import dispatcher  # gunicorn and Flask: only who serves waits for them
+
+    logs.set_up_from(settings)
+    logging.captureWarnings(True)
+    dispatcher.serve(settings)
+
+
+def _start_in_background(directory: Path, options: dict[str, Any]) -> None:
+    """Start the server in a session of its own, and wait until it answers or ends."""
+    with state_directory.locked(directory):
+        pass  # taken already: said here and now, not in the log of a process that ends at once
+    log = directory / "server.log"
+    command = [sys.executable, "-m", "server", "start", "--foreground"]
+    for parameter, value in options.items():
+        if value is not None:
+            command += [_OPTION_OF[parameter], str(value)]
+    with open(log, "ab") as output:
+        began = output.tell()
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
+    if not _answers(process, directory):
+        process.terminate()
+        with open(log, "rb") as output:
+            output.seek(began)
+            lines = output.read().decode(errors="replace").strip().splitlines()
+        said = [line for line in lines if line.startswith("Error: ")] or lines[-5:]
+        raise PilotageError("SERVER_NOT_STARTED", f"{' / '.join(said)} (log: {log})")
+    click.echo(f"State and tokens: {directory}; log: {log}")
+
+
+def _answers(process: subprocess.Popen[bytes], directory: Path) -> bool:
+    """Wait until the server says where it is; False if it ends or takes too long."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        running = state_directory.read_running(directory)
+        if running is not None and running.pid == process.pid:
+            click.echo(f"The server is at {running.url} (process {running.pid}).")
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@server.command()
+@_STATE
+@_CONFIG
+def stop(**options: Any) -> None:
+    """Stop the server; running jobs go on and their pilots wait for its return.
+
+    \b
+    Example:
+      pilotage server stop
+    """
+    directory = _load(**options).path("server", "state_directory").expanduser()
+    running = state_directory.read_running(directory)
+    if running is None:
+        click.echo(f"No server runs in {directory}.")
+        return
+    os.kill(running.pid, signal.SIGTERM)
+    deadline = time.monotonic() + STOP_SECONDS
+    while state_directory.start_time(running.pid) == running.start_time:
+        if time.monotonic() > deadline:
+            raise PilotageError(
+                "SERVER_UNAVAILABLE", f"process {running.pid} did not end within {STOP_SECONDS} s"
+            )
+        time.sleep(0.05)
+    click.echo(f"The server at {running.url} has stopped.")
+
+
+@server.command()
+@_STATE
+@_CONFIG
+@click.option("--json", "as_json", is_flag=True, help="print JSON")
+@click.pass_context
+def status(context: click.Context, as_json: bool, **options: Any) -> None:
+    """Say whether a server runs here; exit code 1 if not.
+
+    \b
+    Example:
+      pilotage server status --json
+    """
+    directory = _load(**options).path("server", "state_directory").expanduser()
+    running = state_directory.read_running(directory)
+    if as_json:
+        facts = {"running": running is not None, "state": str(directory)}
+        if running is not None:
+            facts |= {"url": running.url, "pid": running.pid, "database": running.database}
+        click.echo(json.dumps(facts))
+    elif running is None:
+        click.echo(f"No server runs in {directory}. Start one: pilotage server start")
+    else:
+        click.echo(
+            f"The server is at {running.url} (process {running.pid}, {running.database}); state: {directory}"
+        )
+    if running is None:
+        context.exit(1)
+
+
+def main() -> None:
+    """`python -m server`: the same commands where the `pilotage` command is not on the PATH."""
+    try:
+        code = server.main(standalone_mode=False)
+    except PilotageError as error:
+        click.echo(f"Error: {error}\nNext: {error.entry.advice}", err=True)
+        sys.exit(1)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,67 @@
+"""What runs in the background beside the dispatcher: task-executor, reaper and closer, each at work in one process only."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from server import closer, reaper, task_executor
+from server.core import Core
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Daemon:
+    """A pass that is made again and again. A pass that fails is logged and tried again: no error may end a daemon."""
+
+    name: str
+    period_seconds: float
+    run_once: Callable[[float], object]
+    last_pass: float = field(default_factory=time.monotonic)
+    failures: int = 0
+
+    def loop(self, core: Core, stop: threading.Event) -> None:
+        while not stop.wait(self.period_seconds):
+            began = time.monotonic()
+            try:
+                with core.database.only_one(self.name) as chosen:
+                    if chosen:
+                        self.run_once(began - self.last_pass)
+                self.failures = 0
+            except Exception:  # the top of the thread: whatever it was, the next pass is due
+                self.failures += 1
+                logger.exception(
+                    "a pass of a daemon failed", extra={"daemon": self.name, "failures": self.failures}
+                )
+            self.last_pass = began
+
+
+class Daemons:
+    """The daemons of this process."""
+
+    def __init__(self, core: Core) -> None:
+        limits = core.limits
+        self._core = core
+        self._stop = threading.Event()
+        self.all = (
+            Daemon("task-executor", limits.executor_seconds, lambda _: task_executor.run_once(core)),
+            Daemon("reaper", limits.reaper_seconds, lambda elapsed: reaper.run_once(core, elapsed)),
+            Daemon("closer", limits.closer_seconds, lambda _: closer.run_once(core)),
+        )
+        self._threads = [
+            threading.Thread(target=daemon.loop, args=(core, self._stop), name=daemon.name, daemon=True)
+            for daemon in self.all
+        ]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(timeout=10)

@@ -1,0 +1,155 @@
+"""The server as a process: opens the state directory, brings the schema up to date, and runs gunicorn with the daemons in it."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gunicorn import glogging
+from gunicorn.app.base import BaseApplication
+
+from protocol.errors import PilotageError
+from protocol.settings import Settings
+from server import computing, pilot_package, state_directory, tokens
+from server.app import create_app
+from server.core import Core, Limits
+from server.daemons import Daemons
+from server.database import Database
+
+logger = logging.getLogger(__name__)
+
+
+def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    directory = state_directory.prepare(settings.path("server", "state_directory"))
+    with state_directory.locked(directory):
+        url = settings.text("database", "url") or f"sqlite:///{directory}/pilotage.db"
+        _set_up(directory, url)
+        _Gunicorn(settings, directory, url, _listen(settings)).run()
+
+
+def _set_up(directory: Path, url: str) -> None:
+    """Bring the schema up to date; at the first start make tokens, queues and a storage."""
+    database = Database(url)
+    try:
+        for name in database.migrate():
+            logger.info("migrated the database", extra={"migration": name})
+        tokens.server_key(directory)
+        pilot_package.build(pilot_package.path(directory))
+
+        def work() -> None:
+            tokens.write_first_tokens(directory)
+            computing.set_up_defaults(f"file://{directory}/storage")
+
+        database.write(work)
+    finally:
+        database.close()
+
+
+def open_core(settings: Settings, directory: Path, url: str) -> Core:
+    """The core of this process; closed by closing its database."""
+    mib = 2**20
+    limits = Limits(
+        acknowledge_seconds=settings.integer("queue", "acknowledge_seconds"),
+        ready_stock=settings.integer("executor", "ready_stock"),
+        bundle_bytes=settings.integer("server", "bundle_limit_mb") * mib,
+        body_bytes=settings.integer("server", "max_body_mb") * mib,
+        reaper_seconds=settings.number("reaper", "period_seconds"),
+        executor_seconds=settings.number("executor", "period_seconds"),
+        closer_seconds=settings.number("closer", "period_seconds"),
+    )
+    return Core(Database(url), tokens.server_key(directory), directory, limits)
+
+
+def _listen(settings: Settings) -> socket.socket:
+    """The listening socket, bound before anything else starts, so that a port that is taken is told in one line."""
+    host, port = settings.text("server", "host"), settings.integer("server", "port")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        if error.errno == 98:
+            raise PilotageError("PORT_TAKEN", f"{host}:{port} is in use by another program") from None
+        raise PilotageError("BAD_SETTINGS", f"cannot listen on {host}:{port}: {error.strerror}") from None
+    return listener
+
+
+def _name(path: Path | None) -> str | None:
+    return str(path) if path else None
+
+
+class _Logger(glogging.Logger):
+    """gunicorn's own lines go where ours go, in our format; no access log."""
+
+    def setup(self, cfg: Any) -> None:
+        self.error_log.handlers = []
+        self.error_log.propagate = True
+        self.error_log.setLevel(logging.WARNING)
+
+
+class _Gunicorn(BaseApplication):
+    """gunicorn with our settings; each worker opens its own database after the fork and runs the daemons."""
+
+    def __init__(self, settings: Settings, directory: Path, url: str, listener: socket.socket) -> None:
+        self._settings = settings
+        self._directory = directory
+        self._url = url
+        self._listener = listener
+        self._core: Core | None = None
+        self._daemons: Daemons | None = None
+        super().__init__()
+
+    def load_config(self) -> None:
+        settings = self._settings
+        is_sqlite = self._url.startswith("sqlite:")
+        options: dict[str, Any] = {
+            "bind": f"fd://{self._listener.detach()}",
+            "worker_class": "gthread",
+            "workers": 1 if is_sqlite else settings.integer("server", "workers"),
+            "threads": settings.integer("server", "threads"),
+            "keepalive": 75,
+            "graceful_timeout": 10,
+            "timeout": 60,
+            "proc_name": "pilotage-server",
+            "no_control_socket": True,
+            "limit_request_line": 8190,
+            "limit_request_fields": 100,
+            "logger_class": _Logger,
+            "certfile": _name(settings.optional_path("server", "certfile")),
+            "keyfile": _name(settings.optional_path("server", "keyfile")),
+            "when_ready": self._ready,
+            "post_worker_init": self._worker_started,
+            "worker_exit": self._worker_ended,
+        }
+        for name, value in options.items():
+            if name in self.cfg.settings:
+                self.cfg.set(name, value)
+
+    def load(self) -> Callable[..., Any]:
+        self._core = open_core(self._settings, self._directory, self._url)
+        return create_app(self._core)
+
+    def _ready(self, arbiter: Any) -> None:
+        host, port = arbiter.LISTENERS[0].sock.getsockname()[:2]
+        scheme = "https" if self._settings.optional_path("server", "certfile") else "http"
+        url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+        state_directory.write_running(self._directory, url, self._url.split(":")[0])
+        logger.info("the server is ready", extra={"url": url, "state": str(self._directory)})
+
+    def _worker_started(self, worker: Any) -> None:
+        if self._core is not None:
+            self._daemons = Daemons(self._core)
+            self._daemons.start()
+
+    def _worker_ended(self, arbiter: Any, worker: Any) -> None:
+        if self._daemons is not None:
+            self._daemons.stop()
+        if self._core is not None:
+            self._core.database.close()

@@ -1,0 +1,39 @@
+"""Lists in pages that stay right while rows are added: each page begins after the last id of the one before."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from protocol.messages import Page
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """Which page: the rows after the one with id `after`, at most `limit`; newest first if `descending`."""
+
+    after: int | None = None
+    limit: int = 100
+    descending: bool = False
+
+
+def page_of(query: Any, key: Any, cursor: Cursor, view: Callable[[Any], Any]) -> Page:
+    total = query.count()
+    if cursor.after is not None:
+        query = query.where(key < cursor.after if cursor.descending else key > cursor.after)
+    rows = list(query.order_by(key.desc() if cursor.descending else key).limit(cursor.limit + 1))
+    shown = rows[: cursor.limit]
+    more = len(rows) > cursor.limit
+    return Page(
+        items=[view(row) for row in shown],
+        total=total,
+        next_cursor=getattr(shown[-1], key.name) if more else None,
+    )
+
+
+def iso(seconds: float) -> str:
+    """A time as people and programs read it: UTC, to the millisecond."""
+    moment = datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,123 @@
+"""The directory in which one server keeps its state: locked while it runs, private to its owner, on a disk of this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from protocol.errors import PilotageError
+
+NETWORK_FILE_SYSTEMS = frozenset(
+    {
+        "nfs",
+        "nfs4",
+        "cifs",
+        "smb3",
+        "smbfs",
+        "afs",
+        "lustre",
+        "gpfs",
+        "beegfs",
+        "ceph",
+        "9p",
+        "fuse.sshfs",
+        "glusterfs",
+        "fuse.glusterfs",
+    }
+)
+"""Where SQLite's locks and write-ahead log cannot be trusted."""
+
+RUNNING = "server.json"
+
+
+@dataclass(frozen=True)
+class Running:
+    """What a running server says of itself; the start time tells it from a later process with the same number."""
+
+    url: str
+    pid: int
+    start_time: int
+    database: str
+
+
+def prepare(directory: Path) -> Path:
+    """Make the directory if need be; refuse one that is not fit with the reason."""
+    directory = directory.expanduser().absolute()
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        probe = directory / f".probe-{os.getpid()}"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise PilotageError("STATE_DIRECTORY_UNFIT", f"{directory}: {error.strerror}") from None
+    kind = _file_system(directory)
+    if kind in NETWORK_FILE_SYSTEMS:
+        raise PilotageError(
+            "STATE_DIRECTORY_UNFIT",
+            f"{directory} lies on a network file system ({kind}), where SQLite loses data; use a local disk",
+        )
+    return directory
+
+
+def _file_system(directory: Path) -> str:
+    """The type of the file system, as the kernel's mount table names it."""
+    best, kind = -1, ""
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        _, mount_point, file_system, *_ = line.split(" ")
+        mount_point = mount_point.encode().decode("unicode_escape")
+        if Path(mount_point) in (directory, *directory.parents) and len(mount_point) > best:
+            best, kind = len(mount_point), file_system
+    return kind
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Hold the directory; STATE_DIRECTORY_IN_USE if another server does. The lock goes with the process, however it ends.
+
+    The kernel's own lock, and never unlocked but by closing: a forked worker that ends must not unlock its parent's.
+    """
+    owner = os.getpid()
+    descriptor = os.open(directory / "server.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        running = read_running(directory)
+        who = f"process {running.pid} at {running.url}" if running else "another process"
+        raise PilotageError("STATE_DIRECTORY_IN_USE", f"{directory} is in use by {who}") from None
+    try:
+        yield
+    finally:
+        if os.getpid() == owner:
+            (directory / RUNNING).unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def start_time(pid: int) -> int | None:
+    """When a process began, in the kernel's ticks since boot; None if there is none or only its zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def write_running(directory: Path, url: str, database: str) -> None:
+    running = Running(url, os.getpid(), start_time(os.getpid()) or 0, database)
+    temporary = directory / f".{RUNNING}.{os.getpid()}"
+    temporary.write_text(json.dumps(asdict(running)) + "\n")
+    temporary.rename(directory / RUNNING)
+
+
+def read_running(directory: Path) -> Running | None:
+    """The server that works in this directory now, if there is one."""
+    try:
+        running = Running(**json.loads((directory / RUNNING).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+    return running if start_time(running.pid) == running.start_time else None
