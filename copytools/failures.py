@@ -1,0 +1,77 @@
+"""What an error of the operating system means for a transfer: one table from errno to the catalogue."""
+
+from __future__ import annotations
+
+import enum
+import errno
+from contextlib import contextmanager
+from typing import Dict, Iterator, Tuple
+
+from copytools.base import shown
+from copytools.checksum import NOT_PLAIN
+from protocol.errors import PilotageError
+
+
+class Stage(enum.Enum):
+    """Which way a file goes; the value is what one reads in a message."""
+
+    IN = "copying in"
+    OUT = "copying out"
+
+
+class End(enum.Enum):
+    """At which end of the copy something failed. Coming in, the source lies on the storage; going out, on the node."""
+
+    SOURCE = "source"
+    TARGET = "target"
+
+
+_IN, _OUT = "STAGE_IN_FAILED", "STAGE_OUT_FAILED"
+
+UNKNOWN = (_IN, _IN, _OUT, _OUT)
+"""For every number that has no row below."""
+
+# Where the kernel copies by itself nobody knows at which end it failed: such an error counts as one of the target.
+TABLE: Dict[int, Tuple[str, str, str, str]] = {
+    #                    in: storage          in: node             out: node             out: storage
+    errno.ENOENT:       ("INPUT_NOT_FOUND",   _IN,                 "MISSING_OUTPUT",     _OUT),
+    errno.ENOTDIR:      ("INPUT_NOT_FOUND",   _IN,                 "MISSING_OUTPUT",     _OUT),
+    errno.EACCES:       ("INPUT_UNREADABLE",  "NODE_UNFIT",        _OUT,                 _OUT),
+    errno.EPERM:        ("INPUT_UNREADABLE",  "NODE_UNFIT",        _OUT,                 _OUT),
+    NOT_PLAIN:          (_IN,                 _IN,                 "OUTPUT_NOT_A_FILE",  _OUT),
+    errno.EEXIST:       (_IN,                 _IN,                 _OUT,                 "OUTPUT_EXISTS"),
+    errno.ENOSPC:       (_IN,                 "NO_LOCAL_SPACE",    _OUT,                 _OUT),
+    errno.EDQUOT:       (_IN,                 "NO_LOCAL_SPACE",    _OUT,                 _OUT),
+    errno.EROFS:        (_IN,                 "NODE_UNFIT",        _OUT,                 _OUT),
+    errno.EIO:          (_IN,                 _IN,                 _OUT,                 _OUT),
+    errno.ESTALE:       ("STORAGE_STALE",     "STORAGE_STALE",     "STORAGE_STALE",      "STORAGE_STALE"),
+    errno.ETIMEDOUT:    ("STAGE_IN_TIMEOUT",  "STAGE_IN_TIMEOUT",  "STAGE_OUT_TIMEOUT",  "STAGE_OUT_TIMEOUT"),
+    errno.ENAMETOOLONG: ("LFN_TOO_LONG",      "LFN_TOO_LONG",      "LFN_TOO_LONG",       "LFN_TOO_LONG"),
+}  # fmt: skip
+
+_COLUMN = {
+    (Stage.IN, End.SOURCE): 0,
+    (Stage.IN, End.TARGET): 1,
+    (Stage.OUT, End.SOURCE): 2,
+    (Stage.OUT, End.TARGET): 3,
+}
+
+
+def meaning(stage: Stage, end: End, number: int) -> str:
+    """The name of the catalogue's row for an errno."""
+    return TABLE.get(number, UNKNOWN)[_COLUMN[stage, end]]
+
+
+@contextmanager
+def translated(stage: Stage, end: End, place: object) -> Iterator[None]:
+    """What fails with an OSError in here fails with an error of the catalogue; `place` is the path that the detail names."""
+    try:
+        yield
+    except OSError as error:
+        name = meaning(stage, end, error.errno or 0)
+        raise PilotageError(name, f"{stage.value}, {end.value} {shown(place)}: {_reason(error)}") from error
+
+
+def _reason(error: OSError) -> str:
+    word = errno.errorcode.get(error.errno or 0)
+    return f"{error.strerror} ({word})" if word and error.errno != NOT_PLAIN else str(error.strerror or error)
