@@ -1,0 +1,1 @@
+"""The DAQ emulator: writes .spd files as a detector would."""
