@@ -1,0 +1,1 @@
+"""The agent on a worker node: pull a job, run it, report it."""

@@ -1,0 +1,158 @@
+"""The pilot's command line: options, made from the settings tables; settings; and the exit code."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Callable, NoReturn, Optional, TypeVar
+
+import click
+
+from pilot import settings as tables
+from protocol import __version__
+from protocol.errors import PILOT_EXIT_TEXT, PilotageError, PilotExit
+from protocol.logs import set_up_from
+from protocol.settings import Setting, Settings, Table, describe
+from protocol.values import Type, as_text
+
+C = TypeVar("C", bound=Callable[..., Any])
+T = TypeVar("T")
+
+LATER = frozenset(
+    ("node_settings__workflow", "get_job__country_group", "get_job__working_group", "get_job__allow_other_country")
+)
+"""Options of Pilot 2 that are taken and sent, and do something of their own in a later version."""
+
+FURTHER_NAMES = {
+    "node_settings__processor_type": ("--resource-type",),
+    "node_settings__outbox_directory": ("--outbox",),
+}
+"""Names that options have beside those in the table."""
+
+FOREVER = 31_536_000
+"""Seconds; what --wait makes of idle_seconds."""
+
+EXAMPLES = """\b
+Examples:
+  python -m pilot -q CPU -j user --url http://server:8080 --token-file pilot.token
+  python -m pilot -q GPU --resource-type gpu -a /scratch/$USER -l 86400
+  python -m pilot --config /etc/pilotage/pilot.ini --max-jobs 1 -d
+  python -m pilot --print-config
+  python -m pilot daemon --config daemon.ini -- -q CPU
+
+"""
+
+
+def _exit_codes() -> str:
+    lines = [f"  {code.value:>3}  {text}" for code, text in PILOT_EXIT_TEXT.items()]
+    return "\b\nExit codes:\n" + "\n".join(lines)
+
+
+def _options(table: Table) -> Callable[[C], C]:
+    """An option per row of the table that has one; values stay text, the settings check them."""
+
+    def decorate(function: C) -> C:
+        for row in reversed([row for row in table.rows if row.options or row.parameter in FURTHER_NAMES]):
+            names = (*row.options, *FURTHER_NAMES.get(row.parameter, ()))
+            is_flag = row.type is Type.FLAG
+            function = click.option(
+                *names, row.parameter, help=_help(row), metavar=None if is_flag else _metavar(row),
+                is_flag=is_flag, default=None,
+            )(function)  # fmt: skip
+        return function
+
+    return decorate
+
+
+def _help(row: Setting) -> str:
+    later = " (accepted; acts in a later version)" if row.parameter in LATER else ""
+    default = as_text(row.default)
+    shown = f"  [default: {default}]" if default and row.type is not Type.FLAG else ""
+    return f"{row.help}{later}{shown}"
+
+
+def _metavar(row: Setting) -> str:
+    if row.choices:
+        return "|".join(row.choices)
+    return {Type.INTEGER: "N", Type.NUMBER: "N", Type.PATH: "PATH", Type.URL: "URL"}.get(row.type, "NAME")
+
+
+@click.command(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}, epilog=EXAMPLES + _exit_codes()
+)
+@_options(tables.TABLE)
+@click.option("-d", "--debug", is_flag=True, help="debug mode: log at level DEBUG, and keep the work directories")
+@click.option("--wait", is_flag=True, help="keep asking while there is no job, until the lifetime ends")
+@click.option("--config", metavar="PATH", help="settings file, stronger than the ones in the usual places")
+@click.option("--print-config", is_flag=True, help="show each setting, its value and where that comes from, and end")
+@click.version_option(__version__, prog_name="pilot", message="%(prog)s %(version)s")
+def run(debug: bool, wait: bool, config: Optional[str], print_config: bool, **given: Any) -> None:
+    """Pull jobs from a server and run them on this node, one after the other, until the lifetime ends."""
+    if debug:
+        given.update({"logging__log_level": "DEBUG", "limits__keep_work_directories": True})
+    if wait:
+        given["limits__idle_seconds"] = FOREVER
+    settings = _or_end(lambda: tables.load(given, Path(config) if config else None))
+    if print_config:
+        _show(settings)
+        return
+    logs = _or_end(lambda: set_up_from(settings))
+    from pilot.run import run as work  # late: --help and --version need none of it
+
+    _leave(work(settings, dict(os.environ), logs.secrets))
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@_options(tables.DAEMON_TABLE)
+@click.option("--config", metavar="PATH", help="settings file of the daemon")
+@click.option("--print-config", is_flag=True, help="show each setting, its value and where that comes from, and end")
+@click.argument("pilot_options", nargs=-1)
+def daemon(config: Optional[str], print_config: bool, pilot_options: Sequence[str], **given: Any) -> None:
+    """Start pilots on this node again and again, SCRIPT_DELAY seconds apart; PILOT_OPTIONS (after --) go to each of them.
+
+    SIGTERM and SIGINT end the pilots in order, and then the daemon.
+    """
+    settings = _or_end(lambda: tables.load_daemon(given, Path(config) if config else None))
+    if print_config:
+        _show(settings)
+        return
+    _or_end(lambda: set_up_from(settings))
+    from pilot.daemon import run as work
+
+    _leave(work(settings, pilot_options))
+
+
+def main() -> None:
+    """`python -m pilot`: the pilot, or with `daemon` as the first word the daemon."""
+    if sys.argv[1:2] == ["daemon"]:
+        daemon.main(sys.argv[2:], prog_name="pilot daemon")
+    else:
+        run.main(sys.argv[1:], prog_name="pilot")
+
+
+def _or_end(work: Callable[[], T]) -> T:
+    """Settings that are wrong end the start with one sentence."""
+    try:
+        return work()
+    except PilotageError as error:
+        click.echo(f"pilot: {error}\n  {error.entry.advice}", err=True)
+        sys.exit(PilotExit.BAD_SETTINGS.value)
+
+
+def _show(settings: Settings) -> None:
+    for line in describe(settings):
+        click.echo(f"[{line.section}] {line.key} = {line.value}   ({line.origin})")
+
+
+def _leave(code: PilotExit) -> NoReturn:
+    """End the process, also if a thread is stuck in something that cannot be interrupted."""
+    stuck = [thread for thread in threading.enumerate() if thread is not threading.main_thread() and not thread.daemon]
+    if not stuck:
+        sys.exit(code.value)
+    logging.shutdown()
+    sys.stderr.flush()
+    os._exit(code.value)

@@ -1,0 +1,36 @@
+"""The controls of a pilot: threads joined by channels, one duty each."""
+
+from __future__ import annotations
+
+from typing import Callable
+
+from pilot.channels import Channel
+from pilot.jobrun import JobOver, JobRun
+from protocol.errors import PilotageError
+
+
+def serve(
+    inbox: Channel[JobRun], work: Callable[[JobRun], None], onward: Channel[JobRun], failed: Channel[JobRun]
+) -> None:
+    """The loop of a control: do one step with each job that comes, and pass it on; a job that has ended goes the short way."""
+    for job in inbox:
+        with job.logged():
+            if not job.over.is_set():
+                attempt(job, inbox.name, work)
+        (failed if job.over.is_set() else onward).put(job)
+
+
+def attempt(job: JobRun, step: str, work: Callable[[JobRun], None]) -> None:
+    """Do one step with a job. An error of the catalogue ends the job.
+
+    Any other exception is a mistake in the pilot: the job is reported, and the exception ends this thread and so the pilot.
+    """
+    try:
+        work(job)
+    except JobOver:
+        pass
+    except PilotageError as error:
+        job.fail(error)
+    except BaseException as error:
+        job.fail(PilotageError("PILOT_EXCEPTION", f"{step}: {type(error).__name__}: {error}"))
+        raise

@@ -1,0 +1,384 @@
+"""One attempt of a job on this node: its files, where it stands, its first error, and the words about it for the server.
+
+The one place that numbers the words of an attempt (`seq`). A word that got no answer is said again unchanged, until the server
+accepts or rejects it; what happens meanwhile goes into the next one. Threads share a JobRun: everything here is guarded.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Callable, Optional
+
+from protocol import templates
+from protocol.errors import PilotageError
+from protocol.files import check_lfn
+from protocol.logs import bound
+from protocol.messages import (
+    AttemptUpdate,
+    HeldAttempt,
+    InputFile,
+    JobSpec,
+    LogReport,
+    Move,
+    OutputFile,
+    OutputReport,
+)
+from protocol.states import JobState
+
+logger = logging.getLogger(__name__)
+
+AT_ONCE = frozenset((JobState.OBTAINED, JobState.RUNNING))
+"""States that somebody waits for: told by themselves. The end is told at once too; the others ride along."""
+
+UNREPORTED_SECONDS = 1.0
+"""A state that lasts longer than this is reported by itself."""
+
+INPUTS, BUNDLE, STDOUT, STDERR = "inputs", "bundle", "payload.stdout", "payload.stderr"
+
+
+class JobOver(Exception):
+    """The job was ended from outside the part that works on it: stop the work, its error is known already."""
+
+
+class JobRun:
+    """The spec of one attempt and what became of it."""
+
+    def __init__(self, spec: JobSpec, directory: Path, ring: Callable[[], None]) -> None:
+        """`ring` wakes the reporter: there is, or will soon be, something to say."""
+        self.spec = spec
+        self.directory = directory
+        self.over = threading.Event()
+        """Set when the job goes no further: it has failed, or it is not ours any more."""
+        self.attention = threading.Event()
+        """Wakes the job's monitor: the job is over, or its payload has ended."""
+        self.told = threading.Event()
+        """Set when the end was sent once, with or without an answer: the slot may take the next job."""
+        self.metrics: dict[str, float] = {}
+        self.outputs: list[OutputReport] = []
+        self.log: Optional[LogReport] = None
+        self.error: Optional[PilotageError] = None
+        self.exit_code: Optional[int] = None
+        self.abandoned = False
+        self.records: Optional[logging.Handler] = None
+        """Where the records about this job are kept for its log archive."""
+        self._ring = ring
+        self._lock = threading.Lock()
+        self._moves: list[Move] = []
+        self._due = math.inf
+        self._words: list[AttemptUpdate] = []
+        self._seq = 0
+        self._completed = False
+        self._end_said = False
+        self._log_said = False
+        self._payload_running = False
+        self._kill: Optional[Callable[[], None]] = None
+        self._gone = False
+
+    # -- its files ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def stdout(self) -> Path:
+        return self.directory / STDOUT
+
+    @property
+    def stderr(self) -> Path:
+        return self.directory / STDERR
+
+    @property
+    def bundle(self) -> Path:
+        return self.directory / BUNDLE
+
+    def input_path(self, file: InputFile) -> Path:
+        """Inputs have a directory of their own, so that an output may have the name of an input."""
+        return self.directory / INPUTS / file.lfn
+
+    def output_path(self, file: OutputFile) -> Path:
+        return self.directory / file.lfn
+
+    def check_names(self) -> None:
+        """A name that would lead out of the job's directory never becomes a path, whoever sent it."""
+        for lfn in (*(file.lfn for file in self.spec.inputs), *(file.lfn for file in self.spec.outputs)):
+            check_lfn(lfn)
+
+    def command(self) -> list[str]:
+        """The task's command with the paths of this node."""
+        several = {
+            "inputs": [str(self.input_path(file)) for file in self.spec.inputs],
+            "outputs": [str(self.output_path(file)) for file in self.spec.outputs],
+        }
+        try:
+            return templates.fill_command(self.spec.command, self._placeholders(), several)
+        except KeyError as error:
+            raise PilotageError("BAD_COMMAND", f"this pilot knows no placeholder {error}") from None
+
+    def environment(self) -> dict[str, str]:
+        """What the task adds to the payload's environment."""
+        values = {**self._placeholders(), "inputs": "", "outputs": ""}
+        try:
+            return {name: templates.fill(text, values) for name, text in self.spec.environment.items()}
+        except KeyError as error:
+            raise PilotageError("BAD_COMMAND", f"this pilot knows no placeholder {error}") from None
+
+    def _placeholders(self) -> dict[str, str]:
+        spec = self.spec
+        lfn = spec.inputs[0].lfn if spec.inputs else ""
+        return {
+            "lfn": lfn,
+            "stem": templates.stem(lfn),
+            "task_id": str(spec.task_id),
+            "job_nr": str(spec.job_nr),
+            "job_id": str(spec.job_id),
+            "attempt_nr": str(spec.attempt_nr),
+            "input": str(self.input_path(spec.inputs[0])) if spec.inputs else "",
+            "output": str(self.output_path(spec.outputs[0])) if spec.outputs else "",
+            "bundle": str(self.bundle),
+            "workdir": str(self.directory),
+            "python": sys.executable,
+        }
+
+    @contextmanager
+    def logged(self) -> Iterator[None]:
+        """Bind the job's ids to the records of this thread."""
+        spec = self.spec
+        with bound(job_id=spec.job_id, attempt_nr=spec.attempt_nr, attempt_id=spec.attempt_id):
+            yield
+
+    # -- its course ---------------------------------------------------------------------------------------------------------
+
+    def enter(self, state: JobState) -> None:
+        """The job enters a state; JobOver if it was ended meanwhile."""
+        with self._lock:
+            if self.over.is_set():
+                raise JobOver
+            self._move(state, 0.0 if state in AT_ONCE else UNREPORTED_SECONDS)
+        logger.info("job enters a state", extra={"state": state.value})
+        self._ring()
+
+    def check(self) -> None:
+        """Between two steps: JobOver if the job was ended from outside."""
+        if self.over.is_set():
+            raise JobOver
+
+    def pause(self, seconds: float) -> None:
+        """Sleep, but not beyond the end of the job."""
+        if self.over.wait(seconds):
+            raise JobOver
+
+    def payload_started(self, kill: Callable[[], None]) -> None:
+        """Until `payload_ended`; `kill` ends it at once, should its monitor not do so in order."""
+        with self._lock:
+            self._payload_running = True
+            self._kill = kill
+
+    def payload_ended(self, exit_code: int) -> None:
+        """An end that was held back because the payload still ran may be told now."""
+        with self._lock:
+            self._payload_running = False
+            self.exit_code = exit_code
+            if not self.over.is_set():
+                self._move(JobState.FINISHED, UNREPORTED_SECONDS)
+        self.attention.set()
+        self._ring()
+
+    def kill_payload(self) -> None:
+        """At the pilot's very end."""
+        with self._lock:
+            kill = self._kill if self._payload_running else None
+        if kill is not None:
+            logger.warning("payload is killed")
+            kill()
+
+    def fail(self, error: PilotageError) -> bool:
+        """The job has failed; False if it had ended before: the first end counts. A running payload is ended by its monitor."""
+        with self._lock:
+            if self.error is not None or self._completed or self.abandoned:
+                return False
+            self.error = error
+            self._move(JobState.FAILED, 0.0)
+            self.over.set()
+        self.attention.set()
+        logger.error("job failed", extra={"error": error.name, "detail": error.detail})
+        self._ring()
+        return True
+
+    def complete(self) -> None:
+        """Outputs (and log) are stored and verified; JobOver if the job was ended meanwhile."""
+        with self._lock:
+            if self.over.is_set():
+                raise JobOver
+            self._completed = True
+            self._move(JobState.COMPLETED, 0.0)
+        logger.info("job is complete")
+        self._ring()
+
+    def abandon(self, why: str) -> None:
+        """It is not ours any more: nothing further is said about it."""
+        with self._lock:
+            if self.abandoned:
+                return
+            self.abandoned = True
+            self._words.clear()
+            self._moves.clear()
+            self.over.set()
+        self.attention.set()
+        self.told.set()
+        logger.warning("job is given up", extra={"why": why})
+        self._ring()
+
+    def leave(self) -> None:
+        """The job has gone through all controls; the last that this pilot can say about it is known."""
+        with self._lock:
+            self._gone = True
+        self._ring()
+
+    def _move(self, state: JobState, within_seconds: float) -> None:
+        self._moves.append(Move(state.value, time.time()))
+        self._due = min(self._due, time.monotonic() + within_seconds)
+
+    # -- the words about it -------------------------------------------------------------------------------------------------
+
+    def words(self) -> list[AttemptUpdate]:
+        """What is to be said now, oldest first; each is repeated here, unchanged, until `answered` or `refused` takes it away."""
+        with self._lock:
+            if not self.abandoned:
+                self._compose()
+            return list(self._words)
+
+    def seconds_until_due(self) -> float:
+        """When `words` will have something new; infinite if that depends on an event."""
+        with self._lock:
+            if self.abandoned or self._words or not self._moves or (self._is_end and self._payload_running):
+                return math.inf
+            return max(0.0, self._due - time.monotonic())
+
+    def answered(self, word: AttemptUpdate, state: str) -> None:
+        """The server took a word; the attempt is in this state there."""
+        self._take_away(word)
+        logger.debug("the server took a word", extra={"seq": word.seq, "state": state})
+
+    def refused(self, word: AttemptUpdate, error: PilotageError) -> None:
+        """The server will never take this word."""
+        self._take_away(word)
+        logger.error("the server refused a word", extra={"seq": word.seq, "error": error.name, "detail": error.detail})
+        if error.name in ("STALE_ATTEMPT", "WRONG_STATE", "NOT_FOUND"):
+            self.abandon(f"{error.name}: {error.detail}")
+        elif word.outputs is not None:
+            self._fail_instead(PilotageError("OUTPUTS_REFUSED", error.detail))
+
+    def held(self) -> HeldAttempt:
+        """How a heartbeat names it."""
+        with self._lock:
+            return HeldAttempt(self.spec.attempt_id, self.spec.attempt_token, dict(self.metrics) or None)
+
+    @property
+    def has_ended(self) -> bool:
+        """Its outcome is known here, whether or not the server knows it."""
+        with self._lock:
+            return self._is_end or self.abandoned
+
+    @property
+    def is_settled(self) -> bool:
+        """Nothing is left to be said about it, and the server was told its end."""
+        with self._lock:
+            return self.abandoned or (self._end_said and not self._words and (self._gone or self._completed))
+
+    @property
+    def is_gone(self) -> bool:
+        return self._gone
+
+    @property
+    def _is_end(self) -> bool:
+        return self._completed or self.error is not None
+
+    def _compose(self) -> None:
+        """Make a word of what is due. Moves ride along with the end; the log archive of a failed job follows it."""
+        if self._is_end and not self._end_said:
+            if not self._payload_running:
+                self._end_said = True
+                self._say(outputs=self.outputs if self._completed else None, log=self._log_to_say())
+        elif self._moves and not self._words and time.monotonic() >= self._due:
+            self._say()
+        elif self._end_said and self._gone and not self._log_said and self.log is not None:
+            self._say(log=self._log_to_say())
+
+    def _log_to_say(self) -> Optional[LogReport]:
+        self._log_said = self.log is not None
+        return self.log
+
+    def _say(self, outputs: Optional[list[OutputReport]] = None, log: Optional[LogReport] = None) -> None:
+        self._seq += 1
+        ends = self._end_said and bool(self._moves)
+        error = self.error if ends else None
+        word = AttemptUpdate(
+            self.spec.attempt_id,
+            self.spec.attempt_token,
+            self._seq,
+            moves=self._moves,
+            exit_code=self.exit_code if ends else None,
+            error=error.name if error else "",
+            error_detail=error.detail if error else "",
+            outputs=outputs,
+            log=log,
+            metrics=dict(self.metrics) or None if ends else None,
+        )
+        self._words.append(word)
+        self._moves, self._due = [], math.inf
+
+    def _take_away(self, word: AttemptUpdate) -> None:
+        with self._lock:
+            self._words = [each for each in self._words if each.seq != word.seq]
+
+    def _fail_instead(self, error: PilotageError) -> None:
+        """The server does not take the outputs: then the job has failed, and it says so."""
+        with self._lock:
+            self._completed, self._end_said = False, False
+            self.error = error
+            self._move(JobState.FAILED, 0.0)
+            self.over.set()
+        self._ring()
+
+
+def is_result(word: AttemptUpdate) -> bool:
+    """Whether a word must outlive the pilot: it brings the end of an attempt, or its log archive."""
+    return bool(word.error) or word.outputs is not None or word.log is not None
+
+
+class Jobs:
+    """The attempts that this pilot holds; `changed` is called whenever one is done with."""
+
+    def __init__(self, changed: Callable[[], None]) -> None:
+        self._changed = changed
+        self._lock = threading.Lock()
+        self._jobs: dict[int, JobRun] = {}
+
+    def add(self, job: JobRun) -> None:
+        with self._lock:
+            self._jobs[job.spec.attempt_id] = job
+
+    def all(self) -> list[JobRun]:
+        with self._lock:
+            return list(self._jobs.values())
+
+    def held(self) -> list[JobRun]:
+        """Those that a heartbeat names: the server does not know their end yet, or waits for their log."""
+        return [job for job in self.all() if not job.is_settled]
+
+    def in_work(self) -> list[JobRun]:
+        """Those that have not gone through all controls yet."""
+        return [job for job in self.all() if not job.is_gone]
+
+    def tidy(self) -> None:
+        """Forget what has gone through all controls and is settled with the server."""
+        with self._lock:
+            done = [key for key, job in self._jobs.items() if job.is_gone and job.is_settled]
+            for key in done:
+                del self._jobs[key]
+        if done:
+            self._changed()

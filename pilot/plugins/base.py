@@ -1,0 +1,48 @@
+"""What an experiment may do differently: each hook is a moment, with a harmless default."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Optional
+
+from pilot.jobrun import JobRun
+from pilot.node import Node
+from protocol.errors import ErrorEntry
+from protocol.messages import InputFile
+from protocol.settings import Settings
+
+
+class ExperimentPlugin:
+    """A plugin is a class `Plugin(ExperimentPlugin)` in a module of this folder; it overrides only what differs."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    def check_node(self, node: Node) -> None:
+        """Before the first getJob; raise NODE_UNFIT to end the pilot and give the slot back."""
+
+    def check_job(self, job: JobRun) -> None:
+        """After getJob, before any transfer; raise to fail the job."""
+
+    def check_input(self, job: JobRun, file: InputFile, path: Path) -> None:
+        """After a file was copied and its checksums agree; raise to fail the job."""
+
+    def payload_command(self, job: JobRun, workdir: Path) -> list[str]:
+        """The program and arguments to start in `workdir`."""
+        return job.command()
+
+    def payload_environment(self, job: JobRun, workdir: Path) -> dict[str, str]:
+        """What is added to the payload's environment."""
+        return job.environment()
+
+    def explain_failure(self, job: JobRun, exit_code: int, stderr_tail: str) -> Optional[ErrorEntry]:
+        """A nearer error than PAYLOAD_FAILED, PAYLOAD_KILLED, …; None to leave it at that."""
+        return None
+
+    def job_metrics(self, job: JobRun) -> dict[str, float]:
+        """A few numbers that go with heartbeats and with the end of the job."""
+        return {}
+
+    def log_files(self, workdir: Path) -> list[Path]:
+        """What the log archive keeps beside stdout, stderr and the pilot's own records."""
+        return []

@@ -1,0 +1,98 @@
+"""SPD: .spd files are looked into after stage-in, and payloads run in the experiment's software environment."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Optional
+
+from pilot.jobrun import JobRun
+from pilot.plugins.base import ExperimentPlugin
+from protocol import spd
+from protocol.errors import BY_NAME, ErrorEntry, PilotageError
+from protocol.messages import InputFile
+
+SUFFIX = ".spd"
+RUNTIMES = ("apptainer", "singularity")
+"""Programs that run a container, the preferred one first."""
+
+
+FAILED_SETUP = "pilotage: the software set-up failed"
+FAILED_SETUP_CODE = 97
+WITH_SETUP = f"""\
+_pilotage_command=("$@"); set --
+. "$0" || {{ echo "{FAILED_SETUP}" >&2; exit {FAILED_SETUP_CODE}; }}
+exec "${{_pilotage_command[@]}}"
+"""
+"""Sources the script $0 without arguments of its own, then becomes the command."""
+
+
+class Plugin(ExperimentPlugin):
+    def check_job(self, job: JobRun) -> None:
+        """A set-up that is not on this node is no fault of the payload: the job goes elsewhere."""
+        self._kind(job)
+        setup = self._setup()
+        if setup is not None and not os.access(setup, os.R_OK):
+            raise PilotageError("SETUP_FAILED", f"software_setup {setup} is not on this node, or not readable")
+        if self._image():
+            _runtime()
+
+    def check_input(self, job: JobRun, file: InputFile, path: Path) -> None:
+        """Headers, trailers, size and kind of an .spd file; other inputs pass."""
+        if file.lfn.endswith(SUFFIX):
+            spd.check(path, self._kind(job))
+
+    def payload_command(self, job: JobRun, workdir: Path) -> list[str]:
+        """The task's command, after the set-up script, in the container; each only if it is set."""
+        command = super().payload_command(job, workdir)
+        setup = self._setup()
+        if setup is not None:
+            # The command travels as arguments, never as text that a shell would read.
+            command = ["bash", "-c", WITH_SETUP, str(setup), *command]
+        if self._image():
+            command = [*self._container(workdir), *command]
+        return command
+
+    def explain_failure(self, job: JobRun, exit_code: int, stderr_tail: str) -> Optional[ErrorEntry]:
+        """What the shell around a payload says in its exit code."""
+        if self._setup() is None:
+            return None
+        if exit_code == FAILED_SETUP_CODE and FAILED_SETUP in stderr_tail:
+            return BY_NAME["SETUP_FAILED"]
+        if exit_code in (126, 127) and "exec: " in stderr_tail:
+            return BY_NAME["TRANSFORM_NOT_FOUND" if exit_code == 127 else "BAD_COMMAND"]
+        return None
+
+    def _container(self, workdir: Path) -> list[str]:
+        binds = ["--bind", f"{workdir}"]
+        setup = self._setup()
+        if setup is not None:
+            binds += ["--bind", f"{setup.parent}:{setup.parent}:ro"]
+        return [_runtime(), "exec", "--pwd", str(workdir), *binds, self._image()]
+
+    def _kind(self, job: JobRun) -> Optional[spd.Kind]:
+        """What the task's data type asks for; a task without one takes every kind."""
+        if not job.spec.data_type:
+            return None
+        try:
+            return spd.Kind(job.spec.data_type)
+        except ValueError:
+            known = ", ".join(kind.value for kind in spd.Kind)
+            raise PilotageError(
+                "SPD_WRONG_KIND", f"SPD knows no data type {job.spec.data_type[:40]!a}; there are {known}"
+            ) from None
+
+    def _setup(self) -> Optional[Path]:
+        return self.settings.optional_path("spd", "software_setup")
+
+    def _image(self) -> str:
+        return self.settings.text("spd", "container_image")
+
+
+def _runtime() -> str:
+    for name in RUNTIMES:
+        found = shutil.which(name)
+        if found:
+            return found
+    raise PilotageError("SETUP_FAILED", f"container_image is set, and none of {', '.join(RUNTIMES)} is on PATH")

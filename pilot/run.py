@@ -1,0 +1,480 @@
+"""The one file that knows all parts of the pilot: build them, start them, watch them, and end them in order."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import secrets as randomness
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Callable, NamedTuple, Optional
+
+import copytools
+from copytools.base import CopyTool
+from pilot import certificates, channels, node, plugins
+from pilot.bundles import Cache
+from pilot.context import Context, Event, JobsChanged, Signalled, ThreadEnded
+from pilot.control import data, payload
+from pilot.control.job import Asking, Reporter, Why, finish_jobs
+from pilot.control.monitor import heartbeat
+from pilot.jobrun import Jobs
+from pilot.node import Node
+from pilot.outbox import Outbox
+from pilot.server_client import CREDENTIALS, Backoff, ServerClient, is_passing
+from pilot.settings import server_url
+from pilot.workdir import PilotDirectory
+from protocol import __version__
+from protocol.errors import PilotageError, PilotExit
+from protocol.logs import bound
+from protocol.messages import PilotEnd, PilotRegistration, QueueForPilot
+from protocol.redaction import Secrets
+from protocol.settings import QUEUE, Settings, override, read_secret
+
+logger = logging.getLogger(__name__)
+
+END_SECONDS = 7.0
+"""After a signal: for payloads to end, their failure to be told, their logs to be stored. Batch systems often give 10."""
+LAST_WORD_SECONDS = 0.7
+"""For each of the very last requests."""
+JOIN_SECONDS = 1.0
+"""For threads that have nothing left to do; one that hangs in a request or on a storage is left behind."""
+BUNDLES, OUTBOX = "bundles", "outbox"
+
+ASKING = "asking"
+"""The control that ends by itself; any other one ends only when the pilot does."""
+
+
+class Ending(NamedTuple):
+    """How a pilot ends. Jobs that it still holds fail with `error`; None: it holds none that it could still end."""
+
+    code: PilotExit
+    reason: str
+    error: Optional[PilotageError] = None
+
+
+class Interrupted(Exception):
+    """A signal came while the pilot was still waiting for the server's first answer."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        super().__init__(number)
+
+
+def run(settings: Settings, environ: Mapping[str, str], secrets: Secrets) -> PilotExit:
+    """A pilot's whole life. A thread that does not end in time is left behind: the caller then ends the process."""
+    events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    with Signals(events) as signals:
+        try:
+            return _run(settings, environ, secrets, events, signals)
+        except PilotageError as error:
+            code = _exit_for(error)
+            logger.error(
+                "the pilot cannot work", extra={"error": error.name, "detail": error.detail, "exit_code": code.value}
+            )
+            return code
+        except Interrupted as interrupted:
+            logger.warning("told to end before the first job", extra={"signal": interrupted.number})
+            return _signal_ending(interrupted.number).code
+
+
+def _run(
+    settings: Settings,
+    environ: Mapping[str, str],
+    secrets: Secrets,
+    events: queue.SimpleQueue[Event],
+    signals: Signals,
+) -> PilotExit:
+    here = node.inspect(settings.text("node_settings", "processor_type"), environ)
+    given = settings.text("node_settings", "pilot_id")
+    pilot_id = node.pilot_name(given, here.name, os.getpid(), randomness.token_hex(3))
+    client = _client(settings, environ, secrets)
+    work = settings.path("node_settings", "work_directory")
+    directory = PilotDirectory(work, pilot_id, settings.flag("limits", "keep_work_directories"))
+    kept = settings.optional_path("node_settings", "outbox_directory") or work / OUTBOX
+    with bound(pilot_id=pilot_id), _opened(directory), _opened(Outbox(kept, pilot_id, client.url)) as outbox:
+        logger.info("pilot begins", extra={"version": __version__, "server": client.url, "work": str(work)})
+        registration = _registration(settings, here, pilot_id, work)
+        with signals.raised():
+            answer = _register(client, registration, settings)
+        settings = _as_queue_says(settings, answer)
+        plugin = plugins.load(settings.text("experiment", "plugin"), settings)
+        context = Context(
+            settings=settings,
+            environ=environ,
+            pilot_id=pilot_id,
+            registration=registration,
+            computing_queue=answer,
+            node=here,
+            client=client,
+            plugin=plugin,
+            tools=_tools(settings),
+            directory=directory,
+            outbox=outbox,
+            bundles=Cache(work / BUNDLES, client.fetch_bundle, settings.integer("limits", "bundle_cache_mb")),
+            secrets=secrets,
+            channels=channels.make(settings.integer("node_settings", "slots")),
+            jobs=Jobs(lambda: events.put(JobsChanged())),
+            events=events,
+        )
+        return Pilot(context).live()
+
+
+# -- the pilot at work ------------------------------------------------------------------------------------------------------
+
+
+class Pilot:
+    """The threads of a pilot and the main thread, which is the pilot monitor: it sleeps until one of them, or a signal, calls."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._asking = Asking(context)
+        self._reporter = Reporter(context)
+        self._asking_ended = False
+        self._waiting_since: Optional[float] = None
+        """Since when only the delivery of results keeps the pilot."""
+        self._threads: list[threading.Thread] = []
+
+    def live(self) -> PilotExit:
+        try:
+            _check_node(self._context)
+        except PilotageError as error:
+            ending = Ending(_exit_for(error), str(error))
+            logger.error("the node is not fit for work", extra={"detail": error.detail})
+        else:
+            self._start()
+            ending = self._watch()
+        return self._end(ending)
+
+    def _start(self) -> None:
+        context = self._context
+        slots = context.settings.integer("node_settings", "slots")
+        self._thread("reporter", self._reporter.run)
+        self._thread("heartbeat", lambda: heartbeat(context))
+        self._thread("prepare", lambda: payload.prepare_jobs(context))
+        for slot in range(1, slots + 1):
+            self._thread(f"stage-in-{slot}", lambda: data.stage_in_jobs(context))
+            self._thread(f"payload-{slot}", lambda: payload.run_jobs(context))
+            self._thread(f"stage-out-{slot}", lambda: data.stage_out_jobs(context))
+        self._thread("finish", lambda: finish_jobs(context, self._asking))
+        self._thread(ASKING, self._asking.run)
+
+    def _thread(self, name: str, work: Callable[[], None]) -> None:
+        def top() -> None:
+            with bound(pilot_id=self._context.pilot_id):
+                try:
+                    work()
+                except BaseException as error:
+                    logger.exception("a control died", extra={"thread": name})
+                    self._context.thread_ended(name, error)
+                else:
+                    self._context.thread_ended(name)
+
+        thread = threading.Thread(target=top, name=name)
+        self._threads.append(thread)
+        thread.start()
+
+    def _watch(self) -> Ending:
+        """Sleep until there is a reason to end."""
+        while True:
+            event = self._next_event(self._seconds_until_look())
+            if isinstance(event, Signalled):
+                return _signal_ending(event.number)
+            if isinstance(event, ThreadEnded):
+                if event.name != ASKING or event.error is not None:
+                    return _broken_ending(event)
+                self._asking_ended = True
+            if self._asking_ended and not self._context.jobs.all():
+                return _normal_ending(self._asking)
+            if self._context.seconds_left() <= 0:
+                return _lifetime_ending(self._asking)
+            if self._waits_in_vain():
+                return Ending(PilotExit.SERVER_UNREACHABLE, "the server does not take the results")
+
+    def _seconds_until_look(self) -> float:
+        """Without an event: until the lifetime is over, or a server that does not take the last results is given up."""
+        left = self._context.seconds_left()
+        if self._only_results_wait():
+            left = min(left, self._give_up_at() - time.monotonic())
+        return max(0.0, left) + 0.01
+
+    def _only_results_wait(self) -> bool:
+        waits = self._asking_ended and not self._context.jobs.in_work()
+        if waits and self._waiting_since is None:
+            self._waiting_since = time.monotonic()
+        return waits
+
+    def _give_up_at(self) -> float:
+        """When to leave the results to the next pilot; at once if the server was given up by job control already."""
+        if self._asking.why is Why.UNREACHABLE or self._waiting_since is None:
+            return time.monotonic()
+        return self._waiting_since + self._context.settings.integer("connection", "give_up_seconds")
+
+    def _waits_in_vain(self) -> bool:
+        return self._only_results_wait() and time.monotonic() >= self._give_up_at()
+
+    def _next_event(self, seconds: float) -> Optional[Event]:
+        try:
+            return self._context.events.get(timeout=seconds)
+        except queue.Empty:
+            return None
+
+    def _end(self, ending: Ending) -> PilotExit:
+        """In order: no new job, running jobs end and are told, threads end, the server hears the last word."""
+        context = self._context
+        deadline = time.monotonic() + END_SECONDS
+        logger.info("pilot ends", extra={"reason": ending.reason, "exit_code": ending.code.value})
+        context.stop.set(ending.error)
+        if ending.error is not None:
+            for job in context.jobs.all():
+                job.fail(ending.error)
+            self._await_jobs(deadline)
+        code = self._close(ending, deadline)
+        self._say_goodbye(code, ending.reason)
+        self._join(time.monotonic() + JOIN_SECONDS)
+        context.client.close()
+        return code
+
+    def _await_jobs(self, deadline: float) -> None:
+        """Until each job has gone through its controls and the server has its end, or the time is over."""
+        while self._context.jobs.all() and time.monotonic() < deadline:
+            if not any(thread.is_alive() for thread in self._threads):
+                break
+            self._next_event(max(0.0, deadline - time.monotonic()))
+
+    def _close(self, ending: Ending, deadline: float) -> PilotExit:
+        context = self._context
+        for job in context.jobs.all():
+            job.kill_payload()
+        self._reporter.last_words(LAST_WORD_SECONDS)
+        for job in context.jobs.all():
+            job.told.set()
+        context.channels.close()
+        context.silence.set()
+        self._reporter.close()
+        left = [job for job in context.jobs.held() if job.has_ended]
+        if left and ending.code in (PilotExit.DONE, PilotExit.NO_JOBS):
+            return PilotExit.SERVER_UNREACHABLE
+        return ending.code
+
+    def _say_goodbye(self, code: PilotExit, reason: str) -> None:
+        try:
+            self._context.client.end_pilot(PilotEnd(self._context.pilot_id, int(code), reason), LAST_WORD_SECONDS)
+        except PilotageError as error:
+            logger.warning("the server did not hear the last word", extra={"error": error.name, "detail": error.detail})
+
+    def _join(self, deadline: float) -> None:
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        stuck = [thread.name for thread in self._threads if thread.is_alive()]
+        if stuck:
+            logger.warning("controls that did not end in time are left", extra={"threads": ", ".join(stuck)})
+
+
+def _check_node(context: Context) -> None:
+    """Before the first request for a job; raise NODE_UNFIT, with what is wrong, for the operator and the server."""
+    settings = context.settings
+    node.check_disk(context.directory.path, settings.integer("limits", "free_disk_mb"))
+    if not context.tools:
+        raise node.unfit(f"no copytool works here; allowed are {', '.join(_tool_names(settings))}")
+    context.plugin.check_node(context.node)
+
+
+# -- building ---------------------------------------------------------------------------------------------------------------
+
+
+class Signals:
+    """Turns SIGTERM and SIGINT into events. While `raised`, they also break into what the main thread is doing."""
+
+    def __init__(self, events: queue.SimpleQueue[Event]) -> None:
+        self._events = events
+        self._breaks = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Signals:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @contextmanager
+    def raised(self) -> Iterator[None]:
+        self._breaks = True
+        try:
+            yield
+        finally:
+            self._breaks = False
+
+    def _handle(self, number: int, frame: Optional[FrameType]) -> None:
+        # A SimpleQueue may be written to from a signal handler; nothing else is done here, also at a second signal.
+        self._events.put(Signalled(number))
+        if self._breaks:
+            self._breaks = False
+            raise Interrupted(number)
+
+
+@contextmanager
+def _opened(place: Any) -> Iterator[Any]:
+    place.open()
+    try:
+        yield place
+    finally:
+        place.close()
+
+
+def _client(settings: Settings, environ: Mapping[str, str], secrets: Secrets) -> ServerClient:
+    url = server_url(settings)
+    token = _token(settings)
+    secrets.add(token)
+    tls = None
+    if url.startswith("https:"):
+        trust = certificates.search(
+            settings.optional_path("node_settings", "ca_file"),
+            settings.optional_path("node_settings", "ca_path"),
+            environ,
+            os.geteuid(),
+        )
+        logger.info("certificates are found", extra={"origin": trust.origin, "client": str(trust.client_file or "")})
+        tls = certificates.context(trust)
+    return ServerClient(
+        url,
+        token,
+        tls,
+        settings.number("connection", "connect_timeout_seconds"),
+        settings.number("connection", "read_timeout_seconds"),
+    )
+
+
+def _token(settings: Settings) -> str:
+    path = settings.optional_path("node_settings", "token_file")
+    if path is None:
+        path = Path.home() / ".local" / "share" / "pilotage" / "pilot.token"
+        if not path.exists():
+            raise PilotageError("UNAUTHENTICATED", "no token: name its file with --token-file (TOKEN_FILE)")
+    return read_secret(path)
+
+
+def _registration(settings: Settings, here: Node, pilot_id: str, work: Path) -> PilotRegistration:
+    return PilotRegistration(
+        pilot_id=pilot_id,
+        node=here.name[:255],
+        version=__version__,
+        resource_type=here.resource_type,
+        queue=settings.text("node_settings", "queue"),
+        site_name=settings.text("node_settings", "site"),
+        slots=settings.integer("node_settings", "slots"),
+        cores=here.cores,
+        memory_mb=here.memory_mb,
+        disk_mb=node.free_disk_mb(work),
+        gpus=len(here.gpus),
+    )
+
+
+def _register(client: ServerClient, word: PilotRegistration, settings: Settings) -> QueueForPilot:
+    """The pilot's first word, again and again while the server does not answer, until it is given up."""
+    backoff = Backoff(
+        settings.number("connection", "backoff_seconds"), settings.number("connection", "backoff_max_seconds")
+    )
+    give_up_at = time.monotonic() + settings.integer("connection", "give_up_seconds")
+    while True:
+        try:
+            return client.register(word)
+        except PilotageError as error:
+            hopeless = error.name in CREDENTIALS or error.fields.get("certificate") or not is_passing(error)
+            left = give_up_at - time.monotonic()
+            if hopeless or left <= 0:
+                raise
+            wait = min(backoff.next(error), left)
+            logger.warning(
+                "the server does not answer", extra={"error": error.name, "detail": error.detail, "again_in": round(wait, 1)}
+            )
+            time.sleep(wait)
+
+
+def _as_queue_says(settings: Settings, answer: QueueForPilot) -> Settings:
+    """The settings with what the queue wants otherwise; where it names nothing, ours stay."""
+    wanted: dict[str, dict[str, object]] = {"heartbeat": {"heartbeat_seconds": answer.heartbeat_seconds}}
+    if answer.timefloor_seconds:
+        wanted["limits"] = {"timefloor_seconds": answer.timefloor_seconds}
+    if answer.copytools:
+        wanted["copytools"] = {"names": answer.copytools}
+    return override(settings, QUEUE, wanted, f"queue {answer.name}")
+
+
+def _tool_names(settings: Settings) -> tuple[str, ...]:
+    return settings.items("copytools", "names") or tuple(copytools.names())
+
+
+def _tools(settings: Settings) -> tuple[CopyTool, ...]:
+    """The copytools that may be used and work here, in the order of preference."""
+    data_root = settings.optional_path("node_settings", "script_prefix")
+    prefix = {"data_root": str(data_root)} if data_root is not None else {}
+    usable = []
+    for name in _tool_names(settings):
+        tool = copytools.load(name, {**prefix, **settings.open_section(f"copytool:{name}")})
+        reason = tool.unusable()
+        if reason is None:
+            usable.append(tool)
+        else:
+            logger.info("a copytool does not work here", extra={"copytool": name, "reason": reason})
+    return tuple(usable)
+
+
+# -- how it ends ------------------------------------------------------------------------------------------------------------
+
+
+def _signal_ending(number: int) -> Ending:
+    if number == signal.SIGINT:
+        detail = "the pilot got SIGINT"
+        return Ending(PilotExit.INTERRUPTED, detail, PilotageError("PILOT_SIGINT", detail))
+    detail = "the pilot got SIGTERM"
+    return Ending(PilotExit.TERMINATED, detail, PilotageError("PILOT_SIGTERM", detail))
+
+
+def _broken_ending(event: ThreadEnded) -> Ending:
+    what = f"{type(event.error).__name__}: {event.error}" if event.error else "it ended"
+    reason = f"the control {event.name} died: {what}"
+    return Ending(PilotExit.BROKEN, reason, PilotageError("PILOT_EXCEPTION", reason))
+
+
+def _lifetime_ending(asking: Asking) -> Ending:
+    code = PilotExit.DONE if asking.obtained else PilotExit.NO_JOBS
+    reason = "the pilot's lifetime is over"
+    return Ending(code, reason, PilotageError("KILL_SIGNAL", f"{reason}; it gives the job back"))
+
+
+_EXIT_BY_WHY = {
+    Why.UNREACHABLE: PilotExit.SERVER_UNREACHABLE,
+    Why.CREDENTIALS: PilotExit.NO_CREDENTIALS,
+    Why.UNFIT: PilotExit.NODE_UNFIT,
+    Why.REFUSED: PilotExit.BAD_SETTINGS,
+}
+
+
+def _normal_ending(asking: Asking) -> Ending:
+    why = asking.why or Why.STOPPED
+    code = _EXIT_BY_WHY.get(why, PilotExit.DONE if asking.obtained else PilotExit.NO_JOBS)
+    return Ending(code, f"{why.value}: {asking.detail}" if why in _EXIT_BY_WHY else why.value)
+
+
+def _exit_for(error: PilotageError) -> PilotExit:
+    """The exit code of a pilot that could not begin."""
+    if error.name in CREDENTIALS:
+        return PilotExit.NO_CREDENTIALS
+    if error.name == "NODE_UNFIT":
+        return PilotExit.NODE_UNFIT
+    if is_passing(error):
+        return PilotExit.SERVER_UNREACHABLE
+    if error.name in ("BAD_SETTINGS", "BAD_REQUEST", "NOT_FOUND", "WRONG_STATE", "ALREADY_EXISTS", "UNKNOWN_COPYTOOL"):
+        return PilotExit.BAD_SETTINGS
+    return PilotExit.FAILED

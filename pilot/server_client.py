@@ -1,0 +1,209 @@
+"""The pilot's side of the wire: one pool of connections, one function per message, and what is worth saying again.
+
+The only file that imports urllib3. A failure is a PilotageError: SERVER_UNREACHABLE when no answer came, else the error that the
+server names. Every call may be repeated: each message is made so that the server takes a repetition as such.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import random
+import ssl
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Optional, TypeVar
+from urllib.parse import quote
+
+import urllib3
+
+from protocol import __version__
+from protocol.errors import BY_NAME, PilotageError
+from protocol.messages import (
+    AttemptUpdate,
+    GetJobReply,
+    GetJobRequest,
+    Heartbeat,
+    HeartbeatReply,
+    PilotEnd,
+    PilotRegistration,
+    QueueForPilot,
+    UpdateReply,
+    from_wire,
+    to_wire,
+)
+from protocol.redaction import one_line
+
+M = TypeVar("M")
+
+LARGEST_REPLY = 64 * 1024 * 1024
+PASSING = frozenset(("SERVER_UNREACHABLE", "SERVER_UNAVAILABLE", "SERVER_ERROR", "UNAUTHENTICATED", "FORBIDDEN"))
+"""Errors that may pass: the same word is said again later. A refused token is one: it may be renewed while results wait."""
+
+CREDENTIALS = frozenset(("UNAUTHENTICATED", "FORBIDDEN"))
+
+_BY_STATUS = {
+    400: "BAD_REQUEST", 401: "UNAUTHENTICATED", 403: "FORBIDDEN", 404: "NOT_FOUND", 405: "METHOD_NOT_ALLOWED",
+    408: "SERVER_UNAVAILABLE", 409: "STALE_ATTEMPT", 413: "TOO_LARGE", 429: "SERVER_UNAVAILABLE",
+    500: "SERVER_ERROR", 503: "SERVER_UNAVAILABLE",
+}  # fmt: skip
+"""What a status means when the body does not say: an answer of something between us and the server."""
+
+
+def user_agent() -> str:
+    return f"pilotage-pilot/{__version__} (Python {platform.python_version()}; {platform.system()} {platform.machine()})"
+
+
+def is_passing(error: PilotageError) -> bool:
+    return error.name in PASSING
+
+
+class Backoff:
+    """Waits that double from one failure to the next, each somewhere between half and all of its length."""
+
+    def __init__(self, first_seconds: float, longest_seconds: float) -> None:
+        self._first, self._longest = first_seconds, longest_seconds
+        self._failures = 0
+
+    def next(self, error: Optional[PilotageError] = None) -> float:
+        """Seconds to wait after this failure; never less than the server asked for."""
+        wait = min(self._longest, self._first * 2.0 ** min(self._failures, 30)) * random.uniform(0.5, 1.0)
+        self._failures += 1
+        asked = error.fields.get("retry_after", 0.0) if error else 0.0
+        return max(wait, float(asked) * random.uniform(1.0, 1.25))
+
+    def reset(self) -> None:
+        self._failures = 0
+
+
+class ServerClient:
+    """Connections to one server, used by all threads of the pilot."""
+
+    def __init__(
+        self, url: str, token: str, tls: Optional[ssl.SSLContext], connect_seconds: float, read_seconds: float
+    ) -> None:
+        self.url = url
+        self._headers = {"User-Agent": user_agent(), "Authorization": f"Bearer {token}"}
+        self._timeout = urllib3.Timeout(connect=connect_seconds, read=read_seconds)
+        # Job control, reporter and heartbeat speak at the same time; one more for the end.
+        self._pool = urllib3.PoolManager(num_pools=2, maxsize=4, retries=False, ssl_context=tls)
+
+    # -- the messages -------------------------------------------------------------------------------------------------------
+
+    def register(self, word: PilotRegistration) -> QueueForPilot:
+        return _read(QueueForPilot, self._post("/v1/registerPilot", word))
+
+    def get_job(self, word: GetJobRequest) -> GetJobReply:
+        return _read(GetJobReply, self._post("/v1/getJob", word))
+
+    def update(self, word: AttemptUpdate, seconds: Optional[float] = None) -> UpdateReply:
+        return _read(UpdateReply, self._post("/v1/updateJob", word, seconds))
+
+    def heartbeat(self, word: Heartbeat) -> HeartbeatReply:
+        return _read(HeartbeatReply, self._post("/v1/heartbeat", word))
+
+    def end_pilot(self, word: PilotEnd, seconds: float) -> None:
+        self._post("/v1/endPilot", word, seconds)
+
+    def fetch_bundle(self, digest: str, to: Path, largest: int) -> str:
+        """Write a bundle into a new file; its SHA-256. BUNDLE_FAILED if it is larger than it should be."""
+        response = self._request("GET", f"/v1/bundles/{quote(digest, safe='')}")
+        try:
+            if response.status != 200:
+                raise _error(response.status, response.headers, response.read(LARGEST_REPLY))
+            sha256, size = hashlib.sha256(), 0
+            with open(to, "xb") as file:
+                for piece in response.stream(1 << 20, decode_content=False):
+                    size += len(piece)
+                    if size > largest:
+                        raise PilotageError("BUNDLE_FAILED", f"bundle {digest} has more than {largest} bytes")
+                    sha256.update(piece)
+                    file.write(piece)
+            return sha256.hexdigest()
+        except urllib3.exceptions.HTTPError as error:
+            raise self._unreachable(error) from None
+        finally:
+            response.close()  # what was not read must not be taken for the next answer
+
+    def close(self) -> None:
+        self._pool.clear()
+
+    # -- the connection -----------------------------------------------------------------------------------------------------
+
+    def _post(self, path: str, word: Any, seconds: Optional[float] = None) -> Mapping[str, Any]:
+        body = json.dumps(to_wire(word), separators=(",", ":")).encode()
+        response = self._request("POST", path, body, seconds)
+        try:
+            data = response.read(LARGEST_REPLY)
+        except urllib3.exceptions.HTTPError as error:
+            raise self._unreachable(error) from None
+        finally:
+            response.release_conn()
+        if not 200 <= response.status < 300:
+            raise _error(response.status, response.headers, data)
+        return _object(data)
+
+    def _request(
+        self, method: str, path: str, body: Optional[bytes] = None, seconds: Optional[float] = None
+    ) -> urllib3.BaseHTTPResponse:
+        timeout = self._timeout if seconds is None else urllib3.Timeout(seconds)
+        headers = {**self._headers, "Content-Type": "application/json"} if body is not None else self._headers
+        for last in (False, True):
+            try:
+                response = self._pool.request(
+                    method, self.url + path, body=body, headers=headers, timeout=timeout,
+                    preload_content=False, redirect=False,
+                )  # fmt: skip
+            except urllib3.exceptions.ProtocolError as error:
+                # Mostly a connection kept too long that the server has just closed: once more, at once.
+                if last:
+                    raise self._unreachable(error) from None
+            except urllib3.exceptions.HTTPError as error:
+                raise self._unreachable(error) from None
+            else:
+                return response
+        raise AssertionError("unreachable")
+
+    def _unreachable(self, error: Exception) -> PilotageError:
+        refused_by_us = isinstance(error, urllib3.exceptions.SSLError)
+        return PilotageError(
+            "SERVER_UNREACHABLE", f"{self.url}: {one_line(str(error))}", certificate=refused_by_us
+        )
+
+
+def _read(cls: type[M], body: Mapping[str, Any]) -> M:
+    """An answer that is no such message at all is the server's failure, and may pass; unknown fields are none."""
+    try:
+        return from_wire(cls, body)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise PilotageError("SERVER_ERROR", f"the answer is no {cls.__name__}: {error}") from None
+
+
+def _object(data: bytes) -> Mapping[str, Any]:
+    try:
+        content = json.loads(data)
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise PilotageError("SERVER_ERROR", f"the answer is no JSON object: {ascii(data[:100])}")
+    return content
+
+
+def _error(status: int, headers: Mapping[str, str], data: bytes) -> PilotageError:
+    """What a failure means: the catalogue name in its body, as far as that fits its status; else by its status alone."""
+    usual = _BY_STATUS.get(status, "SERVER_ERROR" if status >= 500 else "BAD_REQUEST")
+    try:
+        content = json.loads(data)
+        name, detail = str(content["error"]), str(content.get("detail", ""))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        name, detail = usual, f"HTTP status {status}: {ascii(data[:200])}"
+    if name not in BY_NAME or is_passing(PilotageError(usual)) != is_passing(PilotageError(name)):
+        name = usual
+    return PilotageError(name, detail, status=status, retry_after=_retry_after(headers))
+
+
+def _retry_after(headers: Mapping[str, str]) -> float:
+    """Seconds; a date, which HTTP also allows, would need clocks that agree, and counts as nothing."""
+    text = headers.get("Retry-After") or ""
+    return min(float(text), 3600.0) if text.isascii() and text.isdigit() else 0.0

@@ -1,0 +1,209 @@
+"""The settings tables of the pilot and of the daemon that starts pilots on a node."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Optional
+from urllib.parse import urlsplit
+
+from protocol.logs import LOGGING_ROWS
+from protocol.settings import EXPERIMENT, QUEUE, TASK, Setting, Settings, Table, load_program
+from protocol.values import Type
+
+# fmt: off
+_NODE = (
+    Setting("node_settings", "SERVER_ADDRESS", Type.URL, "http://127.0.0.1:8080",
+            "address of the server; a port follows a colon", synonyms=("SERVER_ADRESS",), options=("--url",)),
+    Setting("node_settings", "PORT", Type.INTEGER, 0,
+            "port of the server, where SERVER_ADDRESS names none or another; 0: as in SERVER_ADDRESS",
+            minimum=0, maximum=65535, options=("-p", "--port")),
+    Setting("node_settings", "PROCESSOR_TYPE", Type.CHOICE, "auto",
+            "the jobs to ask for; auto: gpu on a node with a GPU, cpu on any other",
+            choices=("cpu", "gpu", "auto"), options=("--processor-type",)),
+    Setting("node_settings", "PILOT_ID", Type.NAME, "",
+            "name of this pilot on the server; empty: made from the node's name and the process number",
+            options=("--pilot-id",)),
+    Setting("node_settings", "SCRIPT_PREFIX", Type.PATH, "",
+            "the data root: relative file: addresses are resolved under it on this node; empty: they are refused",
+            options=("--script-prefix",)),
+    Setting("node_settings", "QUEUE", Type.NAME, "", "computing queue to pull jobs from", options=("-q", "--queue")),
+    Setting("node_settings", "SITE", Type.NAME, "", "site name told to the server; empty: the queue's site",
+            options=("-s", "--site")),
+    Setting("node_settings", "LABEL", Type.NAME, "user", "job label: user, managed, ptest", options=("-j", "--label")),
+    Setting("node_settings", "WORKFLOW", Type.CHOICE, "generic",
+            "kind of work; only generic does something of its own so far",
+            choices=("generic", "eventservice", "production", "user"), options=("-w", "--workflow")),
+    Setting("node_settings", "WORK_DIRECTORY", Type.PATH, ".",
+            "each job gets a directory of its own in here", options=("-a", "--work-directory")),
+    Setting("node_settings", "OUTBOX_DIRECTORY", Type.PATH, "",
+            "keeps results while the server cannot be reached; must outlive the pilot; empty: in WORK_DIRECTORY",
+            overridable=(QUEUE,)),
+    Setting("node_settings", "TOKEN_FILE", Type.PATH, "", "file (mode 0600) with the pilot's token",
+            options=("--token-file",)),
+    Setting("node_settings", "SLOTS", Type.INTEGER, 1, "jobs that run at the same time",
+            minimum=1, maximum=1024, options=("--slots",)),
+    Setting("node_settings", "CA_FILE", Type.PATH, "",
+            "certificate authorities that vouch for the server; empty: X509_USER_PROXY, then /tmp/x509up_uUID",
+            options=("--cacert",)),
+    Setting("node_settings", "CA_PATH", Type.PATH, "",
+            "directory of such certificates; empty: X509_CERT_DIR, then /etc/grid-security/certificates",
+            options=("--capath",)),
+)
+
+_GET_JOB = (
+    Setting("get_job", "country_group", Type.TEXT, "", "country group sent with getJob; the server ignores it so far",
+            options=("--countrygroup",)),
+    Setting("get_job", "working_group", Type.TEXT, "", "working group sent with getJob; the server ignores it so far",
+            options=("--workinggroup",)),
+    Setting("get_job", "allow_other_country", Type.FLAG, False,
+            "may others than the country group use this resource; the server ignores it so far",
+            options=("--allowothercountry",)),
+    Setting("get_job", "allow_same_user", Type.FLAG, False,
+            "further jobs only from the first job's task; the server ignores it so far", options=("--allowsameuser",)),
+)
+
+_LIMITS = (
+    Setting("limits", "lifetime_seconds", Type.INTEGER, 324_000,
+            "the pilot ends after this; running jobs are given back", minimum=1, maximum=31_536_000,
+            options=("-l", "--lifetime")),
+    Setting("limits", "timefloor_seconds", Type.INTEGER, 0,
+            "no further job is asked for once the pilot has run this long; 0: lifetime_seconds alone counts",
+            minimum=0, maximum=31_536_000, overridable=(QUEUE,)),
+    Setting("limits", "idle_seconds", Type.INTEGER, 600, "the pilot ends after so long without a job",
+            minimum=0, maximum=31_536_000, options=("--idle",), overridable=(QUEUE,)),
+    Setting("limits", "max_jobs", Type.INTEGER, 0, "the pilot ends after so many jobs; 0: any number",
+            minimum=0, maximum=1_000_000, options=("--max-jobs",)),
+    Setting("limits", "kill_grace_seconds", Type.NUMBER, 5,
+            "between SIGTERM and SIGKILL when a payload has to go", minimum=0, maximum=600, overridable=(QUEUE, EXPERIMENT)),
+    Setting("limits", "looping_seconds", Type.INTEGER, 7200,
+            "a payload that writes nothing for so long is looping; 0: not looked for",
+            minimum=0, maximum=31_536_000, overridable=(QUEUE, TASK, EXPERIMENT)),
+    Setting("limits", "walltime_seconds", Type.INTEGER, 0,
+            "longest run of a payload whose task names none; 0: no limit", minimum=0, maximum=31_536_000,
+            overridable=(QUEUE, EXPERIMENT)),
+    Setting("limits", "job_disk_mb", Type.INTEGER, 0,
+            "most disk of a job's directory whose task names none; 0: no limit", minimum=0, maximum=1_000_000_000,
+            overridable=(QUEUE, EXPERIMENT)),
+    Setting("limits", "free_disk_mb", Type.INTEGER, 512,
+            "no job is asked for while the work directory's disk has less free space",
+            minimum=0, maximum=1_000_000_000, overridable=(QUEUE,)),
+    Setting("limits", "stdout_mb", Type.INTEGER, 1024, "most text a payload may print; 0: no limit",
+            minimum=0, maximum=1_000_000, overridable=(QUEUE, EXPERIMENT)),
+    Setting("limits", "log_archive_mb", Type.INTEGER, 64, "most that is kept of a job's log files, head and tail",
+            minimum=0, maximum=1_000_000, overridable=(QUEUE, EXPERIMENT)),
+    Setting("limits", "sample_seconds", Type.NUMBER, 2, "how often the payload's use of time, memory and disk is looked at",
+            minimum=0.1, maximum=600),
+    Setting("limits", "bundle_cache_mb", Type.INTEGER, 1024, "space for bundles of user code that are kept for further jobs",
+            minimum=0, maximum=1_000_000),
+    Setting("limits", "keep_work_directories", Type.FLAG, False, "keep each job's directory after its end, to look into",
+            options=("--keep-work-directories",)),
+)
+
+_HEARTBEAT = (
+    Setting("heartbeat", "heartbeat_seconds", Type.NUMBER, 20, "between two words about a running job",
+            minimum=0.1, maximum=3600, overridable=(QUEUE,)),
+    Setting("heartbeat", "jitter_percent", Type.NUMBER, 10,
+            "each wait is longer or shorter by up to this, so that pilots do not speak in step", minimum=0, maximum=50),
+    Setting("heartbeat", "poll_seconds", Type.NUMBER, 5,
+            "between two requests for a job while the server has none and does not say when to ask again",
+            minimum=0.1, maximum=3600, overridable=(QUEUE,)),
+)
+
+_CONNECTION = (
+    Setting("connection", "connect_timeout_seconds", Type.NUMBER, 10, "to reach the server", minimum=0.1, maximum=600),
+    Setting("connection", "read_timeout_seconds", Type.NUMBER, 60, "to wait for an answer", minimum=0.1, maximum=600),
+    Setting("connection", "backoff_seconds", Type.NUMBER, 1,
+            "before a request is sent again; doubled each time, with jitter", minimum=0.01, maximum=600),
+    Setting("connection", "backoff_max_seconds", Type.NUMBER, 60, "the longest such wait", minimum=0.01, maximum=3600),
+    Setting("connection", "give_up_seconds", Type.INTEGER, 600,
+            "a pilot without a job ends when the server was silent for so long; one with a job goes on",
+            minimum=1, maximum=31_536_000),
+)
+
+_COPYTOOLS = (
+    Setting("copytools", "names", Type.LIST, "", "copytools that may be used, best first; empty: all that fit the address",
+            overridable=(QUEUE,)),
+    Setting("copytools", "retries", Type.INTEGER, 3, "further tries for one file", minimum=0, maximum=100,
+            overridable=(QUEUE, EXPERIMENT)),
+    Setting("copytools", "timeout_seconds", Type.INTEGER, 3600, "for one try of one file", minimum=1, maximum=604_800,
+            overridable=(QUEUE, TASK, EXPERIMENT)),
+    Setting("copytools", "backoff_seconds", Type.NUMBER, 2, "before the second try; doubled each time, with jitter",
+            minimum=0, maximum=3600, overridable=(QUEUE, EXPERIMENT)),
+    Setting("copytools", "backoff_max_seconds", Type.NUMBER, 60, "the longest such wait", minimum=0, maximum=3600,
+            overridable=(QUEUE, EXPERIMENT)),
+)
+
+_EXPERIMENTS = (
+    Setting("experiment", "plugin", Type.NAME, "generic", "experiment plugin, a module of pilot/plugins",
+            options=("--pilotuser",), overridable=(QUEUE,)),
+    Setting("spd", "software_setup", Type.PATH, "", "script that sets up the payload's environment, as one on CVMFS",
+            overridable=(QUEUE, TASK)),
+    Setting("spd", "container_image", Type.TEXT, "", "image in which payloads run; empty: no container",
+            overridable=(QUEUE, TASK)),
+)
+
+_DAEMON = (
+    Setting("node_settings", "SCRIPT_DELAY", Type.NUMBER, 10, "seconds between the starts of two pilots",
+            minimum=0, maximum=86_400),
+    Setting("daemon", "pilots", Type.INTEGER, 1, "pilots kept running at the same time", minimum=1, maximum=1024),
+    Setting("daemon", "pilot_settings", Type.PATH, "", "ini file given to each pilot (--config); empty: pilots look for theirs"),
+)
+# fmt: on
+
+_PILOT = (*_NODE, *LOGGING_ROWS, *_GET_JOB, *_LIMITS, *_HEARTBEAT, *_CONNECTION, *_COPYTOOLS, *_EXPERIMENTS)
+_RABBIT = ("USERNAME", "PASSWORD", "HOST", "EXCHANGE", "VIRTUAL_HOST", "PORT")
+_BROKER = {"rabbit_settings": tuple(f"rabbitmq_{key.lower()}" for key in _RABBIT)}
+_NO_BROKER = "pilots fetch their jobs from the server over HTTP, there is no message broker"
+
+TABLE = Table(
+    "pilot",
+    _PILOT,
+    ignored=_BROKER,
+    ignored_because=_NO_BROKER,
+    open_sections=("copytool:",),
+    sisters=_DAEMON,
+)
+
+DAEMON_TABLE = Table(
+    "daemon",
+    (*_DAEMON, *LOGGING_ROWS),
+    ignored=_BROKER,
+    ignored_because=_NO_BROKER,
+    sisters=_PILOT,
+)
+
+
+def load(
+    command_line: Optional[Mapping[str, object]] = None,
+    config: Optional[Path] = None,
+    environ: Optional[Mapping[str, str]] = None,
+    start: Optional[Path] = None,
+) -> Settings:
+    """The pilot's settings; `command_line` maps `Setting.parameter` to the option's value."""
+    return load_program(TABLE, command_line, config, environ, start)
+
+
+def load_daemon(
+    command_line: Optional[Mapping[str, object]] = None,
+    config: Optional[Path] = None,
+    environ: Optional[Mapping[str, str]] = None,
+    start: Optional[Path] = None,
+) -> Settings:
+    return load_program(DAEMON_TABLE, command_line, config, environ, start)
+
+
+def server_url(settings: Settings) -> str:
+    """SERVER_ADDRESS, with PORT in the place of its port if one was set."""
+    address = settings.text("node_settings", "server_address")
+    port = settings.integer("node_settings", "port")
+    if not port:
+        return address
+    parts = urlsplit(address)
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    return parts._replace(netloc=f"{host}:{port}").geturl()
+
+
+def pilot_id(settings: Settings, node_name: str, process: int) -> str:
+    """PILOT_ID, or one made of node and process: unlike on this node now, and telling where to look."""
+    return settings.text("node_settings", "pilot_id") or f"{node_name}-{process}"
