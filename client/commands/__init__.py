@@ -1,0 +1,143 @@
+"""The tree of commands: which there are and in which module each lies; a module is loaded when its command is used.
+
+So a worker node without Flask runs `pilotage pilot run`, and `pilotage --help` loads nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+
+import click
+
+from protocol import __version__
+from protocol.errors import PilotageError
+from protocol.redaction import one_line
+from protocol.values import nearest
+
+
+class Lazy(NamedTuple):
+    """A command that lies elsewhere: "module:attribute", its line in the list, and the extra of pip that it needs."""
+
+    place: str
+    help: str
+    extra: str = "client"
+
+
+class Group(click.Group):
+    """A group that lists its commands in the order in which they are used, and knows what a misspelt one may mean."""
+
+    def list_commands(self, ctx: click.Context) -> List[str]:
+        return list(self.commands)
+
+    def resolve_command(
+        self, ctx: click.Context, args: List[str]
+    ) -> Tuple[Optional[str], Optional[click.Command], List[str]]:
+        known = self.list_commands(ctx)
+        near = None if args[0] in known or args[0].startswith("-") else nearest(args[0], known)
+        if near:
+            ctx.fail(f"No such command '{one_line(args[0])}'; did you mean '{near}'?")
+        return super().resolve_command(ctx, args)
+
+
+class LazyGroup(Group):
+    """A group whose commands are imported when somebody uses them."""
+
+    def __init__(self, *args: Any, lazy: Optional[Dict[str, Lazy]] = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.lazy = lazy or {}
+
+    def list_commands(self, ctx: click.Context) -> List[str]:
+        return list(self.lazy)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> Optional[click.Command]:
+        return _load(self.lazy[cmd_name], f"{ctx.command_path} {cmd_name}") if cmd_name in self.lazy else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, each.help) for name, each in self.lazy.items()])
+
+
+def _load(lazy: Lazy, path: str) -> click.Command:
+    module, _, attribute = lazy.place.partition(":")
+    try:
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+    except ImportError as error:
+        detail = f"{path} cannot be loaded ({error}): pip install 'pilotage[{lazy.extra}]'"
+        if sys.version_info < (3, 10):
+            detail = f"{path} needs Python 3.10 or newer; this is {sys.version.split()[0]}"
+        raise PilotageError("MISSING_EXTRA", detail) from error
+    return command
+
+
+class Root(LazyGroup):
+    """`pilotage` itself: an error of the catalogue becomes two lines on standard error and exit code 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        debug = ctx.params["debug"] or bool(os.environ.get("PILOTAGE_DEBUG"))
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            # Not left to click, which would add an empty line.
+            interrupted()
+            return ctx.exit(INTERRUPTED)
+        except PilotageError as error:
+            if debug:
+                traceback.print_exc()
+            show_error(error)
+        except OSError as error:
+            if debug:
+                traceback.print_exc()
+            if isinstance(error, BrokenPipeError):
+                raise
+            what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+            click.echo(f"Error: {one_line(what)}", err=True)
+        return ctx.exit(1)
+
+
+def show_error(error: PilotageError) -> None:
+    """One line that says what is wrong, a line for each thing that is wrong in the same way, and what to do next."""
+    click.echo(f"Error: {one_line(str(error))}", err=True)
+    for problem in error.fields.get("problems", ()):
+        click.echo(f"  {one_line(str(problem))}", err=True)
+    click.echo(f"next: {one_line(error.fields.get('advice') or error.entry.advice)}", err=True)
+
+
+COMMANDS = {
+    "demo": Lazy("client.commands.demo:demo", "the main job on this machine, from start to end"),
+    "server": Lazy("server.cli:server", "start, stop and look after a server", "server"),
+    "pilot": Lazy("client.commands.pilot:pilot", "run a pilot; see which there are"),
+    "task": Lazy("client.commands.tasks:task", "submit, watch and cancel tasks"),
+    "job": Lazy("client.commands.jobs:job", "jobs, their attempts and their logs"),
+    "dataset": Lazy("client.commands.datasets:dataset", "register, look into and fetch datasets"),
+    "file": Lazy("client.commands.files:file", "find files in all datasets"),
+    "queue": Lazy("client.commands.queues:queue", "computing queues: make, see, open and close them"),
+    "storage": Lazy("client.commands.storages:storage", "storages that take the outputs"),
+    "daq": Lazy("daq.cli:daq", "the DAQ emulator, and a reader of .spd files"),
+    "config": Lazy("client.commands.config:config", "settings, their values and where each comes from"),
+}
+
+EXAMPLES = """\b
+Begin with:
+  pilotage demo
+  pilotage server start
+  pilotage task submit --from etc/examples/hello.json
+  pilotage pilot run -q CPU
+  pilotage task watch hello
+"""
+
+
+@click.group(
+    cls=Root, lazy=COMMANDS, epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"]}
+)
+@click.option("--debug", is_flag=True, help="Show a trace back with an error (also: PILOTAGE_DEBUG=1).")
+@click.version_option(__version__, "-V", "--version", prog_name="pilotage", message="%(prog)s %(version)s")
+def root(debug: bool) -> None:
+    """Pilotage: tasks over datasets, run by pilots that pull the jobs.
+
+    A server holds tasks, jobs and datasets; pilots on worker nodes pull the jobs that fit them.
+    Without --server, the commands speak with the server that runs on this machine.
+    """

@@ -1,0 +1,77 @@
+"""What the commands share: the server's options, --json, limits of lists, and how examples stand in the help."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from client import settings, tables
+from client.session import Session
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_CONFIG = "settings_file"
+_METAVARS = {"server": "URL", "token_file": "FILE", "state_directory": "DIR", "ca_file": "FILE"}
+
+
+def examples(*lines: str) -> str:
+    """The end of a command's help."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def with_session(function: F) -> F:
+    """Give a command the options that say which server is meant, and the session as its first argument."""
+
+    @functools.wraps(function)
+    def command(**options: Any) -> Any:
+        config = options.pop(_CONFIG)
+        given = {row.parameter: options.pop(row.parameter) for row in settings.TABLE.options()}
+        with Session.find(settings.load(given, config)) as session:
+            return function(session, **options)
+
+    for row in reversed(list(settings.TABLE.options())):
+        command = click.option(
+            *row.options, row.parameter, metavar=_METAVARS.get(row.key, "TEXT"), help=f"{_capital(row.help)}."
+        )(command)
+    return config_option(command)  # type: ignore[return-value]
+
+
+def config_option(function: F) -> F:
+    return click.option(
+        "--config", _CONFIG, type=click.Path(path_type=Path), metavar="FILE", help="One more settings file."
+    )(function)
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def json_option(function: F) -> F:
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)
+
+
+def limit_option(function: F) -> F:
+    return click.option(
+        "--limit", type=click.IntRange(min=0), default=100, show_default=True, help="Rows to show; 0: all."
+    )(function)
+
+
+def print_list(
+    views: Iterable[Any], columns: Sequence[tables.Column], limit: int, as_json: bool, nothing: str
+) -> None:
+    """The first `limit` rows as a table or a JSON array, and a remark if there are more; `nothing` tells of an empty list."""
+    rows = list(islice(views, limit + 1)) if limit else list(views)
+    shown = rows[:limit] if limit else rows
+    if as_json:
+        tables.show(shown)
+    elif shown:
+        tables.print_table(shown, columns)
+    else:
+        tables.say(nothing)
+    if len(shown) < len(rows):
+        tables.say(f"There are more than these {limit}; --limit 0 shows all.")

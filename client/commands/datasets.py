@@ -1,0 +1,156 @@
+"""`pilotage dataset`: register files as a dataset, look into datasets, and fetch them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from client import fetch, registrator, tables
+from client.commands import Group
+from client.commands.common import examples, json_option, limit_option, print_list, with_session
+from client.commands.files import COLUMNS as FILE_COLUMNS
+from client.session import Session
+from client.tables import Column
+from protocol.files import ALGORITHMS
+from protocol.messages import DatasetView
+from protocol.states import DatasetState
+
+_COLUMNS = (
+    Column("dataset", lambda dataset: dataset.name),
+    Column("state", lambda dataset: dataset.state),
+    Column("files", lambda dataset: dataset.n_files, right=True),
+    Column("size", lambda dataset: tables.size(dataset.size), right=True),
+    Column("task", lambda dataset: dataset.task_id, right=True),
+    Column("created (UTC)", lambda dataset: tables.when(dataset.created)),
+)
+
+
+@click.group(cls=Group)
+def dataset() -> None:
+    """Datasets: named collections of files; tasks read them and make them."""
+
+
+@dataset.command(
+    epilog=examples(
+        "pilotage dataset register run-1 data/",
+        "pilotage dataset register run-1 'data/builder-*/run-000001-*.spd' --checksum adler32",
+        "pilotage dataset register run-1 /mnt/daq/run-1 --url-prefix root://eos.jinr.ru//daq/run-1",
+        "pilotage dataset register run-1 late/*.spd --add",
+    )
+)
+@click.argument("name", metavar="NAME")
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.option("--checksum", "algorithms", multiple=True, type=click.Choice(tuple(ALGORITHMS)),
+              help="Checksum to learn; may be repeated.  [default: all that this machine can]")  # fmt: skip
+@click.option(
+    "--close/--no-close", default=True, show_default=True, help="Close the dataset when its files are in."
+)
+@click.option("--add", is_flag=True, help="Add to an open dataset; what is in it already is passed over.")
+@click.option("--scope", default="", help="Namespace of the files' names.  [default: NAME]")
+@click.option("--url-prefix", "--storage-url", default="", metavar="URL",
+              help="Address at which nodes see the common parent of the PATHs.  [default: file:// and the path]")  # fmt: skip
+@click.option("--threads", type=click.IntRange(1, 256), default=registrator.THREADS, show_default=True,
+              help="Files read at the same time.")  # fmt: skip
+@json_option
+@with_session
+def register(
+    session: Session, *, name: str, paths: tuple[str, ...], as_json: bool, **options: object
+) -> None:
+    """Register files as a dataset, with size and checksums.
+
+    A PATH is a file, a glob, or a directory, of which every file below it is taken (builder directories, say) but
+    hidden ones. A file's logical name is its name without the path. The files are in the order of the numbers in
+    their names. If anything is wrong with one of them, nothing is registered.
+    """
+    view = registrator.register(session, name, paths, registrator.Options(quiet=as_json, **options))  # type: ignore[arg-type]
+    if as_json:
+        return tables.show(view)
+    tables.write(f"Dataset {view.name}: {view.n_files} files, {tables.size(view.size)}, {view.state}.")
+    tables.say(f"next: pilotage task submit --input {view.name} -- COMMAND '{{input}}'")
+    return None
+
+
+@dataset.command(
+    "list", epilog=examples("pilotage dataset list", "pilotage dataset list --state open --name run")
+)
+@click.option("--state", type=click.Choice([each.value for each in DatasetState]))
+@click.option("--name", metavar="TEXT", help="A part of the name.")
+@limit_option
+@json_option
+@with_session
+def list_datasets(
+    session: Session, *, state: str | None, name: str | None, limit: int, as_json: bool
+) -> None:
+    """List datasets, the newest first."""
+    nothing = (
+        "No such dataset." if state or name else "No dataset yet; make one: pilotage dataset register --help"
+    )
+    print_list(session.datasets(state=state, name=name), _COLUMNS, limit, as_json, nothing)
+
+
+@dataset.command(epilog=examples("pilotage dataset show run-1"))
+@click.argument("name", metavar="NAME")
+@json_option
+@with_session
+def show(session: Session, *, name: str, as_json: bool) -> None:
+    """Show one dataset."""
+    _print(session.dataset(name), as_json)
+
+
+@dataset.command(
+    epilog=examples("pilotage dataset files run-1", "pilotage dataset files run-1 --limit 0 --json")
+)
+@click.argument("name", metavar="NAME")
+@limit_option
+@json_option
+@with_session
+def files(session: Session, *, name: str, limit: int, as_json: bool) -> None:
+    """List the files of a dataset, with checksums and addresses."""
+    print_list(session.dataset_files(name), FILE_COLUMNS, limit, as_json, f"Dataset {name} has no file.")
+
+
+@dataset.command(epilog=examples("pilotage dataset get md5.out --to results/"))
+@click.argument("name", metavar="NAME")
+@click.option("--to", "directory", type=click.Path(path_type=Path), default=Path("."), show_default=True, metavar="DIR",
+              help="Where the files go; made if it is not there.")  # fmt: skip
+@click.option("--threads", type=click.IntRange(1, 64), default=fetch.THREADS, show_default=True,
+              help="Files copied at the same time.")  # fmt: skip
+@with_session
+def get(session: Session, *, name: str, directory: Path, threads: int) -> None:
+    """Copy every file of a dataset here, and verify sizes and checksums.
+
+    What is there and right is not copied again, so the same command goes on after an interruption. A file that is
+    there with the same name and another content is never written over.
+    """
+    result = fetch.fetch(session, name, directory, threads)
+    there = f", {result.there} were there and right" if result.there else ""
+    tables.write(
+        f"Dataset {name}: {result.copied} files copied and verified{there}, {tables.size(result.size)} in {directory}"
+    )
+
+
+@dataset.command(epilog=examples("pilotage dataset close run-1"))
+@click.argument("name", metavar="NAME")
+@json_option
+@with_session
+def close(session: Session, *, name: str, as_json: bool) -> None:
+    """Close a dataset for good: it takes no more files."""
+    _print(session.close_dataset(name), as_json)
+
+
+def _print(view: DatasetView, as_json: bool) -> None:
+    if as_json:
+        return tables.show(view)
+    tables.print_facts(
+        {
+            "dataset": view.name,
+            "scope": view.scope,
+            "state": view.state,
+            "files": f"{view.n_files}, {tables.size(view.size)}",
+            "made by": f"task {view.task_id}" if view.task_id is not None else "registration",
+            "created": tables.when(view.created),
+            "closed": tables.when(view.closed),
+        }
+    )
+    return None

@@ -1,0 +1,22 @@
+"""`pilotage pilot`: run a pilot here, and see which pilots the server knows.
+
+`run` and `daemon` lie with the pilot and work on a node that has neither rich nor Python 3.10, so nothing of those is loaded here.
+"""
+
+from __future__ import annotations
+
+import click
+
+from client.commands import Lazy, LazyGroup
+
+COMMANDS = {
+    "run": Lazy("pilot.cli:run", "run a pilot on this machine", "fast"),
+    "daemon": Lazy("pilot.cli:daemon", "start pilots on this machine again and again", "fast"),
+    "list": Lazy("client.commands.pilots:list_pilots", "list pilots, the newest first"),
+    "show": Lazy("client.commands.pilots:show", "show one pilot"),
+}
+
+
+@click.group(cls=LazyGroup, lazy=COMMANDS)
+def pilot() -> None:
+    """Pilots: the agents on worker nodes that pull jobs."""

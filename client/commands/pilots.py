@@ -1,0 +1,69 @@
+"""`pilotage pilot list` and `show`: what the server knows of its pilots."""
+
+from __future__ import annotations
+
+import click
+
+from client import tables
+from client.commands.common import examples, json_option, limit_option, print_list, with_session
+from client.session import Session
+from client.tables import Column
+from protocol.states import PilotState
+
+_COLUMNS = (
+    Column("pilot", lambda pilot: pilot.pilot_id),
+    Column("state", lambda pilot: pilot.state),
+    Column("node", lambda pilot: pilot.node),
+    Column("queue", lambda pilot: pilot.queue),
+    Column("type", lambda pilot: pilot.resource_type),
+    Column("cores", lambda pilot: pilot.cores, right=True),
+    Column("running", lambda pilot: pilot.n_held, right=True),
+    Column("done", lambda pilot: pilot.n_done, right=True),
+    Column("last word (UTC)", lambda pilot: tables.when(pilot.last_seen)),
+    Column("exit", lambda pilot: pilot.exit_code, right=True),
+)
+
+
+@click.command(
+    "list", epilog=examples("pilotage pilot list", "pilotage pilot list --queue GPU --state alive")
+)
+@click.option("--queue", metavar="QUEUE")
+@click.option("--state", type=click.Choice([each.value for each in PilotState]))
+@limit_option
+@json_option
+@with_session
+def list_pilots(session: Session, *, queue: str | None, state: str | None, limit: int, as_json: bool) -> None:
+    """List pilots, the newest first."""
+    nothing = (
+        "No such pilot." if queue or state else "No pilot was here yet; start one: pilotage pilot run --help"
+    )
+    print_list(session.pilots(queue=queue, state=state), _COLUMNS, limit, as_json, nothing)
+
+
+@click.command(epilog=examples("pilotage pilot show PILOT"))
+@click.argument("pilot_id", metavar="PILOT")
+@json_option
+@with_session
+def show(session: Session, *, pilot_id: str, as_json: bool) -> None:
+    """Show one pilot."""
+    view = session.pilot(pilot_id)
+    if as_json:
+        return tables.show(view)
+    ended = (
+        None if view.exit_code is None else f"exit code {view.exit_code}: {view.reason or 'no reason given'}"
+    )
+    tables.print_facts(
+        {
+            "pilot": view.pilot_id,
+            "state": view.state,
+            "ended": ended,
+            "node": view.node,
+            "queue": f"{view.queue} at {view.site} ({view.resource_type})",
+            "version": view.version,
+            "offers": f"{view.slots} slots, {view.cores} cores, {view.memory_mb} MB of memory, {view.gpus} GPUs",
+            "jobs": f"{view.n_held} now, {view.n_done} done",
+            "first word": tables.when(view.first_seen),
+            "last word": tables.when(view.last_seen),
+        }
+    )
+    return None

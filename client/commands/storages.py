@@ -1,0 +1,48 @@
+"""`pilotage storage`: the places that take the outputs of jobs."""
+
+from __future__ import annotations
+
+import click
+
+from client import tables
+from client.commands import Group
+from client.commands.common import examples, json_option, limit_option, print_list, with_session
+from client.session import Session
+from client.tables import Column
+from protocol.messages import StorageSpec
+
+_COLUMNS = (Column("storage", lambda storage: storage.name), Column("address", lambda storage: storage.url))
+
+
+@click.group(cls=Group)
+def storage() -> None:
+    """Storages: where pilots put the outputs and logs of jobs."""
+
+
+@storage.command("list", epilog=examples("pilotage storage list"))
+@limit_option
+@json_option
+@with_session
+def list_storages(session: Session, *, limit: int, as_json: bool) -> None:
+    """List storages."""
+    print_list(session.storages(), _COLUMNS, limit, as_json, "No storage.")
+
+
+@storage.command(
+    epilog=examples(
+        "pilotage storage create NFS file:///nfs/spd/outputs   # the same path on every node",
+        "pilotage storage create DATA file:outputs             # below SCRIPT_PREFIX of each node",
+    )
+)
+@click.argument("name", metavar="STORAGE")
+@click.argument("url", metavar="URL")
+@json_option
+@with_session
+def create(session: Session, *, name: str, url: str, as_json: bool) -> None:
+    """Define a storage. Needs an admin's token."""
+    view = session.create_storage(StorageSpec(name=name, url=url))
+    if as_json:
+        return tables.show(view)
+    tables.write(f"Storage {view.name}: {view.url}")
+    tables.say(f"next: pilotage queue create QUEUE --storage {view.name}")
+    return None

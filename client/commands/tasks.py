@@ -1,0 +1,250 @@
+"""`pilotage task`: submit, list, show, watch and cancel tasks."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.text import Text
+
+from client import bundle, tables, watch
+from client.commands import Group
+from client.commands.common import examples, json_option, limit_option, print_list, with_session
+from client.session import Session
+from client.tables import Column
+from protocol.errors import PilotageError
+from protocol.files import NAME
+from protocol.messages import TaskView, wire_name
+from protocol.redaction import one_line
+from protocol.resources import ResourceType
+from protocol.states import TaskState
+
+LARGEST_FILE = 1 << 20
+"""Bytes; a task that is described in more is some other file."""
+
+_COLUMNS = (
+    Column("task", lambda task: task.task_id, right=True),
+    Column("name", lambda task: task.name),
+    Column("state", lambda task: task.state),
+    Column("type", lambda task: task.resource_type),
+    Column("jobs", lambda task: task.n_jobs, right=True),
+    Column("ended", lambda task: tables.ended(task.counts), right=True),
+    Column("attempts", lambda task: task.n_attempts, right=True),
+    Column("input", lambda task: task.input_dataset),
+    Column("output", lambda task: task.output_dataset),
+    Column("created (UTC)", lambda task: tables.when(task.created)),
+)
+
+
+@click.group(cls=Group)
+def task() -> None:
+    """Tasks: a command for each file of a dataset, or for N jobs."""
+
+
+@task.command(
+    epilog=examples(
+        "pilotage task submit --jobs 3 -- echo 'job {job_nr}'",
+        "pilotage task submit --name md5 --input run-1 --ship md5.py --output '{stem}.md5' \\",
+        "    -- '{python}' '{bundle}/md5.py' '{input}' '{output}'",
+        "pilotage task submit --from etc/examples/hello.json --wait",
+    ),
+    context_settings={"allow_interspersed_args": True},
+)
+@click.option("--name", help="Unique name.  [default: made from the command and the time]")
+@click.option("--from", "file", type=click.Path(path_type=Path), metavar="FILE.json",
+              help="Read the task from a file; other options are stronger.")  # fmt: skip
+@click.option("--input", "input_dataset", metavar="DATASET", help="A job for each of its files.")
+@click.option("--files-per-job", type=int, metavar="N", help="A job for every N files.")
+@click.option("--jobs", "n_jobs", type=int, metavar="N", help="N jobs without input.")
+@click.option("--output", "outputs", multiple=True, metavar="TEMPLATE",
+              help="Name of a file that each job writes, as '{stem}.md5' or 'out-{job_nr}'; may be repeated.")  # fmt: skip
+@click.option("--output-dataset", metavar="DATASET", help="Takes the outputs.  [default: NAME.out]")
+@click.option("--ship", type=click.Path(path_type=Path), metavar="DIR|FILE",
+              help="Your code; it lies in {bundle} when the command runs. __pycache__ and .git stay here.")  # fmt: skip
+@click.option(
+    "--env", "environment", multiple=True, metavar="NAME=VALUE", help="Environment; may be repeated."
+)
+@click.option(
+    "--resource-type", type=click.Choice([each.value for each in ResourceType]), help="[default: cpu]"
+)
+@click.option("--gpu", is_flag=True, help="The same as --resource-type gpu.")
+@click.option("--gpus", type=int, metavar="N", help="GPUs of one job.")
+@click.option("--cores", type=int, metavar="N", help="Cores of one job.  [default: 1]")
+@click.option("--memory-mb", type=int, metavar="MB", help="Memory of one job.")
+@click.option("--disk-mb", type=int, metavar="MB", help="Disk of one job.")
+@click.option("--walltime-seconds", type=int, metavar="S", help="Longest run of one payload.")
+@click.option("--priority", type=int, metavar="N", help="Higher goes first.  [default: 0]")
+@click.option("--max-attempts", type=int, metavar="N", help="Tries that the payload may fail.  [default: 3]")
+@click.option("--max-losses", type=int, metavar="N", help="Tries that nodes may lose.  [default: 10]")
+@click.option("--queue", metavar="QUEUE", help="Only pilots of this queue.")
+@click.option(
+    "--label", "prod_source_label", metavar="LABEL", help="Only pilots of this label (-j).  [default: user]"
+)
+@click.option("--data-type", metavar="TYPE", help="Kind of data, checked by the experiment plugin.")
+@click.option("--wait", is_flag=True, help="Wait for the end; exit code 1 unless every job completed.")
+@json_option
+@click.argument("command", nargs=-1, metavar="-- COMMAND...")
+@with_session
+def submit(
+    session: Session, *, file: Path | None, ship: Path | None, wait: bool, as_json: bool, **options: Any
+) -> int:
+    """Submit a task; its command stands at the end, behind --.
+
+    The command is started without a shell, in the job's own directory. It may contain {input} {inputs} {output}
+    {outputs} {lfn} {stem} {task_id} {job_id} {job_nr} {attempt_nr} {bundle} {workdir} {python}; '{{' is a brace.
+    """
+    body = {**(_read(file) if file else {}), **_given(options)}
+    if not body.get("command"):
+        raise click.UsageError("no command: it stands at the end, behind --, or in the file of --from")
+    body.setdefault("name", _name(body["command"]))
+    if ship is not None:
+        packed = bundle.make(ship)
+        session.send_bundle(packed.digest, packed.data)
+        body[wire_name("bundle")] = packed.digest
+    view = session.submit_task(body)
+    if wait:
+        return _wait(session, view, as_json)
+    if as_json:
+        tables.show(view)
+    else:
+        tables.write(f"Task {view.task_id} ({view.name}): {_size_of(view)}.")
+        tables.say(f"next: pilotage task watch {view.name}")
+    return 0
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given, by their names on the wire."""
+    if options.pop("gpu"):
+        if options["resource_type"] not in (None, ResourceType.GPU.value):
+            raise click.UsageError("--gpu and --resource-type cpu exclude each other")
+        options["resource_type"] = ResourceType.GPU.value
+    options["command"] = list(options["command"])
+    options["outputs"] = list(options["outputs"])
+    options["environment"] = dict(_pair(text) for text in options["environment"])
+    return {wire_name(name): value for name, value in options.items() if value not in (None, [], {})}
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise click.UsageError(f"--env {one_line(text)}: write NAME=VALUE")
+    return name, value
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The task that a JSON file describes; what its fields may be is judged by the server."""
+    shown = one_line(str(path))
+    try:
+        with path.open("rb") as file:
+            data = file.read(LARGEST_FILE + 1)
+    except OSError as error:
+        raise PilotageError("BAD_PATH", f"{shown} cannot be read: {error.strerror}") from None
+    if len(data) > LARGEST_FILE:
+        raise PilotageError("BAD_PATH", f"{shown} is larger than 1 MiB: that is no task")
+    try:
+        body = json.loads(data)
+    except ValueError as error:
+        raise PilotageError("BAD_REQUEST", f"{shown} is no JSON: {one_line(str(error))}") from None
+    if not isinstance(body, dict):
+        raise PilotageError("BAD_REQUEST", f'{shown} holds no JSON object, as {{"name": …, "command": […]}}')
+    return body
+
+
+def _name(command: Any) -> str:
+    """A name for a task that was given none: its program and the time."""
+    word = command[0] if isinstance(command, list) and isinstance(command[0], str) else "task"
+    program = word.rpartition("/")[2].rpartition(".")[0] or word.rpartition("/")[2]
+    if not NAME.fullmatch(program):
+        program = "task"
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return f"{program[:100]}-{now:%Y%m%d-%H%M%S}-{now.microsecond // 1000:03d}"
+
+
+def _size_of(view: TaskView) -> str:
+    jobs = f"{view.n_jobs} job{'' if view.n_jobs == 1 else 's'}"
+    return f"{jobs} over {view.input_dataset}" if view.input_dataset else jobs
+
+
+def _wait(session: Session, view: TaskView, as_json: bool) -> int:
+    (view,) = watch.follow(session, [str(view.task_id)], quiet=as_json)
+    if as_json:
+        tables.show(view)
+    return 0 if view.state == TaskState.COMPLETED.value else 1
+
+
+@task.command("list", epilog=examples("pilotage task list", "pilotage task list --state RUNNING --json"))
+@click.option("--state", type=click.Choice([each.value for each in TaskState], case_sensitive=False))
+@click.option("--name", metavar="TEXT", help="A part of the name.")
+@limit_option
+@json_option
+@with_session
+def list_tasks(session: Session, *, state: str | None, name: str | None, limit: int, as_json: bool) -> None:
+    """List tasks, the newest first."""
+    print_list(
+        session.tasks(state=state, name=name), _COLUMNS, limit, as_json,
+        "No such task." if state or name else "No task yet; begin with: pilotage task submit --help",
+    )  # fmt: skip
+
+
+@task.command(epilog=examples("pilotage task show hello", "pilotage task show 3 --json"))
+@click.argument("task", metavar="TASK")
+@json_option
+@with_session
+def show(session: Session, *, task: str, as_json: bool) -> None:
+    """Show one task, by its number or name."""
+    view = session.task(task)
+    if as_json:
+        return tables.show(view)
+    tables.print_facts(
+        {
+            "task": f"{view.task_id} ({view.name}), of {view.owner}",
+            "state": view.state,
+            "jobs": Text.assemble(f"{view.n_jobs}: ", tables.counts(view.counts))
+            if view.counts
+            else view.n_jobs,
+            "attempts": view.n_attempts,
+            "errors": ", ".join(f"{name} {count}" for name, count in view.errors.items()),
+            "type": f"{view.resource_type}, priority {view.priority}",
+            "command": " ".join((view.spec or {}).get("command", [])),
+            "input": view.input_dataset,
+            "output": view.output_dataset
+            and f"{view.output_dataset}: {view.n_outputs} files, {view.output_state}",
+            "bundle": (view.spec or {}).get("bundle"),
+            "created": tables.when(view.created),
+            "started": tables.when(view.started),
+            "ended": tables.when(view.ended),
+            "took": tables.duration(view.started, view.ended),
+        }
+    )
+    if view.errors:
+        tables.say(f"next: pilotage job list --task {view.name} --state FAILED")
+    return None
+
+
+@task.command("watch", epilog=examples("pilotage task watch hello", "pilotage task watch md5 blake3"))
+@click.argument("tasks", nargs=-1, required=True, metavar="TASK...")
+@click.option(
+    "--interval", type=click.FloatRange(min=0.05), default=0.5, show_default=True, metavar="SECONDS"
+)
+@with_session
+def watch_tasks(session: Session, *, tasks: tuple[str, ...], interval: float) -> int:
+    """Watch tasks until they end; exit code 1 unless every job of all completed."""
+    views = watch.follow(session, tasks, interval=interval)
+    return 0 if all(view.state == TaskState.COMPLETED.value for view in views) else 1
+
+
+@task.command(epilog=examples("pilotage task cancel hello"))
+@click.argument("task", metavar="TASK")
+@json_option
+@with_session
+def cancel(session: Session, *, task: str, as_json: bool) -> None:
+    """Cancel a task and all of its jobs that have not ended."""
+    view = session.cancel_task(task)
+    if as_json:
+        return tables.show(view)
+    jobs = tables.counts(view.counts).plain or "no job was formed"
+    tables.write(f"Task {view.task_id} ({view.name}) is {view.state}: {jobs}.")
+    return None

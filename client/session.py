@@ -1,0 +1,363 @@
+"""The Python API: one class, one method per route of the user's door; the only file of the client that speaks HTTP.
+
+    with Session("http://127.0.0.1:8080", token) as session:
+        task = session.submit_task(TaskSpec(name="hello", command=["echo", "{job_nr}"], n_jobs=2))
+
+Every failure is a PilotageError of the catalogue: the server's own, or SERVER_UNREACHABLE where none answered.
+`Session.find()` finds server and token by itself, as the commands do.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote, urlencode
+
+import urllib3
+
+from client import settings as client_settings
+from protocol import __version__
+from protocol.errors import BY_NAME, PilotageError
+from protocol.files import check_name
+from protocol.messages import (
+    DatasetSpec,
+    DatasetView,
+    ErrorReply,
+    FileList,
+    FileView,
+    JobView,
+    Page,
+    PilotView,
+    QueueSpec,
+    QueueView,
+    StorageSpec,
+    StorageView,
+    TaskSpec,
+    TaskView,
+    from_wire,
+    to_wire,
+)
+from protocol.redaction import one_line
+from protocol.settings import Settings, read_secret
+from protocol.states import QueueState
+
+V = TypeVar("V")
+
+PAGE = 1000
+"""Rows asked for at a time; the most that the server gives."""
+FIRST_TOKEN = "admin.token"
+"""The file in the state directory with the token that the server made at its first start."""
+BUSY_SECONDS = 10.0
+"""How long a request is repeated that the server refused only for now (503)."""
+
+
+class Session:
+    """A user's conversation with one server. Safe to share between threads: they share one pool of connections."""
+
+    def __init__(
+        self, url: str, token: str, *, cacert: str | None = None, timeout_seconds: float = 30.0
+    ) -> None:
+        self.url = url.rstrip("/")
+        self._timeout_seconds = timeout_seconds
+        self._pool = urllib3.PoolManager(
+            maxsize=8,
+            headers={
+                "Authorization": f"Bearer {token}",
+                "Accept": "application/json",
+                "User-Agent": f"pilotage-client/{__version__} urllib3/{urllib3.__version__}",
+            },
+            timeout=urllib3.Timeout(connect=min(10.0, timeout_seconds), read=timeout_seconds),
+            # A lost reply may be asked for again, but not the POST of something that would then exist twice.
+            retries=urllib3.Retry(
+                total=2,
+                connect=0,
+                redirect=False,
+                status=0,
+                other=0,
+                backoff_factor=0.2,
+                allowed_methods={"GET", "PUT"},
+                respect_retry_after_header=False,  # _call does, for every method
+            ),
+            ca_certs=cacert,
+        )
+
+    @classmethod
+    def find(cls, settings: Settings | None = None) -> Session:
+        """The session that the settings tell of: a server that they name, or the one of our own state directory.
+
+        Raises SERVER_UNREACHABLE where none runs, UNAUTHENTICATED where there is no token for it, BAD_SETTINGS.
+        """
+        settings = settings or client_settings.load()
+        directory = settings.path("client", "state_directory")
+        own = _own_server(directory)
+        url = settings.text("client", "server")
+        if settings.is_default("client", "server"):
+            url = own or url
+        return cls(
+            url,
+            _token(settings, directory, own == url),
+            cacert=_text(settings.optional_path("client", "ca_file")),
+            timeout_seconds=settings.number("client", "timeout_seconds"),
+        )
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._pool.clear()
+
+    # -- tasks ------------------------------------------------------------------------------------------------
+
+    def submit_task(self, spec: TaskSpec | Mapping[str, Any]) -> TaskView:
+        """Register a task; a mapping is sent as it is, so that the server judges what a person wrote."""
+        return self._one(TaskView, "POST", "/v1/tasks", body=spec)
+
+    def tasks(self, *, state: str | None = None, name: str | None = None) -> Iterator[TaskView]:
+        """Tasks in a state, or with this in their name; the newest first."""
+        return self._all(TaskView, "/v1/tasks", state=state, name=name, order="newest")
+
+    def task(self, task: str | int) -> TaskView:
+        """A task by its number or its name, with its spec."""
+        return self._one(TaskView, "GET", f"/v1/tasks/{_name(task, 'task')}")
+
+    def cancel_task(self, task: str | int) -> TaskView:
+        return self._one(TaskView, "POST", f"/v1/tasks/{_name(task, 'task')}/cancel")
+
+    def send_bundle(self, digest: str, data: bytes) -> None:
+        """Give the server the user's code, a .tar.gz with this SHA-256; sent again it changes nothing."""
+        self._call("PUT", f"/v1/bundles/{digest}", raw=data)
+
+    # -- jobs -------------------------------------------------------------------------------------------------
+
+    def jobs(
+        self, *, task: str | int | None = None, state: str | None = None, error: str | None = None
+    ) -> Iterator[JobView]:
+        return self._all(JobView, "/v1/jobs", task=task, state=state, error=error)
+
+    def job(self, job_id: int) -> JobView:
+        """A job with its inputs, outputs, attempts and history."""
+        return self._one(JobView, "GET", f"/v1/jobs/{job_id}")
+
+    def cancel_job(self, job_id: int) -> JobView:
+        return self._one(JobView, "POST", f"/v1/jobs/{job_id}/cancel")
+
+    # -- datasets and files -----------------------------------------------------------------------------------
+
+    def create_dataset(self, spec: DatasetSpec) -> DatasetView:
+        return self._one(DatasetView, "POST", "/v1/datasets", body=spec)
+
+    def add_files(self, dataset: str, files: FileList) -> DatasetView:
+        return self._one(DatasetView, "POST", f"/v1/datasets/{_name(dataset, 'dataset')}/files", body=files)
+
+    def close_dataset(self, dataset: str) -> DatasetView:
+        return self._one(DatasetView, "POST", f"/v1/datasets/{_name(dataset, 'dataset')}/close")
+
+    def datasets(self, *, state: str | None = None, name: str | None = None) -> Iterator[DatasetView]:
+        """Datasets in a state, or with this in their name; the newest first."""
+        return self._all(DatasetView, "/v1/datasets", state=state, name=name, order="newest")
+
+    def dataset(self, dataset: str) -> DatasetView:
+        return self._one(DatasetView, "GET", f"/v1/datasets/{_name(dataset, 'dataset')}")
+
+    def dataset_files(self, dataset: str) -> Iterator[FileView]:
+        return self._all(FileView, f"/v1/datasets/{_name(dataset, 'dataset')}/files")
+
+    def files(
+        self, *, scope: str | None = None, lfn: str | None = None, dataset: str | None = None
+    ) -> Iterator[FileView]:
+        return self._all(FileView, "/v1/files", scope=scope, lfn=lfn, dataset=dataset)
+
+    # -- pilots, queues, storages, sites ----------------------------------------------------------------------
+
+    def pilots(self, *, queue: str | None = None, state: str | None = None) -> Iterator[PilotView]:
+        """Pilots, those that ended too; the newest first."""
+        return self._all(PilotView, "/v1/pilots", queue=queue, state=state, order="newest")
+
+    def pilot(self, pilot_id: str) -> PilotView:
+        return self._one(PilotView, "GET", f"/v1/pilots/{_name(pilot_id, 'pilot')}")
+
+    def queues(self) -> list[QueueView]:
+        return self._whole(QueueView, "/v1/queues")
+
+    def queue(self, name: str) -> QueueView:
+        return self._one(QueueView, "GET", f"/v1/queues/{_name(name, 'queue')}")
+
+    def create_queue(self, spec: QueueSpec) -> QueueView:
+        return self._one(QueueView, "POST", "/v1/queues", body=spec)
+
+    def set_queue_state(self, name: str, state: QueueState) -> QueueView:
+        body = {"state": state.value}
+        return self._one(QueueView, "POST", f"/v1/queues/{_name(name, 'queue')}/state", body=body)
+
+    def storages(self) -> list[StorageView]:
+        return self._whole(StorageView, "/v1/storages")
+
+    def create_storage(self, spec: StorageSpec) -> StorageView:
+        return self._one(StorageView, "POST", "/v1/storages", body=spec)
+
+    # -- how all of them are said -----------------------------------------------------------------------------
+
+    def health(self) -> dict[str, Any]:
+        """What /healthz says; SERVER_UNREACHABLE where nobody answers."""
+        return self._call("GET", "/healthz")
+
+    def _one(self, cls: type[V], method: str, path: str, body: Any = None) -> V:
+        return self._view(cls, self._call(method, path, body=body), path)
+
+    def _all(self, cls: type[V], path: str, **filters: Any) -> Iterator[V]:
+        """Every row, fetched page by page as the caller gets to it."""
+        after = None
+        while True:
+            page = self._page(path, {**filters, "after": after, "limit": PAGE})
+            yield from (self._view(cls, item, path) for item in page.items)
+            if page.next_cursor is None:
+                return
+            after = page.next_cursor
+
+    def _whole(self, cls: type[V], path: str) -> list[V]:
+        """A list that comes in one piece."""
+        return [self._view(cls, item, path) for item in self._page(path, {}).items]
+
+    def _page(self, path: str, query: Mapping[str, Any]) -> Page:
+        page = self._view(Page, self._call("GET", path, query=query), path)
+        if not isinstance(page.items, list):
+            raise self._strange(path, "its list is none")
+        return page
+
+    def _view(self, cls: type[V], body: Any, path: str) -> V:
+        try:
+            return from_wire(cls, body)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise self._strange(path, one_line(str(error))) from error
+
+    def _strange(self, path: str, why: str) -> PilotageError:
+        detail = f"{self.url}{path} answers in another shape than this client ({__version__}) knows: {why}"
+        return PilotageError("SERVER_ERROR", detail)
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, Any] | None = None,
+        body: Any = None,
+        raw: bytes = b"",
+    ) -> dict[str, Any]:
+        given = {key: value for key, value in (query or {}).items() if value is not None}
+        address = f"{self.url}{path}" + (f"?{urlencode(given)}" if given else "")
+        headers = dict(self._pool.headers)
+        data: bytes | None = None
+        if raw:
+            data, headers["Content-Type"] = raw, "application/gzip"
+        elif method != "GET":
+            data, headers["Content-Type"] = json.dumps(to_wire(body or {})).encode(), "application/json"
+        deadline = time.monotonic() + BUSY_SECONDS
+        while True:
+            response = self._request(method, address, data, headers)
+            wait = _seconds(response.headers.get("Retry-After"))
+            if response.status != 503 or wait is None or time.monotonic() + wait > deadline:
+                return self._read(response, address)
+            time.sleep(wait)
+
+    def _request(
+        self, method: str, address: str, data: bytes | None, headers: Mapping[str, str]
+    ) -> urllib3.BaseHTTPResponse:
+        try:
+            return self._pool.request(method, address, body=data, headers=headers, redirect=False)
+        except (urllib3.exceptions.HTTPError, ValueError) as error:
+            reason = getattr(error, "reason", None) or error
+            raise PilotageError("SERVER_UNREACHABLE", f"{self.url}: {self._why(reason)}") from error
+
+    def _why(self, reason: object) -> str:
+        """What kept the server from answering, in words; the class says it better than urllib3's sentence."""
+        for kind, words in (
+            (urllib3.exceptions.NameResolutionError, "the host name is unknown"),
+            # Also "Network is unreachable" and the like; the system's words stand behind "[Errno 111] ".
+            (urllib3.exceptions.NewConnectionError, one_line(str(reason)).rpartition("] ")[2]),
+            (urllib3.exceptions.ConnectTimeoutError, "no connection within the time"),
+            (urllib3.exceptions.ReadTimeoutError, f"no answer within {self._timeout_seconds:g} s"),
+            (urllib3.exceptions.SSLError, f"TLS failed: {one_line(str(reason))}"),
+        ):
+            if isinstance(reason, kind):
+                return words
+        return one_line(str(reason))
+
+    def _read(self, response: urllib3.BaseHTTPResponse, address: str) -> dict[str, Any]:
+        try:
+            body = json.loads(response.data)
+        except ValueError:
+            body = None
+        if not isinstance(body, dict) or response.status >= 300 and "error" not in body:
+            kind = one_line(response.headers.get("Content-Type", "nothing"))[:80]
+            raise PilotageError(
+                "SERVER_ERROR" if response.status >= 500 else "SERVER_UNREACHABLE",
+                f"{address} answered {response.status} with {kind}: is that a Pilotage server?",
+            )
+        if response.status >= 300:
+            raise _error(self._view(ErrorReply, body, ""))
+        return body
+
+
+def _own_server(directory: Path) -> str | None:
+    """The address of the server that runs on this state directory, or None.
+
+    A file that a killed server left behind is passed over (its process began at another time): its port may be
+    somebody else's by now, and the token would go there.
+    """
+    try:
+        facts = json.loads((directory / "server.json").read_bytes())
+        began = Path(f"/proc/{int(facts['pid'])}/stat").read_text().rpartition(")")[2].split()[19]
+        return str(facts["url"]).rstrip("/") if int(began) == facts["start_time"] else None
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return None
+
+
+def _token(settings: Settings, directory: Path, own: bool) -> str:
+    """The token file that the settings name; else the first token of our own server, which is sent to no other one."""
+    named = settings.optional_path("client", "token_file")
+    if named is not None:
+        return read_secret(named)
+    if own:
+        return read_secret(directory / FIRST_TOKEN)
+    if settings.is_default("client", "server"):
+        raise PilotageError(
+            "SERVER_UNREACHABLE",
+            f"none runs on the state directory {one_line(str(directory))}",
+            advice=f"start it (pilotage server start --state {directory}), or name another one with --server",
+        )
+    raise PilotageError(
+        "UNAUTHENTICATED",
+        f"for {settings.text('client', 'server')}: name the file that holds it with --token-file "
+        f"or {client_settings.TABLE.names['client', 'token_file'].environment}",
+    )
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _error(reply: ErrorReply) -> PilotageError:
+    """The server's error; a row that only a newer server knows keeps its words."""
+    if reply.error in BY_NAME:
+        error = PilotageError(reply.error, reply.detail)
+    else:
+        error = PilotageError("SERVER_ERROR", f"{reply.error}: {reply.text}: {reply.detail}")
+    error.fields = reply.fields or {}
+    return error
+
+
+def _name(name: str | int, what: str) -> str:
+    return quote(check_name(str(name), what), safe="")
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    try:
+        return max(0.05, float(retry_after)) if retry_after is not None else None
+    except ValueError:
+        return None

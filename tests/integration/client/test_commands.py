@@ -1,0 +1,386 @@
+"""The commands against a real server: what they print, their exit codes, and what they say when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, List
+
+import pytest
+
+from client.session import Session
+from protocol.messages import TaskSpec
+from protocol.share import shared_path
+from protocol.states import JobState
+from tests.integration.client.conftest import Pilotage, Server
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.usefixtures("server")
+
+
+def files(folder: Path, count: int = 3) -> Path:
+    folder.mkdir()
+    for number in range(count):
+        (folder / f"run-000001-{number:05d}-00.spd").write_bytes(bytes([number]) * (number + 1))
+    return folder
+
+
+# -- tasks --------------------------------------------------------------------------------------------------------
+
+
+def test_the_first_task_of_the_readme_is_submitted(pilotage: Pilotage) -> None:
+    done = pilotage("task", "submit", "--from", shared_path("etc/examples/hello.json"))
+    assert (done.code, done.err) == (0, "next: pilotage task watch hello\n")
+    assert done.out.endswith("(hello): 2 jobs.\n")
+    again = pilotage("task", "submit", "--from", shared_path("etc/examples/hello.json"))
+    assert again.code == 1
+    assert again.err.startswith("Error: the name is taken: ")
+
+
+def test_every_option_of_submit_reaches_the_server(pilotage: Pilotage, session: Session) -> None:
+    done = pilotage(
+        "task", "submit", "--name", "all-options", "--jobs", 4, "--output", "a-{job_nr}", "--output", "b-{job_nr}",
+        "--output-dataset", "all-options-results", "--env", "A=1", "--env", "B=x=y", "--gpu", "--gpus", 2, "--cores", 3,
+        "--memory-mb", 100, "--disk-mb", 200, "--walltime-seconds", 300, "--priority", 7, "--max-attempts", 5,
+        "--max-losses", 6, "--queue", "GPU", "--label", "ptest", "--data-type", "raw", "--json",
+        "--", "prog", "--flag", "{output}", "-x",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    spec = session.task("all-options").spec
+    assert spec == {
+        "name": "all-options", "command": ["prog", "--flag", "{output}", "-x"], "inputDataset": "", "nJobs": 4,
+        "filesPerJob": 1, "outputs": ["a-{job_nr}", "b-{job_nr}"], "outputDataset": "all-options-results",
+        "environment": {"A": "1", "B": "x=y"}, "resourceType": "gpu", "cores": 3, "memoryMb": 100, "diskMb": 200,
+        "walltimeSeconds": 300, "gpus": 2, "priority": 7, "maxAttempts": 5, "maxLosses": 6, "queue": "GPU",
+        "prodSourceLabel": "ptest", "dataType": "raw", "bundle": "",
+    }  # fmt: skip
+    assert json.loads(done.out)["name"] == "all-options"
+
+
+def test_an_option_is_stronger_than_the_file(pilotage: Pilotage, session: Session, tmp_path: Path) -> None:
+    (tmp_path / "t.json").write_text('{"name": "from-file", "command": ["true"], "nJobs": 2, "priority": 1}')
+    assert (
+        pilotage("task", "submit", "--from", tmp_path / "t.json", "--name", "from-option", "--jobs", 5).code
+        == 0
+    )
+    view = session.task("from-option")
+    assert (view.n_jobs, view.priority) == (5, 1)
+
+
+def test_a_task_without_a_name_gets_one_of_its_program(pilotage: Pilotage) -> None:
+    names = [json.loads(pilotage("task", "submit", "--jobs", 1, "--json", "--", word).out)["name"]
+             for word in ("/opt/bin/reco.py", "{bundle}/go", "echo")]  # fmt: skip
+    assert [name.partition("-")[0] for name in names] == ["reco", "go", "echo"]
+
+
+def test_shipped_code_is_sent_once_and_named_in_the_task(
+    pilotage: Pilotage, session: Session, tmp_path: Path
+) -> None:
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "run.sh").write_text("#!/bin/sh\n")
+    for name in ("ship-1", "ship-2"):
+        done = pilotage(
+            "task",
+            "submit",
+            "--name",
+            name,
+            "--jobs",
+            1,
+            "--ship",
+            tmp_path / "code",
+            "--",
+            "{bundle}/run.sh",
+        )
+        assert done.code == 0, done.err
+    digests = {(session.task(name).spec or {})["bundle"] for name in ("ship-1", "ship-2")}
+    assert len(digests) == 1 and len(digests.pop()) == 64
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--jobs", "1"], 2, "no command: it stands at the end, behind --"),
+        (["--jobs", "0", "--", "true"], 1, "either an input dataset"),
+        (["--jobs", "-3", "--", "true"], 1, "nJobs: "),
+        (["--jobs", "x", "--", "true"], 2, "'x' is not a valid integer"),
+        (["--jobs", "1", "--cores", "0", "--", "true"], 1, "cores: "),
+        (["--jobs", "1", "--priority", "99999999", "--", "true"], 1, "priority: "),
+        (["--jobs", "1", "--name", "a b", "--", "true"], 1, "name: "),
+        (["--jobs", "1", "--", "true", "{nothing}"], 1, "{nothing}"),
+        (["--jobs", "1", "--env", "A", "--", "true"], 2, "write NAME=VALUE"),
+        (["--jobs", "1", "--gpu", "--resource-type", "cpu", "--", "true"], 2, "exclude each other"),
+        (["--jobs", "1", "--queue", "NOWHERE", "--", "true"], 1, "no queue NOWHERE"),
+        (["--jobs", "1", "--output", "../x", "--", "true"], 1, "slash"),
+        (["--input", "no-such-dataset", "--", "true"], 1, "no dataset no-such-dataset"),
+        (["--jobs", "1", "--ship", "/no/such/code", "--", "true"], 1, "/no/such/code does not exist"),
+        (["--from", "/no/such.json"], 1, "/no/such.json cannot be read: No such file"),
+    ],
+)
+def test_a_task_that_cannot_be_is_refused_in_one_line(
+    pilotage: Pilotage, arguments: List[str], code: int, words: str
+) -> None:
+    done = pilotage("task", "submit", *arguments)
+    assert done.code == code, done
+    assert words in done.err
+    assert done.out == ""
+    assert "Traceback" not in done.err
+    if code == 1:
+        error, advice = done.err.splitlines()
+        assert error.startswith("Error: ") and advice.startswith("next: ")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{", "is no JSON"),
+        ("[1]", "holds no JSON object"),
+        ('{"name": "x", "command": "true", "nJobs": 1}', "command: "),
+        ('{"name": "x", "command": ["true"], "njobs": 1}', "did you mean nJobs?"),
+        (b"\xff\xfe", "is no JSON"),
+    ],
+)
+def test_a_file_that_is_no_task_is_refused(
+    pilotage: Pilotage, tmp_path: Path, content: Any, words: str
+) -> None:
+    (tmp_path / "t.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    done = pilotage("task", "submit", "--from", tmp_path / "t.json")
+    assert (done.code, words in done.err) == (1, True), done.err
+
+
+def test_a_task_is_found_by_name_and_number_and_in_lists(pilotage: Pilotage, session: Session) -> None:
+    view = session.submit_task(TaskSpec(name="findable", command=["true"], n_jobs=1))
+    by_name, by_number = pilotage("task", "show", "findable"), pilotage("task", "show", view.task_id)
+    assert by_name.out == by_number.out
+    assert "findable" in by_name.out and "command" in by_name.out
+    table = pilotage("task", "list", "--name", "findab").out.splitlines()
+    assert len(table) == 2 and table[1].split()[:2] == [str(view.task_id), "findable"]
+    (listed,) = json.loads(pilotage("task", "list", "--name", "findab", "--json").out)
+    assert listed["taskId"] == view.task_id
+
+
+def test_a_long_list_says_that_there_is_more(pilotage: Pilotage, session: Session) -> None:
+    for number in range(3):
+        session.submit_task(TaskSpec(name=f"many-{number}", command=["true"], n_jobs=1))
+    some = pilotage("task", "list", "--name", "many-", "--limit", 2)
+    assert [line.split()[1] for line in some.out.splitlines()[1:]] == ["many-2", "many-1"]
+    assert "more than these 2" in some.err
+    all_of_them = pilotage("task", "list", "--name", "many-", "--limit", 0)
+    assert len(all_of_them.out.splitlines()) == 4 and all_of_them.err == ""
+
+
+def test_an_empty_list_says_so_and_is_an_empty_array_for_programs(pilotage: Pilotage) -> None:
+    nothing = pilotage("task", "list", "--name", "nothing-like-this")
+    assert (nothing.code, nothing.out, nothing.err) == (0, "", "No such task.\n")
+    assert json.loads(pilotage("task", "list", "--name", "nothing-like-this", "--json").out) == []
+
+
+def test_a_cancelled_task_ends_and_its_watcher_is_told_by_the_exit_code(
+    pilotage: Pilotage, session: Session
+) -> None:
+    session.submit_task(TaskSpec(name="doomed", command=["true"], n_jobs=2))
+    wait_until(lambda: session.task("doomed").counts, what="jobs")
+    done = pilotage("task", "cancel", "doomed")
+    assert (done.code, "CANCELLED" in done.out) == (0, True)
+    watched = pilotage("task", "watch", "doomed", "--interval", 0.1)
+    assert watched.code == 1
+    assert "doomed: CANCELLED, 2 of 2 jobs ended (CANCELLED 2)" in watched.err
+
+
+def test_a_task_that_is_not_there_is_told(pilotage: Pilotage) -> None:
+    done = pilotage("task", "show", "no-such-task")
+    assert done.code == 1
+    assert done.err.startswith("Error: there is no such thing: no task no-such-task")
+
+
+# -- jobs ---------------------------------------------------------------------------------------------------------
+
+
+def test_jobs_are_listed_shown_and_cancelled(pilotage: Pilotage, session: Session) -> None:
+    session.submit_task(TaskSpec(name="jobs", command=["true"], n_jobs=2))
+    wait_until(lambda: session.task("jobs").counts == {JobState.READY.value: 2}, what="jobs")
+    first, second = json.loads(pilotage("job", "list", "--task", "jobs", "--json").out)
+    assert [first["jobNr"], second["jobNr"]] == [1, 2]
+    shown = pilotage("job", "show", first["jobId"]).out
+    assert "number 1 of task" in shown and "history" in shown and "REGISTERED" in shown
+    assert pilotage("job", "cancel", first["jobId"]).out.endswith("of task jobs is CANCELLED.\n")
+    (left,) = json.loads(pilotage("job", "list", "--task", "jobs", "--state", "ready", "--json").out)
+    assert left["jobId"] == second["jobId"]
+    log = pilotage("job", "log", second["jobId"])
+    assert log.code == 1 and "has no attempt yet; it is READY" in log.err
+
+
+@pytest.mark.parametrize(("job", "code"), [("999999999", 1), ("0", 1), ("x", 2)])
+def test_a_job_that_cannot_be_is_told(pilotage: Pilotage, job: str, code: int) -> None:
+    for verb in ("show", "log", "cancel"):
+        assert pilotage("job", verb, job).code == code
+
+
+# -- datasets -----------------------------------------------------------------------------------------------------
+
+
+def test_a_dataset_is_registered_shown_and_fetched(pilotage: Pilotage, tmp_path: Path) -> None:
+    done = pilotage("dataset", "register", "ds-1", files(tmp_path / "data"))
+    assert (done.code, done.out) == (0, "Dataset ds-1: 3 files, 6 B, closed.\n"), done.err
+    listed = json.loads(pilotage("dataset", "files", "ds-1", "--json").out)
+    assert [file["lfn"] for file in listed] == [f"run-000001-{number:05d}-00.spd" for number in range(3)]
+    assert {"adler32", "md5"} <= listed[0]["checksums"].keys()
+    assert "closed" in pilotage("dataset", "show", "ds-1").out
+    assert "ds-1" in pilotage("dataset", "list", "--name", "ds-1").out
+    found = pilotage("file", "list", "--dataset", "ds-1", "--lfn", listed[1]["lfn"]).out
+    assert len(found.splitlines()) == 2 and f"file://{tmp_path}/data/run-000001-00001-00.spd" in found
+
+
+def test_an_open_dataset_takes_more_files_and_is_closed(pilotage: Pilotage, tmp_path: Path) -> None:
+    files(tmp_path / "data")
+    done = pilotage(
+        "dataset", "register", "ds-open", tmp_path / "data", "--no-close", "--scope", "other", "--json"
+    )
+    assert json.loads(done.out)["state"] == "open" and json.loads(done.out)["scope"] == "other"
+    (tmp_path / "data" / "late.spd").write_text("late")
+    more = pilotage("dataset", "register", "ds-open", tmp_path / "data", "--add", "--no-close")
+    assert more.out == "Dataset ds-open: 4 files, 10 B, open.\n"
+    assert "closed" in pilotage("dataset", "close", "ds-open").out
+    refused = pilotage("dataset", "register", "ds-open", tmp_path / "data", "--add")
+    assert refused.code == 1 and "files can be added to an open one only" in refused.err
+
+
+def test_problems_are_told_line_by_line_and_nothing_is_registered(pilotage: Pilotage, tmp_path: Path) -> None:
+    folder = files(tmp_path / "data")
+    (folder / "evil\x1b[2Jname").write_text("x")
+    done = pilotage("dataset", "register", "ds-bad", folder, tmp_path / "missing")
+    assert done.code == 1
+    lines = done.err.splitlines()
+    assert lines[0].startswith(
+        "Error: a path cannot be used: 2 problems with 4 files; nothing was registered"
+    )
+    assert len(lines) == 4 and lines[-1] == "next: mend them, or leave these files out"
+    assert "\x1b" not in done.err
+    assert pilotage("dataset", "show", "ds-bad").code == 1
+
+
+def test_a_duplicate_dataset_is_refused(pilotage: Pilotage, tmp_path: Path) -> None:
+    folder = files(tmp_path / "data")
+    assert pilotage("dataset", "register", "ds-twice", folder).code == 0
+    again = pilotage("dataset", "register", "ds-twice", folder)
+    assert again.code == 1 and "there is a dataset ds-twice already (closed)" in again.err
+
+
+def test_a_file_name_that_its_scope_has_already_is_refused_by_the_server(
+    pilotage: Pilotage, tmp_path: Path
+) -> None:
+    folder = files(tmp_path / "data")
+    assert pilotage("dataset", "register", "scope-a", folder, "--scope", "shared").code == 0
+    again = pilotage("dataset", "register", "scope-b", folder, "--scope", "shared")
+    assert again.code == 1 and "scope shared has a file" in again.err
+    assert pilotage("dataset", "show", "scope-b").code == 1, "nothing of it was registered"
+
+
+def test_a_dataset_is_fetched_verified_and_not_fetched_again(pilotage: Pilotage, tmp_path: Path) -> None:
+    folder = files(tmp_path / "data")
+    pilotage("dataset", "register", "ds-get", folder)
+    done = pilotage("dataset", "get", "ds-get", "--to", tmp_path / "here")
+    assert done.code == 0 and "3 files copied and verified" in done.out, done.err
+    assert {path.name: path.read_bytes() for path in (tmp_path / "here").iterdir()} == {
+        path.name: path.read_bytes() for path in folder.iterdir()
+    }
+    (tmp_path / "here" / "run-000001-00001-00.spd").unlink()
+    again = pilotage("dataset", "get", "ds-get", "--to", tmp_path / "here")
+    assert "1 files copied and verified, 2 were there and right" in again.out
+
+
+def test_a_file_of_another_content_is_never_written_over(pilotage: Pilotage, tmp_path: Path) -> None:
+    pilotage("dataset", "register", "ds-mine", files(tmp_path / "data"))
+    mine = tmp_path / "here" / "run-000001-00001-00.spd"
+    mine.parent.mkdir()
+    mine.write_bytes(b"XX")  # the right size
+    done = pilotage("dataset", "get", "ds-mine", "--to", tmp_path / "here")
+    assert done.code == 1 and "has another content" in done.err
+    assert mine.read_bytes() == b"XX"
+    assert os.listdir(mine.parent) == [mine.name]
+
+
+@pytest.mark.parametrize("damage", ["content", "size", "gone"])
+def test_a_stored_file_that_is_not_the_registered_one_is_not_left_here(
+    pilotage: Pilotage, tmp_path: Path, damage: str
+) -> None:
+    folder = files(tmp_path / "data")
+    name = f"ds-damaged-{damage}"
+    pilotage("dataset", "register", name, folder)
+    victim = folder / "run-000001-00002-00.spd"
+    if damage == "gone":
+        victim.unlink()
+    else:
+        victim.write_bytes(b"XXX" if damage == "content" else b"X")
+    done = pilotage("dataset", "get", name, "--to", tmp_path / "here")
+    assert done.code == 1 and "1 of 3 files could not be fetched" in done.err
+    assert victim.name in done.err
+    assert sorted(os.listdir(tmp_path / "here")) == ["run-000001-00000-00.spd", "run-000001-00001-00.spd"]
+
+
+# -- queues, storages, pilots -------------------------------------------------------------------------------------
+
+
+def test_queues_are_made_shown_and_set(pilotage: Pilotage) -> None:
+    made = pilotage(
+        "queue",
+        "create",
+        "SPD_GPU",
+        "--gpu",
+        "--site",
+        "JINR",
+        "--copytool",
+        "nfs",
+        "--copytool",
+        "cp",
+        "--json",
+    )
+    assert made.code == 0, made.err
+    assert (json.loads(made.out)["resourceType"], json.loads(made.out)["copytools"]) == ("gpu", ["nfs", "cp"])
+    assert pilotage("queue", "create", "SPD_GPU").code == 1
+    assert "drain" in pilotage("queue", "set", "SPD_GPU", "drain").out
+    assert "drain" in pilotage("queue", "show", "SPD_GPU").out
+    assert "SPD_GPU" in pilotage("queue", "list").out
+    assert pilotage("queue", "set", "SPD_GPU", "closed").code == 2
+    assert pilotage("queue", "show", "NO_SUCH").code == 1
+
+
+def test_storages_are_made_and_listed(pilotage: Pilotage, tmp_path: Path) -> None:
+    assert pilotage("storage", "create", "NFS", f"file://{tmp_path}").code == 0
+    assert f"file://{tmp_path}" in pilotage("storage", "list").out
+    assert pilotage("storage", "create", "BAD", "no address").code == 1
+
+
+def test_pilots_are_listed_and_a_missing_one_is_told(pilotage: Pilotage) -> None:
+    assert pilotage("pilot", "list").code == 0
+    assert pilotage("pilot", "show", "nobody").code == 1
+
+
+# -- which server -------------------------------------------------------------------------------------------------
+
+
+def test_options_name_another_server(pilotage: Pilotage, server: Server, tmp_path: Path) -> None:
+    given = ("--server", server.url, "--token-file", server.state / "admin.token")
+    assert pilotage("queue", "list", *given, "--state-directory", tmp_path).code == 0
+    wrong = pilotage(
+        "queue", "list", "--server", "http://127.0.0.1:1", "--token-file", server.state / "admin.token"
+    )
+    assert wrong.code == 1
+    assert (
+        wrong.err.splitlines()[0]
+        == "Error: no answer from the server: http://127.0.0.1:1: Connection refused"
+    )
+
+
+def test_a_wrong_token_is_told(pilotage: Pilotage, server: Server, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("nonsense-token\n")
+    (tmp_path / "token").chmod(0o600)
+    done = pilotage("queue", "list", "--server", server.url, "--token-file", tmp_path / "token")
+    assert done.code == 1 and done.err.startswith("Error: no valid token")
+
+
+def test_a_pilot_s_token_makes_no_queue(pilotage: Pilotage, server: Server) -> None:
+    done = pilotage(
+        "queue", "create", "X", "--server", server.url, "--token-file", server.state / "pilot.token"
+    )
+    assert done.code == 1 and done.err.startswith("Error: the token's role does not allow this")

@@ -1,0 +1,423 @@
+"""Which files a dataset is made of, in which order, and what is wrong with those that cannot be registered."""
+
+from __future__ import annotations
+
+import os
+import random
+import tempfile
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List
+
+import pytest
+
+from client import registrator
+from client.registrator import Options, find, natural, register
+from copytools import checksum
+from protocol.errors import PilotageError
+from protocol.messages import DatasetSpec, DatasetView, FileList, FileSpec, FileView
+
+
+class Server:
+    """What the registrator asks of a session, kept in a dictionary."""
+
+    def __init__(self) -> None:
+        self.files: Dict[str, List[FileSpec]] = {}
+        self.states: Dict[str, str] = {}
+        self.requests = 0
+        self.fail_at = 0
+        self.asked: List[str] = []
+
+    def _count(self) -> None:
+        self.requests += 1
+        if self.requests == self.fail_at:
+            raise PilotageError("SERVER_UNREACHABLE", "gone")
+
+    def _view(self, name: str) -> DatasetView:
+        files = self.files[name]
+        return DatasetView(name, name, self.states[name], len(files), sum(file.size for file in files), "now")
+
+    def dataset(self, name: str) -> DatasetView:
+        self.asked.append(name)
+        if name not in self.files:
+            raise PilotageError("NOT_FOUND", f"no dataset {name}")
+        return self._view(name)
+
+    def dataset_files(self, name: str) -> List[FileView]:
+        return [
+            FileView(f.lfn, name, name, f.size, f.checksums, f.url, "available") for f in self.files[name]
+        ]
+
+    def create_dataset(self, spec: DatasetSpec) -> DatasetView:
+        self._count()
+        self.files[spec.name], self.states[spec.name] = list(spec.files), "closed" if spec.close else "open"
+        return self._view(spec.name)
+
+    def add_files(self, name: str, files: FileList) -> DatasetView:
+        self._count()
+        self.files[name] += files.files
+        self.states[name] = "closed" if files.close else "open"
+        return self._view(name)
+
+
+QUIET = Options(quiet=True, algorithms=("adler32", "md5"))
+
+
+def quiet(**options: Any) -> Options:
+    return Options(**{"quiet": True, "algorithms": ("adler32", "md5"), **options})
+
+
+def go(server: Server, name: str, *paths: object, options: Options = QUIET) -> DatasetView:
+    return register(server, name, [str(path) for path in paths], options)  # type: ignore[arg-type]
+
+
+def make(folder: Path, *names: str) -> Path:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"content of {name}\n")
+    return folder
+
+
+def lfns(*paths: object) -> List[str]:
+    return [found.lfn for found in find([str(path) for path in paths])]
+
+
+# -- what a path stands for ---------------------------------------------------------------------------------------
+
+
+def test_files_directories_and_globs_are_taken(tmp_path: Path) -> None:
+    make(tmp_path, "a.spd", "sub/b.spd", "sub/deep/c.spd", "d1.txt", "d2.txt", "other")
+    assert lfns(tmp_path / "a.spd", tmp_path / "sub", f"{tmp_path}/d*.txt") == [
+        "a.spd", "b.spd", "c.spd", "d1.txt", "d2.txt"
+    ]  # fmt: skip
+
+
+def test_a_file_that_is_named_twice_is_taken_once(tmp_path: Path) -> None:
+    make(tmp_path, "a", "b")
+    assert lfns(tmp_path, tmp_path / "a", f"{tmp_path}/*") == ["a", "b"]
+
+
+def test_a_file_whose_name_looks_like_a_glob_is_that_file(tmp_path: Path) -> None:
+    make(tmp_path, "a[1].spd", "a1.spd")
+    assert lfns(tmp_path / "a[1].spd") == ["a[1].spd"]
+
+
+def test_builder_directories_of_a_run_make_one_dataset_in_the_order_of_chunk_and_builder(
+    tmp_path: Path,
+) -> None:
+    names = [
+        f"builder-{b:02d}/run-000042-{chunk:05d}-{b:02d}.spd"
+        for b in (0, 1)
+        for chunk in (9, 10, 99_999, 100_000)
+    ]
+    make(tmp_path, *names)
+    server = Server()
+    go(server, "run-42", tmp_path / "builder-01", tmp_path / "builder-00")
+    assert [file.lfn for file in server.files["run-42"]] == [
+        f"run-000042-{chunk:05d}-{b:02d}.spd" for chunk in (9, 10, 99_999, 100_000) for b in (0, 1)
+    ]
+
+
+def test_numbers_in_names_count_as_numbers() -> None:
+    """The fifth digit of the chunk number is not the last: %05u widens at chunk 100000."""
+    names = [
+        "run-000001-99999-00.spd",
+        "run-000001-100000-00.spd",
+        "run-000001-100000-02.spd",
+        "run-000002-00000-00.spd",
+    ]
+    shuffled = random.Random(1).sample(names, len(names))
+    assert sorted(shuffled, key=natural) == names
+    assert sorted(["x²", "x10", "x9", "1", "a", ""], key=natural) == ["", "1", "a", "x9", "x10", "x²"]
+
+
+def test_hidden_files_of_a_directory_are_left_out_since_they_are_unfinished(tmp_path: Path) -> None:
+    make(tmp_path, "a.spd", ".b.spd.123.part", ".hidden/c.spd")
+    assert lfns(tmp_path) == ["a.spd"]
+
+
+def test_a_link_to_a_file_is_that_file_under_its_own_name(tmp_path: Path) -> None:
+    make(tmp_path / "real", "a.spd")
+    (tmp_path / "link.spd").symlink_to(tmp_path / "real" / "a.spd")
+    found = find([tmp_path / "link.spd"])[0]
+    assert (found.lfn, found.url) == ("link.spd", f"file://{tmp_path}/real/a.spd")
+    server = Server()
+    go(server, "d", tmp_path / "link.spd")
+    assert server.files["d"][0].size == (tmp_path / "real" / "a.spd").stat().st_size
+
+
+def test_a_link_has_no_place_below_a_prefix(tmp_path: Path) -> None:
+    make(tmp_path / "real", "a.spd")
+    (tmp_path / "link.spd").symlink_to(tmp_path / "real" / "a.spd")
+    with pytest.raises(PilotageError, match="is a link, which --url-prefix cannot follow"):
+        find([tmp_path / "link.spd"], "root://eos//daq")
+
+
+# -- addresses ----------------------------------------------------------------------------------------------------
+
+
+def test_an_address_is_the_absolute_path_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, "a b#1.spd")
+    monkeypatch.chdir(tmp_path)
+    assert find(["a b#1.spd"])[0].url == f"file://{tmp_path}/a%20b%231.spd"
+
+
+@pytest.mark.parametrize("prefix", ["root://eos//daq", "root://eos//daq/"])
+def test_a_prefix_stands_for_the_common_parent_of_the_paths(tmp_path: Path, prefix: str) -> None:
+    make(tmp_path, "b0/x-1.spd", "b1/x-2.spd")
+    both = find([tmp_path / "b0", tmp_path / "b1"], prefix)
+    assert [found.url for found in both] == ["root://eos//daq/b0/x-1.spd", "root://eos//daq/b1/x-2.spd"]
+    one = find([tmp_path / "b0" / "x-1.spd"], prefix)
+    assert [found.url for found in one] == ["root://eos//daq/x-1.spd"]
+
+
+# -- what is wrong ------------------------------------------------------------------------------------------------
+
+
+def spoil(kind: str, folder: Path) -> object:
+    """Something that cannot be registered; its path."""
+    path = folder / "bad"
+    if kind == "missing":
+        return path
+    if kind == "glob":
+        return folder / "*.nothing"
+    if kind == "empty directory":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "broken link":
+        path.symlink_to(folder / "nowhere")
+    elif kind == "linked directory":
+        make(path, "inside")
+        (path / "link").symlink_to(folder)
+    elif kind in ("newline", "dash", "escape"):
+        path = folder / {"newline": "a\nb", "dash": "-rf", "escape": "a\x1b[31mb"}[kind]
+        path.write_text("x")
+    elif kind == "bytes":
+        path = Path(os.fsdecode(os.fsencode(folder) + b"/a\xff"))
+        path.write_text("x")
+    elif kind == "long":
+        path = folder / ("x" * 240)
+        path.write_text("x")
+    return path
+
+
+WRONG = {
+    "missing": ("BAD_PATH", "bad does not exist"),
+    "glob": ("BAD_PATH", r"\*\.nothing matches no file"),
+    "empty directory": ("BAD_PATH", "bad holds no file"),
+    "pipe": ("BAD_PATH", "bad: is not a regular file"),
+    "broken link": ("BAD_PATH", "bad: is a link that leads nowhere"),
+    "linked directory": ("BAD_PATH", "link is a link to a directory"),
+    "newline": ("BAD_LFN", r"control character U\+000A"),
+    "dash": ("BAD_LFN", "begins with a dash"),
+    "escape": ("BAD_LFN", r"control character U\+001B"),
+    "bytes": ("BAD_PATH", "is not UTF-8"),
+    "long": ("BAD_LFN", "has 240 bytes"),
+}
+
+
+@pytest.mark.parametrize("kind", list(WRONG))
+def test_what_cannot_be_registered_is_named_and_nothing_is_registered(tmp_path: Path, kind: str) -> None:
+    good = make(tmp_path / "good", "fine.spd")
+    bad = spoil(kind, tmp_path)
+    server = Server()
+    name, words = WRONG[kind]
+    with pytest.raises(PilotageError, match=words) as caught:
+        go(server, "d", good, bad)
+    assert caught.value.name == name
+    assert server.requests == 0
+
+
+def test_every_problem_is_told_at_once(tmp_path: Path) -> None:
+    make(tmp_path, "a\nb", "-c", "fine")
+    with pytest.raises(PilotageError, match="3 problems with 3 files; nothing was registered") as caught:
+        find([tmp_path, tmp_path / "missing"])
+    problems = caught.value.fields["problems"]
+    assert len(problems) == 3
+    assert all(any(word in problem for problem in problems) for word in ("missing", "U+000A", "dash"))
+
+
+def test_the_same_name_in_two_directories_is_refused_with_both_paths(tmp_path: Path) -> None:
+    make(tmp_path, "b0/x.spd", "b1/x.spd")
+    with pytest.raises(PilotageError, match="b1/x.spd has the same name as .*b0/x.spd") as caught:
+        find([tmp_path])
+    assert caught.value.name == "ALREADY_EXISTS"
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Root may read everything, so give its rights away for a moment."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.setresuid(65534, 65534, 0)
+    try:
+        yield
+    finally:
+        os.setresuid(0, 0, 0)
+
+
+@pytest.mark.parametrize("moment", ["at once", "when it is opened"])
+def test_an_unreadable_file_is_named(monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+    server = Server()
+    with tempfile.TemporaryDirectory() as name:
+        make(Path(name), "x.spd", "y.spd")
+        Path(name).chmod(0o755)
+        Path(name, "x.spd").chmod(0)
+        if moment == "when it is opened":
+            monkeypatch.setattr("os.access", lambda path, mode: True)
+        with (
+            as_nobody(),
+            pytest.raises(PilotageError, match="x.spd: (may not|cannot) be read.*Permission denied"),
+        ):
+            go(server, "d", name)
+    assert server.requests == 0
+
+
+@pytest.mark.parametrize("moment", ["while it is read", "after it was read"])
+def test_a_file_that_is_still_being_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    make(tmp_path, "a.spd", "b.spd")
+    grow = threading.Event()
+    really = registrator._stamp
+
+    def stamp(path: Path) -> Any:
+        """Called once when the files are looked for, once after each was read, and once before they are sent."""
+        calls[path.name] = calls.get(path.name, 0) + 1
+        if path.name == "a.spd" and calls["a.spd"] == (2 if moment == "while it is read" else 3):
+            with open(path, "a") as file:
+                file.write("more")
+            grow.set()
+        return really(path)
+
+    calls: Dict[str, int] = {}
+    monkeypatch.setattr(registrator, "_stamp", stamp)
+    server = Server()
+    with pytest.raises(PilotageError, match="a.spd:? changed while it was read: is it still being written"):
+        go(server, "d", tmp_path)
+    assert grow.is_set()
+    assert server.requests == 0
+
+
+def test_a_file_that_shrank_is_no_file_to_register(tmp_path: Path) -> None:
+    make(tmp_path, "a.spd")
+    found = find([tmp_path])[0]
+    (tmp_path / "a.spd").write_text("")
+    with pytest.raises(PilotageError, match="changed while it was read"):
+        registrator._hash(found, ("md5",), lambda more: None, threading.Event())
+
+
+# -- checksums ----------------------------------------------------------------------------------------------------
+
+
+def test_each_file_is_read_once_for_all_checksums(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"Pilotage" * 300_000)
+    read: List[int] = []
+    spec = registrator._hash(
+        find([tmp_path / "a"])[0], ("adler32", "md5", "blake3"), read.append, threading.Event()
+    )
+    assert sum(read) == spec.size == 2_400_000
+    assert spec.checksums == {
+        "adler32": "a46b19a2",
+        "md5": "3b65094448d289506e9029ac02052d8c",
+        "blake3": "1adb2d9f58a45c4742385bbcd3db909cfd4837ed70612db5af9a5cb5f22b0159",
+    }
+
+
+def test_by_default_all_checksums_that_this_machine_can_are_registered(tmp_path: Path) -> None:
+    make(tmp_path, "a")
+    server = Server()
+    go(server, "d", tmp_path, options=Options(quiet=True))
+    assert {"adler32", "md5"} <= server.files["d"][0].checksums.keys()
+
+
+def test_ctrl_c_ends_the_reading_at_the_next_block(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(bytes(3 * checksum.BLOCK))
+    stop = threading.Event()
+    read: List[int] = []
+
+    def advance(more: int) -> None:
+        read.append(more)
+        stop.set()
+
+    with pytest.raises(registrator._Stopped):
+        registrator._hash(find([tmp_path / "a"])[0], ("adler32",), advance, stop)
+    assert len(read) == 1
+
+
+# -- telling the server -------------------------------------------------------------------------------------------
+
+
+def test_a_small_dataset_comes_into_being_whole_and_closed_by_one_request(tmp_path: Path) -> None:
+    make(tmp_path, "a", "b")
+    server = Server()
+    view = go(server, "d", tmp_path)
+    assert (server.requests, view.state, view.n_files) == (1, "closed", 2)
+
+
+def test_no_close_leaves_it_open(tmp_path: Path) -> None:
+    make(tmp_path, "a")
+    assert go(Server(), "d", tmp_path, options=quiet(close=False)).state == "open"
+
+
+@pytest.fixture
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registrator, "BATCH", 3)
+
+
+@pytest.mark.usefixtures("small_batches")
+@pytest.mark.parametrize("count", [1, 3, 4, 6, 7])
+def test_a_large_one_goes_in_batches_and_is_closed_with_the_last(tmp_path: Path, count: int) -> None:
+    make(tmp_path, *(f"f{number}" for number in range(count)))
+    server = Server()
+    view = go(server, "d", tmp_path)
+    assert (view.state, view.n_files, server.requests) == ("closed", count, -(-count // 3))
+    assert [file.lfn for file in server.files["d"]] == [f"f{number}" for number in range(count)]
+
+
+def test_a_taken_name_is_told_before_a_byte_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, "a")
+    server = Server()
+    go(server, "d", tmp_path)
+    monkeypatch.setattr(registrator, "_hashed", lambda *args: pytest.fail("files were read"))
+    with pytest.raises(PilotageError, match="there is a dataset d already") as caught:
+        go(server, "d", tmp_path)
+    assert caught.value.name == "ALREADY_EXISTS"
+
+
+@pytest.mark.usefixtures("small_batches")
+def test_a_registration_that_broke_off_is_completed_by_the_same_command_with_add(tmp_path: Path) -> None:
+    make(tmp_path, *(f"f{number}" for number in range(8)))
+    server = Server()
+    server.fail_at = 3
+    with pytest.raises(PilotageError, match="dataset d is open with 6 of 8 files") as caught:
+        go(server, "d", tmp_path)
+    assert "--add" in caught.value.fields["advice"]
+    view = go(server, "d", tmp_path, options=quiet(add=True))
+    assert (view.state, view.n_files) == ("closed", 8)
+
+
+def test_add_refuses_another_content_under_a_name_that_is_there(tmp_path: Path) -> None:
+    make(tmp_path, "a")
+    server = Server()
+    go(server, "d", tmp_path, options=quiet(close=False))
+    (tmp_path / "a").write_text("something else\n")
+    with pytest.raises(PilotageError, match="a is in the dataset with another content"):
+        go(server, "d", tmp_path, options=quiet(add=True))
+
+
+@pytest.mark.parametrize(("prepare", "name"), [(lambda server, path: None, "NOT_FOUND"),
+                                               (lambda server, path: go(server, "d", path), "WRONG_STATE")])  # fmt: skip
+def test_add_needs_an_open_dataset(
+    tmp_path: Path, prepare: Callable[[Server, Path], object], name: str
+) -> None:
+    make(tmp_path, "a")
+    server = Server()
+    prepare(server, tmp_path)
+    with pytest.raises(PilotageError) as caught:
+        go(server, "d", tmp_path, options=quiet(add=True))
+    assert caught.value.name == name
