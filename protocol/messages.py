@@ -251,7 +251,7 @@ class Move:
     """A state that the attempt entered, and when, by the pilot's clock (seconds since 1970, only shown, never reckoned with)."""
 
     state: str = bounded(max_length=40)
-    at: float = bounded(ge=0, le=1e12)
+    at: float = bounded(ge=0, le=1e11)
 
 
 @message

@@ -22,6 +22,10 @@ logger = logging.getLogger(__name__)
 DOORS = (public.door, pilot.door, user.door)
 DOCUMENT = "/v1/openapi.json"
 PAGES = "/docs"
+SWAGGER = "swagger_ui"
+"""Flask's name for these pages: fixed files without a secret."""
+FREE = ("HEAD", "OPTIONS")
+"""Methods that Flask adds by itself; HEAD passes through the route's own function."""
 STREAMED = frozenset({"/v1/bundles/<digest>"})
 """Paths whose body is read in a stream with a limit of its own."""
 
@@ -56,6 +60,8 @@ def _endpoint(core: Core, route: Route) -> Callable[..., Response]:
                 _refuse(caller, route)
             if route.path not in STREAMED:
                 _check_size(core)
+            if any("\0" in part for part in parts.values()):
+                raise PilotageError("NOT_FOUND", "no name contains a NUL character")
             arguments: dict[str, Any] = dict(parts)
             call = Call(core, caller, Query(request), request)
             content = (
@@ -119,8 +125,14 @@ def _of_http(error: HTTPException) -> PilotageError:
 
 
 def _refuse_undeclared(app: Flask, routes: list[Route]) -> None:
-    """A route that came in by another way than a door has no role: the application does not start."""
-    declared = {route.path for route in routes}
+    """A route without a role, or one that came in by another way than a door: the application does not start."""
+    declared = {
+        (method, route.path)
+        for route in routes
+        if isinstance(route.role, Role)
+        for method in (route.method, *FREE)
+    }
     for rule in app.url_map.iter_rules():
-        if rule.rule not in declared and not rule.rule.startswith(PAGES):
+        missing = {(method, rule.rule) for method in rule.methods or ()} - declared
+        if missing and rule.endpoint.partition(".")[0] != SWAGGER:
             raise RuntimeError(f"the route {rule.rule} declares no role; declare it in server/routes/")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -42,6 +43,11 @@ def store(core: Core, digest: str, stream: IO[bytes], owner: str) -> BundleRef:
         with os.fdopen(descriptor, "wb") as file:
             size = _receive(stream, file, digest, core.limits.bundle_bytes)
         os.rename(name, path)
+        _sync(path.parent)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise PilotageError("SERVER_UNAVAILABLE", "no space is left for bundles") from error
     finally:
         Path(name).unlink(missing_ok=True)
 
@@ -50,6 +56,15 @@ def store(core: Core, digest: str, stream: IO[bytes], owner: str) -> BundleRef:
 
     core.database.write(work)
     return BundleRef(digest, size)
+
+
+def _sync(directory: Path) -> None:
+    """Have the names in a directory on disk."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _receive(stream: IO[bytes], file: IO[bytes], digest: str, limit: int) -> int:

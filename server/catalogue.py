@@ -15,6 +15,7 @@ from server.core import Core
 from server.models import Dataset, File, Replica, now
 from server.paging import Cursor, iso, page_of
 
+MEBIBYTE = 2**20
 CHUNK = 200
 """Files registered in one transaction."""
 
@@ -52,11 +53,14 @@ def create_output(name: str, task_id: int) -> Dataset:
 
 
 def add_files(core: Core, name: str, files: Sequence[FileSpec], close: bool) -> DatasetView:
-    """Add files to an open dataset, all or nothing."""
+    """Add files to an open dataset, all or nothing.
+
+    One after the other: whoever reads the dataset in the order of the files' ids then never finds one before its place.
+    """
     _check_files(files)
 
     def work() -> Dataset:
-        dataset = find(name)
+        dataset = core.database.locked(Dataset.select().where(Dataset.name == name)).first() or find(name)
         if dataset.state != DatasetState.OPEN.value or dataset.task_id is not None:
             whose = f"filled by task {dataset.task_id}" if dataset.task_id else dataset.state
             raise PilotageError(
@@ -141,8 +145,13 @@ def _insert(dataset: Dataset, files: Sequence[FileSpec]) -> None:
 
 def view(dataset: Dataset) -> DatasetView:
     dataset = Dataset.get_by_id(dataset.id)
-    n_files, size = (
-        File.select(fn.COUNT(File.id), fn.COALESCE(fn.SUM(File.size), 0))
+    # In two parts, since the sum of large sizes is more than the databases' integers hold.
+    n_files, mebibytes, rest = (
+        File.select(
+            fn.COUNT(File.id),
+            fn.COALESCE(fn.SUM(File.size / MEBIBYTE), 0),
+            fn.COALESCE(fn.SUM(File.size.bin_and(MEBIBYTE - 1)), 0),
+        )
         .where(File.dataset == dataset.id, File.state == "available")
         .tuples()
         .first()
@@ -152,7 +161,7 @@ def view(dataset: Dataset) -> DatasetView:
         scope=dataset.scope,
         state=dataset.state,
         n_files=n_files,
-        size=int(size),
+        size=int(mebibytes) * MEBIBYTE + int(rest),
         created=iso(dataset.created),
         closed=iso(dataset.closed) if dataset.closed else None,
         task_id=dataset.task_id,

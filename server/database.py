@@ -101,9 +101,12 @@ class Database:
             if opened and not self.is_sqlite:
                 self._peewee.close()
 
-    def locked(self, query: Any) -> Any:
-        """Rows that only this transaction changes until it ends; others wait. SQLite has one writer and needs nothing."""
-        return query if self.is_sqlite else query.for_update()
+    def locked(self, query: Any, *of: Any) -> Any:
+        """Rows that only this transaction changes until it ends; others wait. SQLite has one writer and needs nothing.
+
+        Of a join, lock the rows `of` these tables in this order: who locks in another order waits for ever for each other.
+        """
+        return query if self.is_sqlite else query.for_update(of=of or None)
 
     def skip_locked(self, query: Any, *of: Any) -> Any:
         """The same, but rows that another transaction has locked are passed over; of a join, lock the rows `of` these tables."""

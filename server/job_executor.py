@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from urllib.parse import quote
 
 from protocol.errors import BY_NAME, Budget, ErrorEntry, PilotageError, Retry, shorten
-from protocol.files import check_checksums
+from protocol.files import check_checksums, check_lfn
 from protocol.messages import (
     AttemptUpdate,
     BundleRef,
@@ -52,11 +52,21 @@ LEASE_CLOCK = "lease_clock"
 READY_NUMBERS = "ready_nr"
 PILOT_MAY_REPORT = frozenset((*PILOT_OWNED, JobState.COMPLETED, JobState.FAILED))
 LONGEST_PAUSE_SECONDS = 600
+TAKEN_AWAY = frozenset({"LOST_HEARTBEAT", "NOT_ACKNOWLEDGED", "CANCELLED_BY_USER"})
+"""The errors of attempts that the server took from their pilots; no pilot reports one itself."""
 
 
 def lease_clock() -> int:
-    value: int = Counter.get_by_id(LEASE_CLOCK).value
-    return value
+    """Whole seconds; the counter in the database has milliseconds, so that short passes add up."""
+    return int(Counter.get_by_id(LEASE_CLOCK).value // 1000)
+
+
+def advance_lease_clock(core: Core, seconds: float) -> None:
+    """The reaper's right alone."""
+    step = int(seconds * 1000)
+    core.database.write(
+        lambda: Counter.update(value=Counter.value + step).where(Counter.name == LEASE_CLOCK).execute()
+    )
 
 
 # -- forming ----------------------------------------------------------------------------------------------------------------
@@ -74,26 +84,26 @@ class NewJob:
 def form(core: Core, task: Task, new_jobs: Sequence[NewJob]) -> None:
     """Make jobs of a task and put them into the queue; inside `Database.write`.
 
-    A job with an output name that exists already can never complete: it is formed and fails at once, with that as its error.
+    A job whose output names cannot be can never complete: it is formed and fails at once, with that as its error.
     """
     numbers = core.database.next_numbers(READY_NUMBERS, len(new_jobs))
     for new, ready_nr in zip(new_jobs, numbers, strict=True):
-        taken = _taken_names(task, new)
+        error, detail = _wrong_names(task, new)
         job = Job.create(
             task=task,
             job_nr=new.job_nr,
             job_class=task.job_class_id,
             priority=task.priority,
-            state=(JobState.FAILED if taken else JobState.READY).value,
-            ready_nr=None if taken else ready_nr,
-            error="DUPLICATE_OUTPUT" if taken else None,
-            error_detail=taken or None,
+            state=(JobState.FAILED if error else JobState.READY).value,
+            ready_nr=None if error else ready_nr,
+            error=error,
+            error_detail=detail,
         )
         if new.file_ids:
             JobInput.insert_many(
                 [(task.id, file_id, job.id) for file_id in new.file_ids], _INPUT_FIELDS
             ).execute()
-        if new.output_lfns and not taken:
+        if new.output_lfns and not error:
             dataset = task.output_dataset
             rows = [(dataset.id, dataset.scope, lfn, "declared", job.id) for lfn in new.output_lfns]
             File.insert_many(rows, _OUTPUT_FIELDS).execute()
@@ -103,17 +113,22 @@ _INPUT_FIELDS = [JobInput.task, JobInput.file, JobInput.job]
 _OUTPUT_FIELDS = [File.dataset, File.scope, File.lfn, File.state, File.job_id]
 
 
-def _taken_names(task: Task, new: NewJob) -> str:
-    """Which output names of a new job exist already, in words; "" if none."""
+def _wrong_names(task: Task, new: NewJob) -> tuple[str | None, str | None]:
+    """Error and detail if an output name of a new job is no name or exists already."""
     if not new.output_lfns:
-        return ""
+        return None, None
+    try:
+        for lfn in new.output_lfns:
+            check_lfn(lfn)
+    except PilotageError as error:
+        return error.name, error.detail
     scope = task.output_dataset.scope
     taken = {
         row.lfn
         for row in File.select(File.lfn).where(File.scope == scope, File.lfn.in_(list(new.output_lfns)))
     }
     taken |= {lfn for lfn in new.output_lfns if new.output_lfns.count(lfn) > 1}
-    return f"in scope {scope}: {', '.join(sorted(taken))}" if taken else ""
+    return ("DUPLICATE_OUTPUT", f"in scope {scope}: {', '.join(sorted(taken))}") if taken else (None, None)
 
 
 # -- handing out ------------------------------------------------------------------------------------------------------------
@@ -123,14 +138,13 @@ def claim(core: Core, request: GetJobRequest) -> list[JobSpec]:
     """Bind jobs to this pilot now (late binding); the same request id yields the same attempts again, with the same tokens."""
 
     def work() -> list[int]:
+        # First, since it locks the pilot's row: two copies of one request do not pass each other.
+        queue = _open_queue(request)
         repeated = Attempt.select().where(
             Attempt.request_id == request.request_id, Attempt.pilot_id == request.pilot_id
         )
-        attempts = list(repeated)
-        if not attempts:
-            queue = _open_queue(request)
-            if queue is None:
-                return []
+        attempts = list(repeated.order_by(Attempt.id))
+        if not attempts and queue is not None:
             ids = brokerage.candidates(core.database, _offer(request, queue), request.n_jobs, request.task_id)
             for job_id in ids:
                 attempt = _bind(core, job_id, request, queue)
@@ -281,16 +295,22 @@ def update(core: Core, word: AttemptUpdate) -> UpdateReply:
 
 def _update(core: Core, word: AttemptUpdate) -> UpdateReply:
     attempt = _authentic(core, word.attempt_id, word.attempt_token)
+    if attempt is None or _is_taken(attempt):
+        why = f"{attempt.error}" if attempt else "there is none with this token"
+        raise PilotageError("STALE_ATTEMPT", f"attempt {word.attempt_id}: {why}")
     moves = _checked_moves(word)
     if word.seq <= attempt.seq:
         return _reply(attempt)
     if attempt.ended_at is not None:
         return _add_log(attempt, word, moves)
+    if not moves and attempt.state == JobState.EXTRACTED.value:
+        moves = [(JobState.OBTAINED, now())]  # the first word acknowledges, whatever it says
     target = moves[-1][0] if moves else JobState(attempt.state)
     if target is JobState.COMPLETED:
         _register_outputs(attempt, word.outputs)
     _move_attempt(core, attempt, word, moves)
     if target is JobState.FAILED:
+        _keep_job(attempt)
         _end_failed(core, attempt, word)
     elif target is JobState.COMPLETED:
         _set_job(attempt, JobState.COMPLETED, Actor.PILOT, error=None, error_detail=None)
@@ -303,19 +323,22 @@ def _update(core: Core, word: AttemptUpdate) -> UpdateReply:
     return _reply(Attempt.get_by_id(attempt.id))
 
 
-def _authentic(core: Core, attempt_id: int, token: str) -> Attempt:
-    attempt = Attempt.get_or_none(Attempt.id == attempt_id)
+def _authentic(core: Core, attempt_id: int, token: str) -> Attempt | None:
+    """The attempt that the token belongs to; words about a job, its claim and its cancellation wait for each other here."""
+    query = Attempt.select().join(Job).where(Attempt.id == attempt_id)
+    attempt = core.database.locked(query, Job, Attempt).first()
     if attempt is None or not tokens.is_token_of(core.key, attempt.id, attempt.nonce, token):
-        raise PilotageError("STALE_ATTEMPT", f"no attempt {attempt_id} with this token")
+        return None
     return attempt
 
 
+def _is_taken(attempt: Attempt) -> bool:
+    """Whether the server ended the attempt, and not its pilot."""
+    return attempt.ended_at is not None and attempt.error in TAKEN_AWAY
+
+
 def _reply(attempt: Attempt) -> UpdateReply:
-    stopped = attempt.ended_at is not None and attempt.state not in (
-        JobState.COMPLETED.value,
-        JobState.FAILED.value,
-    )
-    return UpdateReply(attempt.id, attempt.state, Command.STOP if stopped else Command.CONTINUE)
+    return UpdateReply(attempt.id, attempt.state, Command.STOP if _is_taken(attempt) else Command.CONTINUE)
 
 
 def _checked_moves(word: AttemptUpdate) -> list[tuple[JobState, float]]:
@@ -338,6 +361,8 @@ def _checked_moves(word: AttemptUpdate) -> list[tuple[JobState, float]]:
     last = moves[-1][0] if moves else None
     if word.error and last is not JobState.FAILED:
         raise PilotageError("BAD_REQUEST", "error: only with a move to FAILED as the last one")
+    if word.error in TAKEN_AWAY:
+        raise PilotageError("BAD_REQUEST", f"error: {word.error} is for the server to say")
     if last is JobState.FAILED and not word.error:
         raise PilotageError("BAD_REQUEST", "error: FAILED needs the name of an error of the catalogue")
     if word.outputs is not None and last is not JobState.COMPLETED:
@@ -417,9 +442,8 @@ def _keep_job(attempt: Attempt) -> None:
 
 
 def _add_log(attempt: Attempt, word: AttemptUpdate, moves: list[tuple[JobState, float]]) -> UpdateReply:
-    """An ended attempt changes no more; its own pilot may still add the log archive, once."""
-    own_end = attempt.state in (JobState.FAILED.value, JobState.COMPLETED.value)
-    if moves or word.log is None or attempt.log_size is not None or not own_end:
+    """An attempt that its pilot has ended changes no more; the pilot may still add the log archive, once."""
+    if moves or word.log is None or attempt.log_size is not None:
         raise PilotageError("STALE_ATTEMPT", f"attempt {attempt.id} has ended as {attempt.state}")
     Attempt.update(
         seq=word.seq, log_size=word.log.size, log_checksums=json.dumps(check_checksums(word.log.checksums))
@@ -492,10 +516,13 @@ def heartbeat(core: Core, word: Heartbeat) -> list[UpdateReply]:
                 "NOT_FOUND", f"no pilot {word.pilot_id} is registered; a pilot's first word is registerPilot"
             )
         lease = clock + pilot.queue.lease_seconds
+        # In one order whatever the word's, and the pilot last: then two words never wait for each other.
+        answers = {
+            held.attempt_id: _renew(core, held.attempt_id, held.attempt_token, lease, held.metrics)
+            for held in sorted(word.attempts, key=lambda held: held.attempt_id)
+        }
         Pilot.update(last_seen=now(), lease_until=lease).where(Pilot.pilot_id == word.pilot_id).execute()
-        return [
-            _renew(core, held.attempt_id, held.attempt_token, lease, held.metrics) for held in word.attempts
-        ]
+        return [answers[held.attempt_id] for held in word.attempts]
 
     return core.database.write(work)
 
@@ -503,8 +530,8 @@ def heartbeat(core: Core, word: Heartbeat) -> list[UpdateReply]:
 def _renew(
     core: Core, attempt_id: int, token: str, lease: int, metrics: dict[str, float] | None
 ) -> UpdateReply:
-    attempt = Attempt.get_or_none(Attempt.id == attempt_id)
-    if attempt is None or not tokens.is_token_of(core.key, attempt.id, attempt.nonce, token):
+    attempt = _authentic(core, attempt_id, token)
+    if attempt is None:
         return UpdateReply(attempt_id, "", Command.STOP)
     if attempt.ended_at is None:
         changes: dict[object, object] = {Attempt.lease_until: lease}
@@ -537,7 +564,7 @@ def expire(core: Core, limit: int = 500) -> int:
             )
             .limit(limit)
         )
-        expired = list(overdue)
+        expired = list(core.database.skip_locked(overdue, Job, Attempt))
         for attempt in expired:
             name = _loss_name(attempt)
             _event(
@@ -614,7 +641,9 @@ def promote(core: Core, limit: int = 500) -> int:
         )
         ids = [job.id for job in due]
         for job_id, number in zip(ids, core.database.next_numbers(READY_NUMBERS, len(ids)), strict=True):
-            Job.update(ready_nr=number, ready_after=None).where(Job.id == job_id).execute()
+            Job.update(ready_nr=number, ready_after=None).where(
+                Job.id == job_id, Job.ready_after.is_null(False)
+            ).execute()
         return len(ids)
 
     return core.database.write(work)

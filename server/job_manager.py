@@ -6,9 +6,9 @@ import json
 
 from protocol.errors import BY_NAME, PilotageError
 from protocol.messages import AttemptView, FileView, JobView, Page, PilotView, StateTime
-from protocol.states import FINAL, HELD, JobState, PilotState
+from protocol.states import FINAL, HELD, Actor, JobState, PilotState
 from server import catalogue
-from server.job_executor import lease_clock
+from server.job_executor import TAKEN_AWAY, lease_clock
 from server.models import STATE_TIMES, Attempt, Dataset, File, Job, JobEvent, JobInput, Pilot, Task
 from server.paging import Cursor, iso, page_of
 
@@ -116,14 +116,14 @@ def _history(job: Job, attempts: list[Attempt]) -> list[StateTime]:
                     attempt.state,
                     iso(attempt.ended_at),
                     attempt.attempt_nr,
-                    f"pilot {attempt.pilot_id}",
+                    "server" if attempt.error in TAKEN_AWAY else f"pilot {attempt.pilot_id}",
                     detail,
                 )
             )
-    waits = job.state == JobState.READY.value
-    if waits or (job.state in {state.value for state in FINAL} and not attempts):
+    if lines[-1].state != job.state and job.state in {state.value for state in (JobState.READY, *FINAL)}:
+        actor = Actor.USER if job.state == JobState.CANCELLED.value else Actor.EXECUTOR
         lines.append(
-            StateTime(job.state, iso(job.changed), job.attempt_nr, "task-executor", job.error_detail or "")
+            StateTime(job.state, iso(job.changed), job.attempt_nr, actor.value, job.error_detail or "")
         )
     return lines
 

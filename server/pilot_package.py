@@ -23,7 +23,16 @@ OURS = ("protocol", "copytools", "pilot")
 LIBRARIES = ("click", "urllib3", "filelock")
 FILE_NAME = "pilot.pyz"
 _EPOCH = (1980, 1, 1, 0, 0, 0)
-_MAIN = b"from pilot.cli import main\n\nmain()\n"
+_MAIN = b"""import sys
+
+if sys.version_info < (3, 9):
+    sys.stderr.write("A pilot needs Python 3.9 or newer; %s is %s.\\n" % (sys.executable, sys.version.split()[0]))
+    sys.exit(69)
+
+from pilot.cli import main
+
+main()
+"""
 
 
 def path(state_directory: Path) -> Path:
@@ -63,7 +72,9 @@ def build(target: Path) -> None:
 
 
 def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
-    archive.writestr(zipfile.ZipInfo(name, _EPOCH), content, zipfile.ZIP_DEFLATED)
+    entry = zipfile.ZipInfo(name, _EPOCH)
+    entry.external_attr = 0o644 << 16
+    archive.writestr(entry, content, zipfile.ZIP_DEFLATED)
 
 
 def _add_library(archive: zipfile.ZipFile, name: str) -> None:
@@ -75,7 +86,12 @@ def _add_library(archive: zipfile.ZipFile, name: str) -> None:
             "SERVER_ERROR",
             f"{name} {library.version} needs Python {wanted}; the pilot must run on {OLDEST_PYTHON}",
         )
-    for entry in sorted(library.files or (), key=str):
+    if not library.files:
+        raise PilotageError(
+            "SERVER_ERROR",
+            f"{name} {library.version} does not tell its files, so the pilot cannot carry it: install it with pip",
+        )
+    for entry in sorted(library.files, key=str):
         keep = entry.suffix == ".py" or entry.name.upper().startswith(("LICENSE", "LICENCE"))
         if keep and ".." not in entry.parts:
             _add(archive, str(entry), Path(str(entry.locate())).read_bytes())

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,6 +34,8 @@ NETWORK_FILE_SYSTEMS = frozenset(
 """Where SQLite's locks and write-ahead log cannot be trusted."""
 
 RUNNING = "server.json"
+MOUNTS = Path("/proc/self/mounts")
+"""The kernel's mount table: a line per mount, the later one on top."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ def prepare(directory: Path) -> Path:
         probe.unlink()
     except OSError as error:
         raise PilotageError("STATE_DIRECTORY_UNFIT", f"{directory}: {error.strerror}") from None
-    kind = _file_system(directory)
+    kind = _file_system(directory.resolve())
     if kind in NETWORK_FILE_SYSTEMS:
         raise PilotageError(
             "STATE_DIRECTORY_UNFIT",
@@ -67,10 +70,11 @@ def prepare(directory: Path) -> Path:
 def _file_system(directory: Path) -> str:
     """The type of the file system, as the kernel's mount table names it."""
     best, kind = -1, ""
-    for line in Path("/proc/self/mounts").read_text().splitlines():
+    for line in MOUNTS.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
         _, mount_point, file_system, *_ = line.split(" ")
-        mount_point = mount_point.encode().decode("unicode_escape")
-        if Path(mount_point) in (directory, *directory.parents) and len(mount_point) > best:
+        # Blanks and the like stand there as octal numbers.
+        mount_point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match.group(1), 8)), mount_point)
+        if Path(mount_point) in (directory, *directory.parents) and len(mount_point) >= best:
             best, kind = len(mount_point), file_system
     return kind
 

@@ -60,7 +60,7 @@ def _stock(resource_type: ResourceType) -> int:
 
 def _form_some(core: Core, task_id: int, n: int) -> int:
     """Form at most `n` jobs of a task; inside `Database.write`. The task's row remembers how far it has come."""
-    task = Task.get_by_id(task_id)
+    task = core.database.locked(Task.select().where(Task.id == task_id)).get()
     if task.all_formed or task.cancelled:
         return 0
     spec = spec_of(task)
@@ -82,10 +82,13 @@ def _form_some(core: Core, task_id: int, n: int) -> int:
 def _next_groups(task: Task, spec: TaskSpec, n: int) -> tuple[list[Sequence[File]], bool]:
     """The inputs of the next `n` jobs, and whether these are the last ones.
 
-    An open dataset may still grow, so its last, incomplete group waits.
+    An open dataset may still grow, so its last, incomplete group waits. The outputs of another task become available in
+    any order, and the task's row remembers but one place, so they wait until that task has ended.
     """
     size = spec.files_per_job
     closed = task.input_dataset.state == DatasetState.CLOSED.value
+    if not closed and task.input_dataset.task_id is not None:
+        return [], False
     available = (
         File.select()
         .where(File.dataset == task.input_dataset_id, File.state == "available", File.id > task.last_file_id)

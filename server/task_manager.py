@@ -124,7 +124,7 @@ def find(id_or_name: str) -> Task:
 
 
 def _is_id(text: str) -> bool:
-    return text.isascii() and text.isdigit() and 0 < int(text[:20]) < 2**63
+    return text.isascii() and text.isdigit() and len(text) < 20 and 0 < int(text) < 2**63
 
 
 def cancel(core: Core, id_or_name: str, caller: str) -> TaskView:
@@ -219,7 +219,7 @@ def end(core: Core, task_id: int) -> bool:
     """Close a task whose jobs have all ended, and its output dataset, once; whether it was that time."""
 
     def work() -> bool:
-        task = Task.get_by_id(task_id)
+        task = core.database.locked(Task.select().where(Task.id == task_id)).get()
         if task.ended is not None:
             return False
         counts = counts_of(task)

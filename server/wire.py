@@ -52,12 +52,24 @@ def parse(cls: Any, request: Request) -> Any:
             f"the body is empty; a JSON object is expected, with {needed or 'any of its fields'}",
         )
     try:
-        return _adapter(cls).validate_json(body)
+        parsed = _adapter(cls).validate_json(body)
     except ValidationError as error:
         problems = error.errors(include_url=False)[:10]
         raise PilotageError(
             "BAD_REQUEST", "; ".join(_sentence(cls, problem) for problem in problems)
         ) from None
+    if rb"\u0000" in body and _has_nul(to_wire(parsed)):
+        # Postgres keeps none, no process can be given one, and it cuts names short in C.
+        raise PilotageError("BAD_REQUEST", "a text contains a NUL character")
+    return parsed
+
+
+def _has_nul(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(_has_nul(part) for pair in value.items() for part in pair)
+    if isinstance(value, list):
+        return any(_has_nul(part) for part in value)
+    return isinstance(value, str) and "\0" in value
 
 
 def _sentence(cls: Any, problem: Any) -> str:

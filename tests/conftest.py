@@ -3,5 +3,12 @@
 Imports nothing of server/ or client/ here: the unit tests of protocol, copytools and pilot also run on Python 3.9.
 """
 
-# components last: it imports the two before it, and pytest wants to be the first that imports a plugin.
-pytest_plugins = ["pytester", "tests.postgres", "tests.filesystems", "tests.components"]
+# components last: it imports postgres and filesystems, and pytest wants to be the first that imports a plugin.
+pytest_plugins = [
+    "pytester",
+    "tests.postgres",
+    "tests.filesystems",
+    "tests.running_server",
+    "tests.faulty_server",
+    "tests.components",
+]

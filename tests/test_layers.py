@@ -256,12 +256,15 @@ def literals(path: Path) -> Iterator[Tuple[int, str]]:
 
 
 def test_no_job_state_is_spelt_outside_protocol() -> None:
-    """A status is JobState.READY; the word "READY" in quotes is a second place that must agree."""
+    """A status is JobState.READY; the word "READY" in quotes is a second place that must agree.
+
+    Only a migration has the words of its day: it must not change when the table of states does.
+    """
     words = {state.value for state in states.JobState}
     wrong = [
         f"{path.relative_to(ROOT)}:{line}: {word!r}"
         for path in sources()
-        if path.relative_to(ROOT).parts[0] != "protocol"
+        if path.relative_to(ROOT).parts[0] != "protocol" and path.parent.name != "migrations"
         for line, word in literals(path)
         if word in words
     ]

@@ -9,8 +9,7 @@ from flask import Response, send_file
 import protocol
 from protocol.share import shared_path
 from server import pilot_package
-from server.job_executor import LEASE_CLOCK
-from server.models import Counter
+from server.job_executor import lease_clock
 from server.routes import Call, Door
 from server.tokens import Role
 
@@ -34,7 +33,7 @@ def health(call: Call) -> Any:
     return {
         "status": "ok",
         "version": protocol.__version__,
-        "leaseClock": Counter.get_by_id(LEASE_CLOCK).value,
+        "leaseClock": lease_clock(),
     }
 
 

@@ -171,6 +171,7 @@ def show_pilot(call: Call, pilot: str) -> PilotView:
 @door.route("GET", "/v1/queues", Role.USER, None, Page)
 def list_queues(call: Call) -> Page:
     """All queues, with what waits and runs in each."""
+    call.query.finish()
     return computing.queues()
 
 
@@ -195,6 +196,7 @@ def set_queue_state(call: Call, wish: QueueStateSpec, name: str) -> QueueView:
 @door.route("GET", "/v1/storages", Role.USER, None, Page)
 def list_storages(call: Call) -> Page:
     """All storages."""
+    call.query.finish()
     return computing.storages()
 
 
@@ -207,4 +209,5 @@ def create_storage(call: Call, spec: StorageSpec) -> StorageView:
 @door.route("GET", "/v1/sites", Role.USER, None, Page)
 def list_sites(call: Call) -> Page:
     """All sites."""
+    call.query.finish()
     return computing.sites()

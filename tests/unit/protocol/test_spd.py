@@ -188,7 +188,7 @@ def test_the_end_of_another_file_of_the_same_size_is_found(place: Place) -> None
 
 def test_a_damaged_place_is_named(place: Place) -> None:
     data = written()
-    assert f"(at byte {FIRST_FRAME})" in place.error(put(data, FIRST_FRAME, "4s", b"FRAM")).detail
+    assert f"(at byte {FIRST_FRAME})" in place.error(put(data, FIRST_FRAME, "4s", b"XXX>")).detail
     block = FIRST_FRAME + FRAME_HEADER
     assert f"(at byte {block})" in place.error(put(data, block, "4s", b"SLIC")).detail
 
@@ -251,6 +251,19 @@ def test_a_block_that_claims_more_hits_than_its_frame_holds_costs_no_memory(plac
         assert tracemalloc.get_traced_memory()[1] < 4 << 20
     finally:
         tracemalloc.stop()
+
+
+def test_a_block_too_large_for_a_reader_s_memory_is_refused(place: Place) -> None:
+    with place.path.open("wb") as stream:
+        writer = spd.Writer(stream, HEADER)
+        writer.begin_frame(FrameHeader(0, 0, 10, CLOCKS))
+        count = spd.BLOCK_WORDS_MAX + 1
+        head = spd.BLOCK_HEAD.pack(spd.BLOCK_MAGIC, 2000, 0, count)
+        writer.write_blocks(head + bytes(8 * count) + spd.BLOCK_TAIL.pack(spd.BLOCK_END, count), 1, count)
+        writer.end_frame()
+        writer.close()
+    with pytest.raises(PilotageError, match="a block of frame 0 is damaged"):
+        spd.verify(place.path)
 
 
 def test_a_large_frame_is_read_in_pieces(place: Place) -> None:

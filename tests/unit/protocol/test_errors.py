@@ -1,0 +1,148 @@
+"""The catalogue is whole: names, numbers and rules that agree with each other, and errors that carry them."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+from typing import Dict
+
+import pytest
+
+from protocol.errors import (
+    BY_CODE,
+    BY_NAME,
+    CATALOGUE,
+    DETAIL_LIMIT,
+    PILOT_EXIT_TEXT,
+    Blame,
+    Budget,
+    ErrorEntry,
+    PilotageError,
+    PilotExit,
+    Retry,
+    shorten,
+)
+
+ROOT = Path(__file__).parents[3]
+
+PANDA: Dict[str, int] = {
+    "GENERAL_ERROR": 1008,
+    "NO_LOCAL_SPACE": 1098,
+    "STAGE_IN_FAILED": 1099,
+    "REPLICA_NOT_FOUND": 1100,
+    "INPUT_NOT_FOUND": 1103,
+    "WORK_DIRECTORY_TOO_LARGE": 1104,
+    "STDOUT_TOO_LARGE": 1106,
+    "SETUP_FAILED": 1110,
+    "OUTPUT_TOO_LARGE": 1124,
+    "STAGE_OUT_FAILED": 1137,
+    "KILLED_BY_SERVER": 1144,
+    "STAGE_IN_MD5_MISMATCH": 1145,
+    "STAGE_OUT_MD5_MISMATCH": 1141,
+    "LOOPING_JOB": 1150,
+    "STAGE_IN_TIMEOUT": 1151,
+    "STAGE_OUT_TIMEOUT": 1152,
+    "MISSING_OUTPUT": 1165,
+    "STAGE_IN_ADLER32_MISMATCH": 1171,
+    "STAGE_OUT_ADLER32_MISMATCH": 1172,
+    "LFN_TOO_LONG": 1190,
+    "MKDIR_FAILED": 1199,
+    "KILL_SIGNAL": 1200,
+    "PILOT_SIGTERM": 1201,
+    "PILOT_SIGINT": 1208,
+    "PAYLOAD_OUT_OF_MEMORY": 1212,
+    "WALLTIME_EXCEEDED": 1213,
+    "PAYLOAD_FAILED": 1305,
+    "TRANSFORM_NOT_FOUND": 1346,
+    "PREPROCESS_FAILED": 1356,
+    "POSTPROCESS_FAILED": 1357,
+}
+"""PanDA's numbers where the meaning is the same: a change here would tell PanDA's monitors something else."""
+
+
+@pytest.mark.parametrize(("name", "code"), sorted(PANDA.items()))
+def test_an_error_that_panda_knows_has_pandas_number(name: str, code: int) -> None:
+    assert BY_NAME[name].code == code
+    assert BY_CODE[code].name == name
+
+
+def test_every_number_is_pandas_or_ours() -> None:
+    assert not [entry for entry in CATALOGUE if not (1000 <= entry.code < 2000 or 3000 <= entry.code < 4000)]
+
+
+@pytest.mark.parametrize("entry", CATALOGUE, ids=lambda entry: entry.name)
+def test_a_row_is_whole(entry: ErrorEntry) -> None:
+    assert re.fullmatch(r"[A-Z][A-Z0-9_]+", entry.name)
+    assert isinstance(entry.blame, Blame)
+    assert len(entry.text) > 10
+    assert len(entry.advice) > 10
+    for sentence in (entry.text, entry.advice):
+        assert not sentence.endswith("."), "detail and advice are joined to it with a colon or a full stop"
+        assert sentence[0] not in ("{", "%"), "no template: a detail says what was the matter"
+
+
+@pytest.mark.parametrize("entry", CATALOGUE, ids=lambda entry: entry.name)
+def test_budget_and_blame_agree(entry: ErrorEntry) -> None:
+    """The user's own budget pays for what the payload or the user did; nodes, storages and sites are not their fault."""
+    if entry.budget is Budget.PAYLOAD:
+        assert entry.blame in (Blame.PAYLOAD, Blame.USER)
+    if entry.budget is Budget.INFRASTRUCTURE:
+        assert entry.blame not in (Blame.PAYLOAD, Blame.USER)
+        assert entry.retry is not Retry.NEVER, "what is lost to the infrastructure is tried again"
+    if entry.retry is Retry.MORE_MEMORY:
+        assert entry.budget is Budget.PAYLOAD
+
+
+def test_every_name_that_code_raises_is_in_the_catalogue() -> None:
+    raised = {}
+    for folder in ("protocol", "copytools", "pilot", "server", "client", "daq"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if (
+                    isinstance(node, ast.Call)
+                    and getattr(node.func, "id", getattr(node.func, "attr", "")) == "PilotageError"
+                ):
+                    if node.args and isinstance(node.args[0], ast.Constant):
+                        raised[node.args[0].value] = path
+    assert len(raised) > 10
+    assert not {name: str(path) for name, path in raised.items() if name not in BY_NAME}
+
+
+def test_an_error_carries_its_row_and_its_detail() -> None:
+    error = PilotageError("STAGE_IN_FAILED", "cp /a /b: no space", path="/b")
+    assert (error.name, error.code, error.fields) == ("STAGE_IN_FAILED", 1099, {"path": "/b"})
+    assert str(error) == "an input file could not be copied: cp /a /b: no space"
+    assert str(PilotageError("STAGE_IN_FAILED")) == "an input file could not be copied"
+
+
+def test_a_name_that_is_not_in_the_catalogue_cannot_be_raised() -> None:
+    with pytest.raises(KeyError):
+        PilotageError("SOMETHING_ELSE")
+
+
+def test_a_long_detail_keeps_its_head_and_its_tail() -> None:
+    detail = PilotageError("STAGE_IN_FAILED", "head" + "x" * 5000 + "tail").detail
+    assert len(detail) <= DETAIL_LIMIT
+    assert detail.startswith("headx")
+    assert detail.endswith("xtail")
+    assert " ... " in detail
+
+
+@pytest.mark.parametrize("length", [0, 1, 39, 40])
+def test_a_short_text_is_not_cut(length: int) -> None:
+    assert shorten("x" * length, 40) == "x" * length
+
+
+@pytest.mark.parametrize("length", [41, 42, 1000])
+def test_a_cut_text_is_not_longer_than_its_limit(length: int) -> None:
+    assert 35 <= len(shorten("x" * length, 40)) <= 40
+
+
+def test_exit_codes_fit_into_a_byte_and_have_a_sentence() -> None:
+    assert all(0 <= code <= 255 for code in PilotExit)
+    assert set(PILOT_EXIT_TEXT) == set(PilotExit)
+    assert PilotExit.DONE == 0
+    assert (PilotExit.INTERRUPTED, PilotExit.TERMINATED) == (128 + 2, 128 + 15), (
+        "what a shell expects of a signal"
+    )
