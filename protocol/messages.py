@@ -339,29 +339,40 @@ class TaskSpec:
     n_jobs: int = bounded(
         0, ge=0, le=10_000_000, description="number of jobs of a task without input dataset"
     )
-    files_per_job: int = bounded(1, ge=1, le=10_000)
+    files_per_job: int = bounded(1, ge=1, le=10_000, description="input files of one job")
     outputs: List[str] = bounded(
         list, max_length=1000, description="templates of output names, such as {stem}.md5"
     )
     output_dataset: str = bounded(
         "", description="name of the output dataset; default: the task's name with .out", **OPTIONAL_NAME
     )
-    environment: Dict[str, str] = bounded(dict, max_length=200)
-    resource_type: ResourceType = bounded(ResourceType.CPU, of=ResourceType)
-    cores: int = bounded(1, ge=1, le=10_000)
-    memory_mb: int = bounded(0, ge=0, le=100_000_000)
-    disk_mb: int = bounded(0, ge=0, le=10_000_000_000)
+    environment: Dict[str, str] = bounded(
+        dict, max_length=200, description="variables for the payload; placeholders are filled in too"
+    )
+    resource_type: ResourceType = bounded(
+        ResourceType.CPU, of=ResourceType, description="which kind of queue takes the jobs"
+    )
+    cores: int = bounded(1, ge=1, le=10_000, description="cores of one job")
+    memory_mb: int = bounded(0, ge=0, le=100_000_000, description="memory that the node must offer; 0: any")
+    disk_mb: int = bounded(
+        0,
+        ge=0,
+        le=10_000_000_000,
+        description="disk that one job may use, inputs counted; 0: the pilot's limit",
+    )
     walltime_seconds: int = bounded(
         0, ge=0, le=31_536_000, description="longest run of one payload; 0: the pilot's limit"
     )
-    gpus: int = bounded(0, ge=0, le=1000)
+    gpus: int = bounded(0, ge=0, le=1000, description="GPUs that the node must offer; 0: any number")
     priority: int = bounded(0, ge=-1_000_000, le=1_000_000, description="higher goes first")
     max_attempts: int = bounded(3, ge=1, le=100, description="tries that the payload itself may fail")
     max_losses: int = bounded(
         10, ge=0, le=1000, description="tries that may be lost to nodes, storages and pilots"
     )
     queue: str = bounded("", description="bind the task to one queue", **OPTIONAL_NAME)
-    prod_source_label: str = bounded("user", **OPTIONAL_NAME)
+    prod_source_label: str = bounded(
+        "user", description="only pilots of this label (-j) take the jobs", **OPTIONAL_NAME
+    )
     data_type: str = bounded(
         "", max_length=40, description="kind of data, checked by the experiment plugin at stage-in"
     )

@@ -34,6 +34,7 @@ def create_app(core: Core) -> Flask:
     app = Flask("pilotage", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = None
     routes = [route for door in DOORS for route in door.routes]
+    _refuse_without_role(routes)
     described = openapi.document(routes)
     routes.append(Route("GET", DOCUMENT, Role.PUBLIC, lambda call: described))
     for route in routes:
@@ -92,7 +93,7 @@ def _check_size(core: Core) -> None:
         raise PilotageError(
             "TOO_LARGE", f"the body has {request.content_length} bytes; at most {limit} are taken at a time"
         )
-    request.max_content_length = limit
+    request.max_content_length = limit + 1  # one more, to see that there is more
 
 
 def _failure(error: Exception) -> Response:
@@ -124,14 +125,15 @@ def _of_http(error: HTTPException) -> PilotageError:
     return PilotageError("BAD_REQUEST", str(error.description)[:500])
 
 
+def _refuse_without_role(routes: list[Route]) -> None:
+    for route in routes:
+        if not isinstance(route.role, Role):
+            raise RuntimeError(f"the route {route.path} declares no role; declare it in server/routes/")
+
+
 def _refuse_undeclared(app: Flask, routes: list[Route]) -> None:
-    """A route without a role, or one that came in by another way than a door: the application does not start."""
-    declared = {
-        (method, route.path)
-        for route in routes
-        if isinstance(route.role, Role)
-        for method in (route.method, *FREE)
-    }
+    """A route that came in by another way than a door has no role: the application does not start."""
+    declared = {(method, route.path) for route in routes for method in (route.method, *FREE)}
     for rule in app.url_map.iter_rules():
         missing = {(method, rule.rule) for method in rule.methods or ()} - declared
         if missing and rule.endpoint.partition(".")[0] != SWAGGER:

@@ -135,7 +135,7 @@ def _answers(process: subprocess.Popen[bytes], directory: Path) -> bool:
     return False
 
 
-@server.command()
+@server.command(short_help="Stop the server; running jobs go on.")
 @_STATE
 @_CONFIG
 def stop(**options: Any) -> None:

@@ -186,7 +186,7 @@ def _open(url: str) -> Any:
 
 def _sqlstate(error: peewee.PeeweeException) -> str:
     """The code of the driver's error that peewee wraps; "" if it has none."""
-    return str(getattr(error.args[0], "sqlstate", None) or "") if error.args else ""
+    return str(getattr(getattr(error, "orig", None), "sqlstate", None) or "")
 
 
 _Item = tuple[Callable[[], Any], Future[Any]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import ssl
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,34 @@ logger = logging.getLogger(__name__)
 
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT."""
+    _check_certificate(settings)
     directory = state_directory.prepare(settings.path("server", "state_directory"))
     with state_directory.locked(directory):
         url = settings.text("database", "url") or f"sqlite:///{directory}/pilotage.db"
         _set_up(directory, url)
         _Gunicorn(settings, directory, url, _listen(settings)).run()
+
+
+def _check_certificate(settings: Settings) -> None:
+    """BAD_SETTINGS for a pair that cannot serve: gunicorn looks at it only when a client connects, each time anew."""
+    certificate, key = (settings.optional_path("server", name) for name in ("certfile", "keyfile"))
+    if certificate is None or key is None:
+        return
+    for path in (certificate, key):
+        try:
+            with open(path, "rb"):
+                pass
+        except OSError as error:
+            raise PilotageError("BAD_SETTINGS", f"{path} cannot be read: {error.strerror}") from None
+    if key.stat().st_mode & 0o077:
+        raise PilotageError("BAD_SETTINGS", f"{key} holds a secret but is not private: chmod 600 {key}")
+    try:
+        # An empty password: a key that wants one must not stop the start to ask for it.
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key, lambda: "")
+    except ssl.SSLError as error:
+        raise PilotageError(
+            "BAD_SETTINGS", f"certfile {certificate} and keyfile {key} do not serve together: {error}"
+        ) from None
 
 
 def _set_up(directory: Path, url: str) -> None:

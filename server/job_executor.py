@@ -518,11 +518,11 @@ def heartbeat(core: Core, word: Heartbeat) -> list[UpdateReply]:
         lease = clock + pilot.queue.lease_seconds
         # In one order whatever the word's, and the pilot last: then two words never wait for each other.
         answers = {
-            held.attempt_id: _renew(core, held.attempt_id, held.attempt_token, lease, held.metrics)
-            for held in sorted(word.attempts, key=lambda held: held.attempt_id)
+            index: _renew(core, held.attempt_id, held.attempt_token, lease, held.metrics)
+            for index, held in sorted(enumerate(word.attempts), key=lambda pair: pair[1].attempt_id)
         }
         Pilot.update(last_seen=now(), lease_until=lease).where(Pilot.pilot_id == word.pilot_id).execute()
-        return [answers[held.attempt_id] for held in word.attempts]
+        return [answers[index] for index in range(len(word.attempts))]
 
     return core.database.write(work)
 

@@ -122,9 +122,9 @@ def _history(job: Job, attempts: list[Attempt]) -> list[StateTime]:
             )
     if lines[-1].state != job.state and job.state in {state.value for state in (JobState.READY, *FINAL)}:
         actor = Actor.USER if job.state == JobState.CANCELLED.value else Actor.EXECUTOR
-        lines.append(
-            StateTime(job.state, iso(job.changed), job.attempt_nr, actor.value, job.error_detail or "")
-        )
+        # READY already belongs to the attempt that comes, as it will be shown then.
+        attempt_nr = job.attempt_nr + (job.state == JobState.READY.value)
+        lines.append(StateTime(job.state, iso(job.changed), attempt_nr, actor.value, job.error_detail or ""))
     return lines
 
 

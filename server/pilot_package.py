@@ -78,7 +78,10 @@ def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
 
 
 def _add_library(archive: zipfile.ZipFile, name: str) -> None:
-    """The Python files of an installed library and its licence; refused if it does not run on the oldest Python."""
+    """The Python files of an installed library and its licence; refused if it does not run on the oldest Python.
+
+    Its metadata come too: a dist-info without them makes importlib.metadata fail for everybody on that node.
+    """
     library = importlib.metadata.distribution(name)
     wanted = library.metadata.get("Requires-Python", "")  # type: ignore[attr-defined]
     if wanted and OLDEST_PYTHON not in SpecifierSet(wanted):
@@ -92,6 +95,6 @@ def _add_library(archive: zipfile.ZipFile, name: str) -> None:
             f"{name} {library.version} does not tell its files, so the pilot cannot carry it: install it with pip",
         )
     for entry in sorted(library.files, key=str):
-        keep = entry.suffix == ".py" or entry.name.upper().startswith(("LICENSE", "LICENCE"))
+        keep = entry.suffix == ".py" or entry.name.upper().startswith(("LICENSE", "LICENCE", "METADATA"))
         if keep and ".." not in entry.parts:
             _add(archive, str(entry), Path(str(entry.locate())).read_bytes())

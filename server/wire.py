@@ -45,6 +45,8 @@ def _adapter(cls: Hashable) -> TypeAdapter[Any]:
 def parse(cls: Any, request: Request) -> Any:
     """The body of a request as an object of `cls`, or BAD_REQUEST that names each field that is wrong and what would be right."""
     body = request.get_data(cache=False)
+    if request.max_content_length is not None and len(body) >= request.max_content_length:
+        raise PilotageError("TOO_LARGE", f"the body has more than {request.max_content_length - 1} bytes")
     if not body:
         needed = ", ".join(_adapter(cls).json_schema(by_alias=True).get("required", []))
         raise PilotageError(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
 
-from server import computing, tokens
+from server import app as app_module
+from server import computing, openapi, tokens
 from server.app import create_app
 from server.core import Core, Limits
 from server.database import Database
@@ -56,7 +58,8 @@ class SharedPostgres:
         first = {name: self._connection.execute(f'SELECT * FROM "{name}"').fetchall() for name in tables}
         self._first = {name: rows for name, rows in first.items() if rows}
         sequences = self._connection.execute(
-            "SELECT sequencename FROM pg_sequences WHERE schemaname = 'public'"
+            "SELECT sequencename FROM pg_sequences"
+            " WHERE schemaname = 'public' AND sequencename NOT LIKE 'schema_migration%'"
         )
         words = [f'DELETE FROM "{name}"' for name in tables]
         words += [f"SELECT setval('{name}', 1, false)" for (name,) in sequences]
@@ -130,9 +133,16 @@ def world(core: Core) -> World:
     return World(core)
 
 
+@pytest.fixture(scope="session")
+def described() -> dict[str, Any]:
+    """The OpenAPI document: to make it takes longer than most of the tests."""
+    return openapi.document([route for door in app_module.DOORS for route in door.routes])
+
+
 @pytest.fixture
-def client(core: Core) -> FlaskClient:
+def client(core: Core, described: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> FlaskClient:
     """Speaks to the application without a socket."""
+    monkeypatch.setattr(openapi, "document", lambda routes: described)
     (core.state_directory / "pilot.pyz").write_bytes(b"not a real pilot")
     return create_app(core).test_client()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -138,9 +139,9 @@ class World:
     # -- what time does -----------------------------------------------------------------------------------------------------
 
     def pass_seconds(self, seconds: int) -> int:
-        """Let the reaper count that many seconds, a period a pass; how many leases ran out."""
-        period = int(self.core.limits.reaper_seconds)
-        return sum(reaper.run_once(self.core, period) for _ in range(-(-seconds // period)))
+        """Let the reaper count that many seconds in one pass; how many leases ran out."""
+        patient = dataclasses.replace(self.core.limits, reaper_seconds=seconds)
+        return reaper.run_once(dataclasses.replace(self.core, limits=patient), seconds)
 
     def close_tasks(self) -> int:
         return closer.run_once(self.core)
