@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Callable, Deque, Iterator, List, NamedTuple, Optional, Tuple, Type
 
 from copytools.base import Checksums, Deadline, shown
-from copytools.checksum import BLOCK, Hasher, blocks, open_plain
+from copytools.checksum import BLOCK, NOT_PLAIN, Hasher, blocks, open_plain
 from copytools.failures import End, Stage, translated
 
 logger = logging.getLogger(__name__)
@@ -130,7 +130,7 @@ def make_directories(directory: Path, durable: bool) -> None:
 def _refuse_hard_links(status: os.stat_result, stage: Stage) -> None:
     """An output that has a second name could be anybody's file. An input may have one: the closer gives plain names."""
     if stage is Stage.OUT and status.st_nlink != 1:
-        raise OSError(errno.EMLINK, f"has {status.st_nlink} names (hard links)")
+        raise OSError(NOT_PLAIN, f"has {status.st_nlink} names (hard links)")
 
 
 def _refuse_changed(before: os.stat_result, after: os.stat_result) -> None:

@@ -79,6 +79,7 @@ COMPONENTS: Dict[str, Component] = {
         Component("shellcheck", on_path("shellcheck")),
         Component("strace", _strace),
         Component("curl", on_path("curl")),
+        Component("openssl", on_path("openssl")),
         Component("second-filesystem", filesystems.no_second, f"{MAKE_COMPONENTS}, or a tmpfs on /dev/shm"),
         Component("mount", filesystems.no_mount, "run the tests as root on a machine that allows mount"),
         Component("blake3", _module("blake3"), "make dev"),

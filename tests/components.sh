@@ -27,6 +27,7 @@ need postgresql has_postgres
 need shellcheck has shellcheck
 need strace has strace
 need curl has curl
+need openssl has openssl
 need procps has ps
 need e2fsprogs has mkfs.ext4
 need mount has mount
