@@ -66,7 +66,9 @@ class Cache:
         try:
             found = self._fetch(bundle.digest, part, min(LARGEST_ARCHIVE, bundle.size))
             if found != bundle.digest:
-                raise PilotageError("BUNDLE_FAILED", f"bundle {bundle.digest} arrived with the SHA-256 {found}")
+                raise PilotageError(
+                    "BUNDLE_FAILED", f"bundle {bundle.digest} arrived with the SHA-256 {found}"
+                )
             part.replace(archive)
         finally:
             part.unlink(missing_ok=True)
@@ -118,7 +120,11 @@ def _check(member: tarfile.TarInfo, root: str) -> None:
     """Judged against the links that are unpacked already: a path may not leave through one of them."""
     if not (member.isreg() or member.isdir() or member.issym() or member.islnk()):
         raise _bad(f"holds {member.name[:200]!a}, which is no file, directory or link")
-    if member.name.startswith("/") or "\0" in member.name or not _inside(os.path.join(root, member.name), root):
+    if (
+        member.name.startswith("/")
+        or "\0" in member.name
+        or not _inside(os.path.join(root, member.name), root)
+    ):
         raise _bad(f"holds {member.name[:200]!a}, which leads out of it")
     if member.issym():
         target = os.path.join(root, os.path.dirname(member.name), member.linkname)
@@ -127,7 +133,9 @@ def _check(member: tarfile.TarInfo, root: str) -> None:
     else:
         return
     if member.linkname.startswith("/") or not _inside(target, root):
-        raise _bad(f"holds the link {member.name[:200]!a} to {member.linkname[:200]!a}, which leads out of it")
+        raise _bad(
+            f"holds the link {member.name[:200]!a} to {member.linkname[:200]!a}, which leads out of it"
+        )
 
 
 def _inside(path: str, root: str) -> bool:
@@ -170,4 +178,3 @@ class _Bounded(io.RawIOBase):
         if self._given > self.LARGEST:
             raise _bad(f"has more than {self.LARGEST} bytes unpacked")
         return data
-

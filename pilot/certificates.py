@@ -50,9 +50,7 @@ def search(
     directory, directory_origin = _directory(ca_path, environ, grid_directory)
     client = file if file is not None and file != ca_file and _has_key(file) else None
     origins = [origin for origin in (file_origin, directory_origin) if origin]
-    return Trust(
-        file, directory, client, " and ".join(origins) or Trust.origin, bool(ca_file or ca_path)
-    )
+    return Trust(file, directory, client, " and ".join(origins) or Trust.origin, bool(ca_file or ca_path))
 
 
 def context(trust: Trust) -> ssl.SSLContext:
@@ -109,7 +107,10 @@ def _is_private(path: Path, uid: int) -> bool:
     except OSError:
         return False
     if not stat.S_ISREG(status.st_mode) or status.st_uid != uid or status.st_mode & 0o022:
-        logger.warning("a user proxy file is not trusted: it is not a plain file of ours alone", extra={"file": str(path)})
+        logger.warning(
+            "a user proxy file is not trusted: it is not a plain file of ours alone",
+            extra={"file": str(path)},
+        )
         return False
     return os.access(path, os.R_OK)
 

@@ -23,7 +23,12 @@ C = TypeVar("C", bound=Callable[..., Any])
 T = TypeVar("T")
 
 LATER = frozenset(
-    ("node_settings__workflow", "get_job__country_group", "get_job__working_group", "get_job__allow_other_country")
+    (
+        "node_settings__workflow",
+        "get_job__country_group",
+        "get_job__working_group",
+        "get_job__allow_other_country",
+    )
 )
 """Options of Pilot 2 that are taken and sent, and do something of their own in a later version."""
 
@@ -82,13 +87,18 @@ def _metavar(row: Setting) -> str:
 
 
 @click.command(
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}, epilog=EXAMPLES + _exit_codes()
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog=EXAMPLES + _exit_codes(),
 )
 @_options(tables.TABLE)
-@click.option("-d", "--debug", is_flag=True, help="debug mode: log at level DEBUG, and keep the work directories")
+@click.option(
+    "-d", "--debug", is_flag=True, help="debug mode: log at level DEBUG, and keep the work directories"
+)
 @click.option("--wait", is_flag=True, help="keep asking while there is no job, until the lifetime ends")
 @click.option("--config", metavar="PATH", help="settings file, stronger than the ones in the usual places")
-@click.option("--print-config", is_flag=True, help="show each setting, its value and where that comes from, and end")
+@click.option(
+    "--print-config", is_flag=True, help="show each setting, its value and where that comes from, and end"
+)
 @click.version_option(__version__, prog_name="pilot", message="%(prog)s %(version)s")
 def run(debug: bool, wait: bool, config: Optional[str], print_config: bool, **given: Any) -> None:
     """Pull jobs from a server and run them on this node, one after the other, until the lifetime ends."""
@@ -109,7 +119,9 @@ def run(debug: bool, wait: bool, config: Optional[str], print_config: bool, **gi
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @_options(tables.DAEMON_TABLE)
 @click.option("--config", metavar="PATH", help="settings file of the daemon")
-@click.option("--print-config", is_flag=True, help="show each setting, its value and where that comes from, and end")
+@click.option(
+    "--print-config", is_flag=True, help="show each setting, its value and where that comes from, and end"
+)
 @click.argument("pilot_options", nargs=-1)
 def daemon(config: Optional[str], print_config: bool, pilot_options: Sequence[str], **given: Any) -> None:
     """Start pilots on this node again and again, SCRIPT_DELAY seconds apart; PILOT_OPTIONS (after --) go to each of them.
@@ -150,7 +162,11 @@ def _show(settings: Settings) -> None:
 
 def _leave(code: PilotExit) -> NoReturn:
     """End the process, also if a thread is stuck in something that cannot be interrupted."""
-    stuck = [thread for thread in threading.enumerate() if thread is not threading.main_thread() and not thread.daemon]
+    stuck = [
+        thread
+        for thread in threading.enumerate()
+        if thread is not threading.main_thread() and not thread.daemon
+    ]
     if not stuck:
         sys.exit(code.value)
     logging.shutdown()

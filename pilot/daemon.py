@@ -73,7 +73,7 @@ class _Daemon:
         self._running.append(pilot)
         self._next_start = time.monotonic() + self._delay
         threading.Thread(target=self._await, args=(pilot,), name=f"await-{pilot.pid}", daemon=True).start()
-        logger.info("pilot is started", extra={"process": pilot.pid})
+        logger.info("pilot is started", extra={"pilot": pilot.pid})
 
     def _await(self, pilot: subprocess.Popen[bytes]) -> None:
         pilot.wait()
@@ -84,7 +84,7 @@ class _Daemon:
         self._next_start = max(self._next_start, time.monotonic() + self._delay)
         code = pilot.returncode
         meaning = PILOT_EXIT_TEXT[PilotExit(code)] if code in set(PilotExit) else "no exit code of a pilot"
-        logger.info("pilot has ended", extra={"process": pilot.pid, "exit_code": code, "meaning": meaning})
+        logger.info("pilot has ended", extra={"pilot": pilot.pid, "exit_code": code, "meaning": meaning})
 
     def _next_event(self, until: Optional[float]) -> Union[int, _Ended, None]:
         try:
@@ -93,7 +93,10 @@ class _Daemon:
             return None
 
     def _end(self, number: int) -> PilotExit:
-        logger.info("the daemon ends, and its pilots before it", extra={"signal": number, "pilots": len(self._running)})
+        logger.info(
+            "the daemon ends, and its pilots before it",
+            extra={"signal": number, "running": len(self._running)},
+        )
         for pilot in self._running:
             pilot.send_signal(signal.SIGTERM)
         deadline = time.monotonic() + END_SECONDS
@@ -102,7 +105,7 @@ class _Daemon:
             if isinstance(event, _Ended):
                 self._note_end(event.pilot)
         for pilot in self._running:
-            logger.error("a pilot does not end and is killed", extra={"process": pilot.pid})
+            logger.error("a pilot does not end and is killed", extra={"pilot": pilot.pid})
             pilot.kill()
         return PilotExit.INTERRUPTED if number == signal.SIGINT else PilotExit.TERMINATED
 

@@ -266,7 +266,9 @@ class JobRun:
     def refused(self, word: AttemptUpdate, error: PilotageError) -> None:
         """The server will never take this word."""
         self._take_away(word)
-        logger.error("the server refused a word", extra={"seq": word.seq, "error": error.name, "detail": error.detail})
+        logger.error(
+            "the server refused a word", extra={"seq": word.seq, "error": error.name, "detail": error.detail}
+        )
         if error.name in ("STALE_ATTEMPT", "WRONG_STATE", "NOT_FOUND"):
             self.abandon(f"{error.name}: {error.detail}")
         elif word.outputs is not None:

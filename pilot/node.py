@@ -32,9 +32,7 @@ class Node:
     resource_type: ResourceType
     gpus: tuple[str, ...] = ()
 
-    def offer(
-        self, queue: str, label: str, work_directory: Path, seconds_left: int, share: int = 1
-    ) -> Offer:
+    def offer(self, queue: str, label: str, work_directory: Path, seconds_left: int, share: int = 1) -> Offer:
         """What a free slot can take now; with several slots each has its equal share."""
         return Offer(
             self.resource_type,
@@ -141,4 +139,3 @@ def pilot_name(pilot_id: str, name: str, process: int, mark: str) -> str:
     parts = [part for part in (pilot_id, name[:100], str(process), mark) if part]
     clean = re.sub(r"[^A-Za-z0-9._:+-]", "-", "-".join(parts))
     return clean.lstrip("._:+-")[:200]
-

@@ -81,7 +81,9 @@ class Outbox:
                 self._kept.discard(name)
             if not self._trouble:
                 self._trouble = True
-                logger.error("the outbox cannot be written", extra={"outbox": str(self._own), "reason": str(error)})
+                logger.error(
+                    "the outbox cannot be written", extra={"outbox": str(self._own), "reason": str(error)}
+                )
 
     def drop(self, word: AttemptUpdate) -> None:
         """The server has accepted or rejected it."""
@@ -142,11 +144,15 @@ class Leftover:
         return not self._words
 
     def answered(self, word: AttemptUpdate, state: str) -> None:
-        logger.info("a dead pilot's result is delivered", extra={"attempt_id": word.attempt_id, "state": state})
+        logger.info(
+            "a dead pilot's result is delivered", extra={"attempt_id": word.attempt_id, "state": state}
+        )
         self._take_away(word)
 
     def refused(self, word: AttemptUpdate, error: PilotageError) -> None:
-        logger.warning("a dead pilot's result was refused", extra={"attempt_id": word.attempt_id, "detail": error.detail})
+        logger.warning(
+            "a dead pilot's result was refused", extra={"attempt_id": word.attempt_id, "detail": error.detail}
+        )
         self._take_away(word)
 
     def close(self) -> None:

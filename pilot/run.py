@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import queue
 import secrets as randomness
@@ -75,7 +76,8 @@ def run(settings: Settings, environ: Mapping[str, str], secrets: Secrets) -> Pil
         except PilotageError as error:
             code = _exit_for(error)
             logger.error(
-                "the pilot cannot work", extra={"error": error.name, "detail": error.detail, "exit_code": code.value}
+                "the pilot cannot work",
+                extra={"error": error.name, "detail": error.detail, "exit_code": code.value},
             )
             return code
         except Interrupted as interrupted:
@@ -170,8 +172,8 @@ class Pilot:
                 try:
                     work()
                 except BaseException as error:
-                    logger.exception("a control died", extra={"thread": name})
                     self._context.thread_ended(name, error)
+                    logger.exception("a control died", extra={"control": name})
                 else:
                     self._context.thread_ended(name)
 
@@ -194,7 +196,7 @@ class Pilot:
             if self._context.seconds_left() <= 0:
                 return _lifetime_ending(self._asking)
             if self._waits_in_vain():
-                return Ending(PilotExit.SERVER_UNREACHABLE, "the server does not take the results")
+                return _normal_ending(self._asking)  # results that are left speak for themselves in `_close`
 
     def _seconds_until_look(self) -> float:
         """Without an event: until the lifetime is over, or a server that does not take the last results is given up."""
@@ -212,7 +214,7 @@ class Pilot:
     def _give_up_at(self) -> float:
         """When to leave the results to the next pilot; at once if the server was given up by job control already."""
         if self._asking.why is Why.UNREACHABLE or self._waiting_since is None:
-            return time.monotonic()
+            return -math.inf  # never the time of this look: the one that it is compared with was taken before
         return self._waiting_since + self._context.settings.integer("connection", "give_up_seconds")
 
     def _waits_in_vain(self) -> bool:
@@ -264,9 +266,13 @@ class Pilot:
 
     def _say_goodbye(self, code: PilotExit, reason: str) -> None:
         try:
-            self._context.client.end_pilot(PilotEnd(self._context.pilot_id, int(code), reason), LAST_WORD_SECONDS)
+            self._context.client.end_pilot(
+                PilotEnd(self._context.pilot_id, int(code), reason), LAST_WORD_SECONDS
+            )
         except PilotageError as error:
-            logger.warning("the server did not hear the last word", extra={"error": error.name, "detail": error.detail})
+            logger.warning(
+                "the server did not hear the last word", extra={"error": error.name, "detail": error.detail}
+            )
 
     def _join(self, deadline: float) -> None:
         for thread in self._threads:
@@ -302,7 +308,10 @@ class Signals:
         return self
 
     def __exit__(
-        self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+        self,
+        kind: Optional[type[BaseException]],
+        error: Optional[BaseException],
+        trace: Optional[TracebackType],
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
@@ -344,7 +353,9 @@ def _client(settings: Settings, environ: Mapping[str, str], secrets: Secrets) ->
             environ,
             os.geteuid(),
         )
-        logger.info("certificates are found", extra={"origin": trust.origin, "client": str(trust.client_file or "")})
+        logger.info(
+            "certificates are found", extra={"origin": trust.origin, "client": str(trust.client_file or "")}
+        )
         tls = certificates.context(trust)
     return ServerClient(
         url,
@@ -396,7 +407,8 @@ def _register(client: ServerClient, word: PilotRegistration, settings: Settings)
                 raise
             wait = min(backoff.next(error), left)
             logger.warning(
-                "the server does not answer", extra={"error": error.name, "detail": error.detail, "again_in": round(wait, 1)}
+                "the server does not answer",
+                extra={"error": error.name, "detail": error.detail, "again_in": round(wait, 1)},
             )
             time.sleep(wait)
 
@@ -475,6 +487,13 @@ def _exit_for(error: PilotageError) -> PilotExit:
         return PilotExit.NODE_UNFIT
     if is_passing(error):
         return PilotExit.SERVER_UNREACHABLE
-    if error.name in ("BAD_SETTINGS", "BAD_REQUEST", "NOT_FOUND", "WRONG_STATE", "ALREADY_EXISTS", "UNKNOWN_COPYTOOL"):
+    if error.name in (
+        "BAD_SETTINGS",
+        "BAD_REQUEST",
+        "NOT_FOUND",
+        "WRONG_STATE",
+        "ALREADY_EXISTS",
+        "UNKNOWN_COPYTOOL",
+    ):
         return PilotExit.BAD_SETTINGS
     return PilotExit.FAILED

@@ -38,7 +38,9 @@ from protocol.redaction import one_line
 M = TypeVar("M")
 
 LARGEST_REPLY = 64 * 1024 * 1024
-PASSING = frozenset(("SERVER_UNREACHABLE", "SERVER_UNAVAILABLE", "SERVER_ERROR", "UNAUTHENTICATED", "FORBIDDEN"))
+PASSING = frozenset(
+    ("SERVER_UNREACHABLE", "SERVER_UNAVAILABLE", "SERVER_ERROR", "UNAUTHENTICATED", "FORBIDDEN")
+)
 """Errors that may pass: the same word is said again later. A refused token is one: it may be renewed while results wait."""
 
 CREDENTIALS = frozenset(("UNAUTHENTICATED", "FORBIDDEN"))

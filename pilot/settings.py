@@ -22,7 +22,7 @@ _NODE = (
             "the jobs to ask for; auto: gpu on a node with a GPU, cpu on any other",
             choices=("cpu", "gpu", "auto"), options=("--processor-type",)),
     Setting("node_settings", "PILOT_ID", Type.NAME, "",
-            "name of this pilot on the server; empty: made from the node's name and the process number",
+            "first part of this pilot's name on the server; node, process number and a mark follow",
             options=("--pilot-id",)),
     Setting("node_settings", "SCRIPT_PREFIX", Type.PATH, "",
             "the data root: relative file: addresses are resolved under it on this node; empty: they are refused",
@@ -60,7 +60,7 @@ _GET_JOB = (
             "may others than the country group use this resource; the server ignores it so far",
             options=("--allowothercountry",)),
     Setting("get_job", "allow_same_user", Type.FLAG, False,
-            "further jobs only from the first job's task; the server ignores it so far", options=("--allowsameuser",)),
+            "further jobs of the first job's task go before others of the same priority", options=("--allowsameuser",)),
 )
 
 _LIMITS = (

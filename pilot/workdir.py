@@ -1,9 +1,9 @@
 """Directories on the node: one per pilot, locked while it lives; in it one per job, its part of the log, and its log archive.
 
-    WORK_DIRECTORY/pilot-NAME/                    removed at the end, or by the next pilot if this one was killed
-    WORK_DIRECTORY/pilot-NAME/job-ID-ATTEMPT/     mode 0700; the payload's current directory
-    WORK_DIRECTORY/pilot-NAME/job-ID-ATTEMPT.log  the pilot's own records about that job
-    WORK_DIRECTORY/pilot-NAME.lock                held by the living pilot
+WORK_DIRECTORY/pilot-NAME/                    removed at the end, or by the next pilot if this one was killed
+WORK_DIRECTORY/pilot-NAME/job-ID-ATTEMPT/     mode 0700; the payload's current directory
+WORK_DIRECTORY/pilot-NAME/job-ID-ATTEMPT.log  the pilot's own records about that job
+WORK_DIRECTORY/pilot-NAME.lock                held by the living pilot
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ class PilotDirectory:
             if self._keep:
                 (self.path / KEPT).touch()
         except (OSError, Timeout) as error:
-            raise PilotageError("NODE_UNFIT", f"the work directory {self.base} cannot be used: {error}") from None
+            raise PilotageError(
+                "NODE_UNFIT", f"the work directory {self.base} cannot be used: {error}"
+            ) from None
         for leftover in self._leftovers():
             _remove_leftover(leftover)
 
@@ -71,9 +73,15 @@ class PilotDirectory:
             beside.unlink(missing_ok=True)
 
     def _leftovers(self) -> Iterator[Path]:
-        for path in sorted(self.base.glob(f"{PREFIX}*")):
-            status = path.lstat()
-            mine = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
+        with os.scandir(self.base) as entries:
+            folders = [
+                entry
+                for entry in entries
+                if entry.name.startswith(PREFIX) and entry.is_dir(follow_symlinks=False)
+            ]
+        for entry in folders:
+            path = self.base / entry.name
+            mine = entry.stat(follow_symlinks=False).st_uid == os.geteuid()
             if mine and path != self.path and not (path / KEPT).exists():
                 yield path
 

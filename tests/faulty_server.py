@@ -49,6 +49,10 @@ class FaultyServer:
                 self.end_headers()
                 self.wfile.write(answer.body)
 
+            def do_POST(self) -> None:
+                self.rfile.read(int(self.headers["Content-Length"]))
+                self.do_GET()
+
             def log_message(self, format: str, *arguments: object) -> None:
                 pass
 

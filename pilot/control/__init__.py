@@ -14,10 +14,11 @@ def serve(
 ) -> None:
     """The loop of a control: do one step with each job that comes, and pass it on; a job that has ended goes the short way."""
     for job in inbox:
-        with job.logged():
+        try:
             if not job.over.is_set():
                 attempt(job, inbox.name, work)
-        (failed if job.over.is_set() else onward).put(job)
+        finally:
+            (failed if job.over.is_set() else onward).put(job)
 
 
 def attempt(job: JobRun, step: str, work: Callable[[JobRun], None]) -> None:
@@ -25,12 +26,13 @@ def attempt(job: JobRun, step: str, work: Callable[[JobRun], None]) -> None:
 
     Any other exception is a mistake in the pilot: the job is reported, and the exception ends this thread and so the pilot.
     """
-    try:
-        work(job)
-    except JobOver:
-        pass
-    except PilotageError as error:
-        job.fail(error)
-    except BaseException as error:
-        job.fail(PilotageError("PILOT_EXCEPTION", f"{step}: {type(error).__name__}: {error}"))
-        raise
+    with job.logged():
+        try:
+            work(job)
+        except JobOver:
+            pass
+        except PilotageError as error:
+            job.fail(error)
+        except BaseException as error:
+            job.fail(PilotageError("PILOT_EXCEPTION", f"{step}: {type(error).__name__}: {error}"))
+            raise

@@ -40,18 +40,21 @@ HOPELESS = frozenset((Retry.NEVER, Retry.ELSEWHERE))
 
 def stage_in_jobs(context: Context) -> None:
     channels = context.channels
-    control.serve(channels.prepared, lambda job: stage_in(context, job), channels.staged_in, channels.collected)
+    control.serve(channels.prepared, partial(stage_in, context), channels.staged_in, channels.collected)
 
 
 def stage_out_jobs(context: Context) -> None:
     """Jobs that have failed come by as well, for their log archive."""
     for job in context.channels.collected:
-        with job.logged():
+        try:
             if not job.over.is_set():
-                control.attempt(job, "stage-out", lambda job: stage_out(context, job))
-            if job.error is not None and not job.abandoned:
-                control.attempt(job, "log archive", lambda job: store_log(context, job))
-        context.channels.ended.put(job)
+                control.attempt(job, "stage-out", partial(stage_out, context))
+            if job.error is not None:
+                job.told.wait()  # the server hears of the failure first
+                if not job.abandoned:
+                    control.attempt(job, "log archive", partial(store_log, context))
+        finally:
+            context.channels.ended.put(job)
 
 
 def stage_in(context: Context, job: JobRun) -> None:
@@ -114,7 +117,9 @@ def store_log(context: Context, job: JobRun) -> None:
         checksums = {**_missing(archive, (ALWAYS,), learned), **learned}
         job.log = LogReport(archive.stat().st_size, checksums)
     except (PilotageError, OSError) as error:
-        logger.error("the log archive could not be stored", extra={"error": "LOG_FAILED", "detail": str(error)})
+        logger.error(
+            "the log archive could not be stored", extra={"error": "LOG_FAILED", "detail": str(error)}
+        )
 
 
 def tool_for(
@@ -155,7 +160,10 @@ def patiently(context: Context, job: JobRun, otherwise: str, work: Callable[[], 
         if retry in HOPELESS or failures > (min(1, further) if retry is Retry.FRESH_INPUT else further):
             raise failed
         pause = min(wait * 2.0 ** (failures - 1), settings.number("copytools", "backoff_max_seconds"))
-        logger.warning("a copy failed", extra={"error": failed.name, "detail": failed.detail, "again_in": round(pause, 1)})
+        logger.warning(
+            "a copy failed",
+            extra={"error": failed.name, "detail": failed.detail, "again_in": round(pause, 1)},
+        )
         job.pause(pause * random.uniform(0.75, 1.25))
 
 
@@ -163,7 +171,9 @@ def _verify(file: InputFile, path: Path, learned: Checksums) -> None:
     """Size, and every registered checksum that this node can calculate; raise the mismatch that is found first."""
     size = path.stat().st_size
     if size != file.size:
-        raise PilotageError("INPUT_SIZE_MISMATCH", f"{file.lfn}: {file.size} bytes are registered, {size} arrived")
+        raise PilotageError(
+            "INPUT_SIZE_MISMATCH", f"{file.lfn}: {file.size} bytes are registered, {size} arrived"
+        )
     wanted = _computable(file.checksums)
     found = {**_missing(path, wanted, learned), **learned}
     for algorithm in wanted:

@@ -14,10 +14,10 @@ import time
 from typing import Optional, Union
 from weakref import WeakKeyDictionary
 
-from pilot import node, workdir
+from pilot import control, node, workdir
 from pilot.context import Context
 from pilot.control.monitor import obey
-from pilot.jobrun import JobOver, JobRun, is_result
+from pilot.jobrun import JobRun, is_result
 from pilot.outbox import Leftover
 from pilot.server_client import CREDENTIALS, Backoff, is_passing
 from protocol.errors import PilotageError
@@ -143,7 +143,10 @@ class Asking:
             self.why = Why.UNREACHABLE
         elif is_passing(error) or self._is_unknown_pilot(error):
             wait = self._backoff.next(error)
-            logger.warning("no answer to getJob", extra={"error": error.name, "detail": error.detail, "again_in": round(wait, 1)})
+            logger.warning(
+                "no answer to getJob",
+                extra={"error": error.name, "detail": error.detail, "again_in": round(wait, 1)},
+            )
             self._context.stop.wait(min(wait, max(0.0, self._context.seconds_left())))
             return True
         else:
@@ -171,11 +174,13 @@ class Asking:
             self.why = Why.IDLE
             return
         jitter = settings.number("heartbeat", "jitter_percent") / 100
-        wait = (reply.wait_seconds or settings.number("heartbeat", "poll_seconds")) * random.uniform(1 - jitter, 1 + jitter)
+        wait = (reply.wait_seconds or settings.number("heartbeat", "poll_seconds")) * random.uniform(
+            1 - jitter, 1 + jitter
+        )
         self._context.stop.wait(max(0.0, min(wait, idle_left, self._context.seconds_left())))
 
     def _hand_over(self, spec: JobSpec) -> None:
-        """The job enters the pilot: acknowledge it, and pass it on unless the experiment refuses it."""
+        """The job enters the pilot."""
         context = self._context
         self.obtained += 1
         self._last_work = time.monotonic()
@@ -185,19 +190,17 @@ class Asking:
         job = JobRun(spec, context.directory.job_path(spec), context.bell.set)
         job.records = _open_log(context, job)
         context.jobs.add(job)
-        with job.logged():
-            channel = context.channels.obtained
-            try:
-                job.enter(JobState.OBTAINED)
-                if context.stop.error is not None:  # told to end while the answer was on its way
-                    raise context.stop.error
-                context.plugin.check_job(job)
-            except JobOver:
-                channel = context.channels.collected
-            except PilotageError as error:
-                job.fail(error)
-                channel = context.channels.collected
-            channel.put(job)
+        try:
+            control.attempt(job, "check", self._accept)
+        finally:
+            (context.channels.collected if job.over.is_set() else context.channels.obtained).put(job)
+
+    def _accept(self, job: JobRun) -> None:
+        """Acknowledge a job, and refuse it if the pilot has to end or the experiment says so."""
+        job.enter(JobState.OBTAINED)
+        if self._context.stop.error is not None:  # told to end while the answer was on its way
+            raise self._context.stop.error
+        self._context.plugin.check_job(job)
 
     def worked(self) -> None:
         """A job has ended: the pilot is idle from now on."""
@@ -294,7 +297,10 @@ class Reporter:
         backoff, _ = self._waits.get(sender) or (_backoff(self._context), 0.0)
         wait = backoff.next(error)
         self._waits[sender] = (backoff, time.monotonic() + wait)
-        logger.warning("no answer to updateJob", extra={"error": error.name, "detail": error.detail, "again_in": round(wait, 1)})
+        logger.warning(
+            "no answer to updateJob",
+            extra={"error": error.name, "detail": error.detail, "again_in": round(wait, 1)},
+        )
 
     def _tried(self, sender: Sender, words: list[AttemptUpdate]) -> None:
         """A result that was tried, or held back by a word that was, keeps its job's slot no longer."""

@@ -58,7 +58,9 @@ def _register_again(context: Context) -> None:
     try:
         context.client.register(context.registration)
     except PilotageError as error:
-        logger.warning("the pilot could not register again", extra={"error": error.name, "detail": error.detail})
+        logger.warning(
+            "the pilot could not register again", extra={"error": error.name, "detail": error.detail}
+        )
 
 
 def watch(context: Context, job: JobRun, process: Process) -> None:

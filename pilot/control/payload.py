@@ -8,6 +8,7 @@ import signal
 import stat
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 from pilot import control, process, workdir
@@ -33,12 +34,12 @@ _SIGNAL_ERRORS = {int(signal.SIGSEGV): "PAYLOAD_SEGFAULT"}
 
 def prepare_jobs(context: Context) -> None:
     channels = context.channels
-    control.serve(channels.obtained, lambda job: prepare(context, job), channels.prepared, channels.collected)
+    control.serve(channels.obtained, partial(prepare, context), channels.prepared, channels.collected)
 
 
 def run_jobs(context: Context) -> None:
     channels = context.channels
-    control.serve(channels.staged_in, lambda job: run(context, job), channels.collected, channels.collected)
+    control.serve(channels.staged_in, partial(run, context), channels.collected, channels.collected)
 
 
 def prepare(context: Context, job: JobRun) -> None:
@@ -60,21 +61,30 @@ def run(context: Context, job: JobRun) -> None:
     started = process.start(command, job.directory, environment_of(context, job), job.stdout, job.stderr)
     job.payload_started(started.kill)
     watcher = threading.Thread(
-        target=_watch, args=(context, job, started, dict(bound_fields())), name=f"monitor-{job.spec.attempt_id}"
+        target=_watch,
+        args=(context, job, started, dict(bound_fields())),
+        name=f"monitor-{job.spec.attempt_id}",
     )
     watcher.start()
     try:
         job.enter(JobState.RUNNING)
     finally:
-        code = started.wait()
-        job.metrics = _final_metrics(context, job, started)
-        job.payload_ended(code)
+        code = _await_end(context, job, started)
         watcher.join()
     logger.info("payload ended", extra={"exit_code": code})
     job.check()
     if code != 0:
         raise _judge(context, job, code)
     collect(context, job)
+
+
+def _await_end(context: Context, job: JobRun, started: process.Process) -> int:
+    code = started.wait()
+    try:
+        job.metrics = _final_metrics(context, job, started)
+    finally:
+        job.payload_ended(code)
+    return code
 
 
 def collect(context: Context, job: JobRun) -> None:
@@ -91,7 +101,12 @@ def pack_log(context: Context, job: JobRun) -> None:
     limit = context.settings.integer("limits", "log_archive_mb") * 1024 * 1024
     if archive.exists() or not limit or not job.spec.log_url:
         return
-    files = [job.stdout, job.stderr, workdir.log_path(job.directory), *context.plugin.log_files(job.directory)]
+    files = [
+        job.stdout,
+        job.stderr,
+        workdir.log_path(job.directory),
+        *context.plugin.log_files(job.directory),
+    ]
     try:
         workdir.pack(archive, files, job.directory, limit)
     except OSError as error:
@@ -121,10 +136,10 @@ def _watch(context: Context, job: JobRun, started: process.Process, fields: dict
         try:
             monitor.watch(context, job, started)
         except Exception as error:
-            logger.exception("the job monitor died")
-            job.fail(PilotageError("PILOT_EXCEPTION", f"job monitor: {type(error).__name__}: {error}"))
-            started.terminate(context.grace_seconds())
             context.thread_ended(threading.current_thread().name, error)
+            job.fail(PilotageError("PILOT_EXCEPTION", f"job monitor: {type(error).__name__}: {error}"))
+            logger.exception("the job monitor died")
+            started.terminate(context.grace_seconds())
 
 
 def _final_metrics(context: Context, job: JobRun, ended: process.Process) -> dict[str, float]:
@@ -177,6 +192,11 @@ def _check_output(path: Path) -> None:
     except OSError as error:
         raise PilotageError("MISSING_OUTPUT", f"{path.name}: {error.strerror}") from None
     if not stat.S_ISREG(mode):
-        kinds = ((stat.S_ISLNK, "link"), (stat.S_ISDIR, "directory"), (stat.S_ISFIFO, "pipe"), (stat.S_ISSOCK, "socket"))
+        kinds = (
+            (stat.S_ISLNK, "link"),
+            (stat.S_ISDIR, "directory"),
+            (stat.S_ISFIFO, "pipe"),
+            (stat.S_ISSOCK, "socket"),
+        )
         kind = next((word for is_kind, word in kinds if is_kind(mode)), "device")
         raise PilotageError("OUTPUT_NOT_A_FILE", f"{path.name} is a {kind}")

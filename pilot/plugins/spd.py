@@ -20,12 +20,14 @@ RUNTIMES = ("apptainer", "singularity")
 
 FAILED_SETUP = "pilotage: the software set-up failed"
 FAILED_SETUP_CODE = 97
+SHELL_NAME = "pilotage-setup"
+"""What the shell calls itself in its messages."""
 WITH_SETUP = f"""\
-_pilotage_command=("$@"); set --
-. "$0" || {{ echo "{FAILED_SETUP}" >&2; exit {FAILED_SETUP_CODE}; }}
+_pilotage_setup=$1; shift; _pilotage_command=("$@"); set --
+. "$_pilotage_setup" || {{ echo "{FAILED_SETUP}" >&2; exit {FAILED_SETUP_CODE}; }}
 exec "${{_pilotage_command[@]}}"
 """
-"""Sources the script $0 without arguments of its own, then becomes the command."""
+"""Sources the script $1 without arguments of its own, then becomes the command that the other words are."""
 
 
 class Plugin(ExperimentPlugin):
@@ -34,7 +36,9 @@ class Plugin(ExperimentPlugin):
         self._kind(job)
         setup = self._setup()
         if setup is not None and not os.access(setup, os.R_OK):
-            raise PilotageError("SETUP_FAILED", f"software_setup {setup} is not on this node, or not readable")
+            raise PilotageError(
+                "SETUP_FAILED", f"software_setup {setup} is not on this node, or not readable"
+            )
         if self._image():
             _runtime()
 
@@ -49,7 +53,7 @@ class Plugin(ExperimentPlugin):
         setup = self._setup()
         if setup is not None:
             # The command travels as arguments, never as text that a shell would read.
-            command = ["bash", "-c", WITH_SETUP, str(setup), *command]
+            command = ["bash", "-c", WITH_SETUP, SHELL_NAME, str(setup), *command]
         if self._image():
             command = [*self._container(workdir), *command]
         return command
@@ -60,7 +64,7 @@ class Plugin(ExperimentPlugin):
             return None
         if exit_code == FAILED_SETUP_CODE and FAILED_SETUP in stderr_tail:
             return BY_NAME["SETUP_FAILED"]
-        if exit_code in (126, 127) and "exec: " in stderr_tail:
+        if exit_code in (126, 127) and f"{SHELL_NAME}: line " in stderr_tail:
             return BY_NAME["TRANSFORM_NOT_FOUND" if exit_code == 127 else "BAD_COMMAND"]
         return None
 
@@ -95,4 +99,6 @@ def _runtime() -> str:
         found = shutil.which(name)
         if found:
             return found
-    raise PilotageError("SETUP_FAILED", f"container_image is set, and none of {', '.join(RUNTIMES)} is on PATH")
+    raise PilotageError(
+        "SETUP_FAILED", f"container_image is set, and none of {', '.join(RUNTIMES)} is on PATH"
+    )

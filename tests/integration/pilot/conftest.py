@@ -34,6 +34,8 @@ def reached(dispatcher: Dispatcher) -> Callable[..., None]:
     """Wait until an attempt has been in a state."""
 
     def wait(number: int, state: str, seconds: float = 10) -> None:
-        wait_until(lambda: state in dispatcher.attempt(number).states, seconds, f"attempt {number} in {state}")
+        wait_until(
+            lambda: state in dispatcher.attempt(number).states, seconds, f"attempt {number} in {state}"
+        )
 
     return wait

@@ -21,7 +21,9 @@ def adler32(data: bytes) -> str:
     return f"{zlib.adler32(data):08x}"
 
 
-def test_a_job_passes_all_states_in_order_and_its_outputs_lie_in_the_storage(site: Site, dispatcher: Dispatcher) -> None:
+def test_a_job_passes_all_states_in_order_and_its_outputs_lie_in_the_storage(
+    site: Site, dispatcher: Dispatcher
+) -> None:
     data = os.urandom(100_000)
     file = site.input("a.dat", data, adler32=adler32(data), md5=hashlib.md5(data).hexdigest())
     number = dispatcher.add(
@@ -47,16 +49,22 @@ def test_a_job_is_acknowledged_within_a_second(site: Site, dispatcher: Dispatche
     assert dispatcher.attempt(number).times["OBTAINED"] - got < 1
 
 
-def test_a_state_that_lasts_is_reported_by_itself_and_others_ride_along(site: Site, dispatcher: Dispatcher) -> None:
+def test_a_state_that_lasts_is_reported_by_itself_and_others_ride_along(
+    site: Site, dispatcher: Dispatcher
+) -> None:
     number = dispatcher.add("sleep", "0.3")
     site.run()
     words = [[move.state for move in word.moves] for word in dispatcher.attempt(number).words]
     assert words[0][0] == "OBTAINED"
     assert any(word[-1] == "RUNNING" for word in words), "RUNNING is told at once"
-    assert words[-1][0] == "FINISHED" and words[-1][-1] == "COMPLETED", "the quick states ride along with the end"
+    assert words[-1][0] == "FINISHED" and words[-1][-1] == "COMPLETED", (
+        "the quick states ride along with the end"
+    )
 
 
-def test_the_log_archive_holds_both_texts_and_the_pilots_own_records(site: Site, dispatcher: Dispatcher) -> None:
+def test_the_log_archive_holds_both_texts_and_the_pilots_own_records(
+    site: Site, dispatcher: Dispatcher
+) -> None:
     number = dispatcher.add("sh", "-c", "echo to stdout; echo to stderr >&2")
     site.run()
     archive = site.archive(number)
@@ -92,8 +100,10 @@ def test_several_slots_run_jobs_at_the_same_time(site: Site, dispatcher: Dispatc
     assert [dispatcher.attempt(number).state for number in numbers] == ["COMPLETED"] * 2
 
 
-def test_the_payload_has_a_directory_of_its_own_and_nothing_to_read(site: Site, dispatcher: Dispatcher) -> None:
-    program = 'pwd; stat -c %a .; wc -c; ps -o sid= -p $$'
+def test_the_payload_has_a_directory_of_its_own_and_nothing_to_read(
+    site: Site, dispatcher: Dispatcher
+) -> None:
+    program = "pwd; stat -c %a .; wc -c; ps -o sid= -p $$"
     number = dispatcher.add("sh", "-c", program)
     site.run()
     directory, mode, n_read, session = site.archive(number)["payload.stdout"].split()
@@ -102,10 +112,16 @@ def test_the_payload_has_a_directory_of_its_own_and_nothing_to_read(site: Site, 
     assert int(session) not in (os.getsid(0), site.pilots[0].process.pid)
 
 
-def test_the_payload_sees_who_it_is_but_no_settings_and_no_secrets(site: Site, dispatcher: Dispatcher) -> None:
+def test_the_payload_sees_who_it_is_but_no_settings_and_no_secrets(
+    site: Site, dispatcher: Dispatcher
+) -> None:
     number = dispatcher.add("env", environment={"RESULT": "{output}", "JOB": "{job_id}"}, outputs=[])
     site.run(
-        PILOTAGE_LIMITS__STDOUT_MB="5", X509_USER_PROXY=str(site.token), MY_PASSWORD="geheim", SOME_TOKEN="x", KEPT="yes"
+        PILOTAGE_LIMITS__STDOUT_MB="5",
+        X509_USER_PROXY=str(site.token),
+        MY_PASSWORD="geheim",
+        SOME_TOKEN="x",
+        KEPT="yes",
     )
     seen = dict(line.split("=", 1) for line in site.archive(number)["payload.stdout"].splitlines())
     ours = {name for name in seen if name.startswith("PILOTAGE_")}
@@ -136,7 +152,9 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("name", FAILURES)
-def test_a_payload_that_fails_is_reported_as_what_it_is(name: str, site: Site, dispatcher: Dispatcher) -> None:
+def test_a_payload_that_fails_is_reported_as_what_it_is(
+    name: str, site: Site, dispatcher: Dispatcher
+) -> None:
     command, code = FAILURES[name]
     number = dispatcher.add(*command, outputs=["out"])
     assert site.run() == PilotExit.DONE, "a failed job is no failure of the pilot"
@@ -170,7 +188,9 @@ def test_a_failure_is_told_within_a_second_of_the_payloads_end_and_the_log_follo
     number = dispatcher.add("sh", "-c", 'head -c 30000000 /dev/urandom; touch "$0"; exit 1', str(mark))
     site.run()
     failed, log = dispatcher.attempt(number).words[-2:]
-    heard = next(said for said in dispatcher.said if said.body.get("seq") == failed.seq and said.verb == "updateJob")
+    heard = next(
+        said for said in dispatcher.said if said.body.get("seq") == failed.seq and said.verb == "updateJob"
+    )
     moved = next(move.at for move in failed.moves if move.state == "FAILED")
     assert moved - mark.stat().st_mtime < 1
     assert failed.error == "PAYLOAD_FAILED" and failed.log is None
@@ -185,7 +205,9 @@ CHANGED = {
 
 
 @pytest.mark.parametrize("name", CHANGED)
-def test_an_input_that_changed_since_it_was_registered_is_refused(name: str, site: Site, dispatcher: Dispatcher) -> None:
+def test_an_input_that_changed_since_it_was_registered_is_refused(
+    name: str, site: Site, dispatcher: Dispatcher
+) -> None:
     file = site.input("a.dat", b"bytes", adler32=adler32(b"bytes"))
     (site.place / "input" / "a.dat").write_bytes(CHANGED[name])
     number = dispatcher.add("true", inputs=[file])
@@ -194,8 +216,12 @@ def test_an_input_that_changed_since_it_was_registered_is_refused(name: str, sit
     assert "RUNNING" not in dispatcher.attempt(number).states
 
 
-@pytest.mark.parametrize(("algorithm", "name"), [("md5", "STAGE_IN_MD5_MISMATCH"), ("blake3", "STAGE_IN_BLAKE3_MISMATCH")])
-def test_every_registered_checksum_is_looked_at(algorithm: str, name: str, site: Site, dispatcher: Dispatcher) -> None:
+@pytest.mark.parametrize(
+    ("algorithm", "name"), [("md5", "STAGE_IN_MD5_MISMATCH"), ("blake3", "STAGE_IN_BLAKE3_MISMATCH")]
+)
+def test_every_registered_checksum_is_looked_at(
+    algorithm: str, name: str, site: Site, dispatcher: Dispatcher
+) -> None:
     digits = {"md5": 32, "blake3": 64}[algorithm]
     file = site.input("a.dat", b"bytes", adler32=adler32(b"bytes"), **{algorithm: "0" * digits})
     number = dispatcher.add("true", inputs=[file])
@@ -203,7 +229,9 @@ def test_every_registered_checksum_is_looked_at(algorithm: str, name: str, site:
     assert dispatcher.attempt(number).end.error == name
 
 
-def test_an_input_that_is_not_there_is_looked_for_again_before_the_job_fails(site: Site, dispatcher: Dispatcher) -> None:
+def test_an_input_that_is_not_there_is_looked_for_again_before_the_job_fails(
+    site: Site, dispatcher: Dispatcher
+) -> None:
     file = site.input("a.dat", b"bytes")
     (site.place / "input" / "a.dat").unlink()
     number = dispatcher.add("true", inputs=[file])
@@ -231,7 +259,9 @@ def test_an_address_that_no_copytool_takes_is_told_as_such(site: Site, dispatche
     assert "secretword" not in end.error_detail + site.pilots[0].log
 
 
-def test_a_job_that_prints_too_much_is_ended_and_its_log_keeps_head_and_tail(site: Site, dispatcher: Dispatcher) -> None:
+def test_a_job_that_prints_too_much_is_ended_and_its_log_keeps_head_and_tail(
+    site: Site, dispatcher: Dispatcher
+) -> None:
     number = dispatcher.add("sh", "-c", "echo first; yes; echo never")
     site.run(PILOTAGE_LIMITS__STDOUT_MB="1", PILOTAGE_LIMITS__LOG_ARCHIVE_MB="1")
     assert dispatcher.attempt(number).end.error == "STDOUT_TOO_LARGE"
@@ -246,7 +276,9 @@ def test_a_job_that_fills_the_disk_is_ended(site: Site, dispatcher: Dispatcher) 
     assert dispatcher.attempt(number).end.error == "WORK_DIRECTORY_TOO_LARGE"
 
 
-def test_a_job_that_runs_too_long_is_ended_when_its_wall_time_is_over(site: Site, dispatcher: Dispatcher) -> None:
+def test_a_job_that_runs_too_long_is_ended_when_its_wall_time_is_over(
+    site: Site, dispatcher: Dispatcher
+) -> None:
     number = dispatcher.add("sleep", "60", walltime_seconds=1)
     site.run(PILOTAGE_LIMITS__SAMPLE_SECONDS="50")
     held = dispatcher.attempt(number)
@@ -283,21 +315,27 @@ def test_f18_nothing_that_a_payload_started_is_left_after_it(site: Site, dispatc
     assert not site.processes()
 
 
-def test_what_a_payload_leaves_in_the_background_does_not_outlive_it(site: Site, dispatcher: Dispatcher) -> None:
+def test_what_a_payload_leaves_in_the_background_does_not_outlive_it(
+    site: Site, dispatcher: Dispatcher
+) -> None:
     number = dispatcher.add("sh", "-c", f"sleep 300 {site.place} 2>/dev/null & sleep 299 & exit 0")
     site.run()
     assert dispatcher.attempt(number).state == "COMPLETED"
     assert not site.processes()
 
 
-def test_work_directories_are_gone_afterwards_whatever_a_payload_did_to_them(site: Site, dispatcher: Dispatcher) -> None:
+def test_work_directories_are_gone_afterwards_whatever_a_payload_did_to_them(
+    site: Site, dispatcher: Dispatcher
+) -> None:
     dispatcher.add("sh", "-c", "mkdir -p a/b; ln -s /etc a/b/link; touch a/b/f; chmod 0 a/b; chmod 0 a")
     site.run()
     assert [path.name for path in site.work.iterdir()] == ["outbox"]
     assert Path("/etc").exists()
 
 
-def test_a_debugging_pilot_keeps_its_directories_also_from_the_next_pilot(site: Site, dispatcher: Dispatcher) -> None:
+def test_a_debugging_pilot_keeps_its_directories_also_from_the_next_pilot(
+    site: Site, dispatcher: Dispatcher
+) -> None:
     dispatcher.add("sh", "-c", "echo kept > note")
     dispatcher.add("true")
     site.run("-d", "--max-jobs", "1")
@@ -305,7 +343,9 @@ def test_a_debugging_pilot_keeps_its_directories_also_from_the_next_pilot(site: 
     assert [path.read_text() for path in site.work.glob("pilot-*/job-*/note")] == ["kept\n"]
 
 
-def test_the_bundle_of_a_task_is_there_for_its_payload_and_fetched_once(site: Site, dispatcher: Dispatcher) -> None:
+def test_the_bundle_of_a_task_is_there_for_its_payload_and_fetched_once(
+    site: Site, dispatcher: Dispatcher
+) -> None:
     import io
     import tarfile
 
@@ -350,7 +390,9 @@ def test_two_pilots_with_the_same_pilot_id_do_not_collide(site: Site, dispatcher
     assert all(name.startswith("1-") for name in names)
 
 
-def test_with_allowsameuser_further_jobs_of_the_first_ones_task_are_preferred(site: Site, dispatcher: Dispatcher) -> None:
+def test_with_allowsameuser_further_jobs_of_the_first_ones_task_are_preferred(
+    site: Site, dispatcher: Dispatcher
+) -> None:
     dispatcher.add("true")
     site.run("--allowsameuser", "--idle", "0")
     first, second = dispatcher.bodies("getJob")[:2]

@@ -23,7 +23,9 @@ def letters(site: Site) -> list:  # type: ignore[type-arg]
     return sorted((site.work / "outbox").glob("*/*.json"))
 
 
-def test_f07_a_lost_getjob_reply_is_asked_for_again_with_the_same_request(site: Site, dispatcher: Dispatcher) -> None:
+def test_f07_a_lost_getjob_reply_is_asked_for_again_with_the_same_request(
+    site: Site, dispatcher: Dispatcher
+) -> None:
     number = dispatcher.add("true")
     dispatcher.misbehave("getJob", times=3, drop=True, after=True)
     assert site.run() == PilotExit.DONE
@@ -39,7 +41,9 @@ def test_each_new_question_for_a_job_has_an_id_of_its_own(site: Site, dispatcher
     assert len(set(ids)) == len(ids) > 2
 
 
-@pytest.mark.parametrize("how", [{"drop": True, "after": True}, {"status": 500}, {"status": 503}, {"status": 429}])
+@pytest.mark.parametrize(
+    "how", [{"drop": True, "after": True}, {"status": 500}, {"status": 503}, {"status": 429}]
+)
 def test_a_word_without_answer_is_said_again_unchanged(how: dict, site: Site, dispatcher: Dispatcher) -> None:  # type: ignore[type-arg]
     number = dispatcher.add("sleep", "0.5")
     dispatcher.misbehave("updateJob", times=4, **how)
@@ -100,7 +104,9 @@ def payload_of(site: Site) -> int:
     raise AssertionError("the payload does not run")
 
 
-def test_an_attempt_that_ended_without_us_is_stopped(site: Site, dispatcher: Dispatcher, reached: Reached) -> None:
+def test_an_attempt_that_ended_without_us_is_stopped(
+    site: Site, dispatcher: Dispatcher, reached: Reached
+) -> None:
     """The server says FAILED (lease lost), not stop: that is a stop as well."""
     dispatcher.queue.heartbeat_seconds = 1
     number = dispatcher.add("sleep", "300")
@@ -119,11 +125,16 @@ def test_heartbeats_name_all_attempts_and_carry_what_the_payload_uses(
     site.run()
     named = [body["attempts"] for body in dispatcher.bodies("heartbeat")]
     assert named and [each["attemptId"] for each in named[0]] == [number]
-    assert named[-1][0]["metrics"]["cpuSeconds" if "cpuSeconds" in named[-1][0]["metrics"] else "cpu_seconds"] > 0
+    assert (
+        named[-1][0]["metrics"]["cpuSeconds" if "cpuSeconds" in named[-1][0]["metrics"] else "cpu_seconds"]
+        > 0
+    )
     assert {"memory_mb", "disk_mb", "wall_seconds"} <= set(named[-1][0]["metrics"])
 
 
-def test_the_payload_goes_on_while_the_server_is_away(site: Site, dispatcher: Dispatcher, reached: Reached) -> None:
+def test_the_payload_goes_on_while_the_server_is_away(
+    site: Site, dispatcher: Dispatcher, reached: Reached
+) -> None:
     number = dispatcher.add("sh", "-c", "sleep 1; echo done > out", outputs=["out"])
     pilot = site.start()
     reached(number, "RUNNING")
@@ -192,7 +203,9 @@ def test_a_result_that_the_server_rejects_is_not_kept(site: Site, dispatcher: Di
     assert not letters(site)
 
 
-def test_outputs_that_the_server_refuses_make_the_job_a_failed_one(site: Site, dispatcher: Dispatcher, reached: Reached) -> None:
+def test_outputs_that_the_server_refuses_make_the_job_a_failed_one(
+    site: Site, dispatcher: Dispatcher, reached: Reached
+) -> None:
     number = dispatcher.add("sh", "-c", 'until [ -e "$0" ]; do sleep 0.05; done', str(site.place / "go"))
     pilot = site.start()
     reached(number, "RUNNING")
@@ -209,7 +222,9 @@ def test_a_refused_token_ends_the_pilot_with_its_own_exit_code(site: Site, dispa
     assert not dispatcher.bodies("getJob")
 
 
-def test_a_token_that_is_revoked_meanwhile_costs_no_result(site: Site, dispatcher: Dispatcher, reached: Reached) -> None:
+def test_a_token_that_is_revoked_meanwhile_costs_no_result(
+    site: Site, dispatcher: Dispatcher, reached: Reached
+) -> None:
     number = dispatcher.add("sleep", "1")
     pilot = site.start("--max-jobs", "2", PILOTAGE_CONNECTION__GIVE_UP_SECONDS="1")
     reached(number, "RUNNING")
@@ -264,7 +279,9 @@ def test_an_answer_that_is_no_answer_is_borne(site: Site, dispatcher: Dispatcher
     assert dispatcher.attempt(number).state in ("COMPLETED", "EXTRACTED")
 
 
-def test_a_server_that_hangs_holds_up_no_heartbeat(site: Site, dispatcher: Dispatcher, reached: Reached) -> None:
+def test_a_server_that_hangs_holds_up_no_heartbeat(
+    site: Site, dispatcher: Dispatcher, reached: Reached
+) -> None:
     dispatcher.queue.heartbeat_seconds = 1
     number = dispatcher.add("sleep", "3")
     pilot = site.start(PILOTAGE_CONNECTION__READ_TIMEOUT_SECONDS="2")
@@ -292,7 +309,10 @@ def test_the_user_agent_names_version_python_and_machine(site: Site, dispatcher:
 
     site.run("--idle", "0")
     agent = dispatcher.said[0].headers["User-Agent"]
-    assert agent == f"pilotage-pilot/{__version__} (Python {platform.python_version()}; Linux {platform.machine()})"
+    assert (
+        agent
+        == f"pilotage-pilot/{__version__} (Python {platform.python_version()}; Linux {platform.machine()})"
+    )
 
 
 def test_connections_are_kept(site: Site, dispatcher: Dispatcher) -> None:
@@ -300,4 +320,6 @@ def test_connections_are_kept(site: Site, dispatcher: Dispatcher) -> None:
         dispatcher.add("true")
     started = time.monotonic()
     site.run("--idle", "0")
-    assert dispatcher.connections < 5, f"{len(dispatcher.said)} requests in {time.monotonic() - started:.1f} s"
+    assert dispatcher.connections < 5, (
+        f"{len(dispatcher.said)} requests in {time.monotonic() - started:.1f} s"
+    )

@@ -1,0 +1,152 @@
+"""Directories of pilots and jobs, and log archives."""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+import tarfile
+from pathlib import Path
+from typing import Dict
+
+import pytest
+
+from pilot import workdir
+from pilot.workdir import JobLog, PilotDirectory
+from protocol.errors import PilotageError
+from protocol.logs import bound
+from protocol.messages import JobSpec
+from protocol.redaction import Secrets
+
+
+def opened(base: Path, name: str, keep: bool = False) -> PilotDirectory:
+    directory = PilotDirectory(base, name, keep)
+    directory.open()
+    return directory
+
+
+def test_a_pilots_directory_is_private_and_gone_afterwards(tmp_path: Path) -> None:
+    directory = opened(tmp_path / "a" / "b", "p1")
+    assert stat.S_IMODE(directory.path.stat().st_mode) == 0o700
+    spec = JobSpec(5, 1, 1, 9, 2, "", [])
+    assert directory.job_path(spec) == directory.path / "job-5-2"
+    directory.close()
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+
+
+def test_only_what_dead_pilots_left_is_removed(tmp_path: Path) -> None:
+    alive, dead, kept = (
+        opened(tmp_path, "alive"),
+        opened(tmp_path, "dead"),
+        opened(tmp_path, "kept", keep=True),
+    )
+    for directory in (alive, dead, kept):
+        (directory.path / "job-1-1").mkdir()
+    dead._lock.release()
+    kept.close()
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "precious").touch()
+    (dead.path / "link").symlink_to(outside)
+    (tmp_path / "pilot-link").symlink_to(outside)
+    opened(tmp_path, "new")
+    left = {path.name for path in tmp_path.iterdir() if path.is_dir() and not path.is_symlink()}
+    assert left == {"pilot-alive", "pilot-kept", "pilot-new", "outside"}
+    assert (outside / "precious").exists()
+
+
+def test_a_work_directory_that_cannot_be_made_makes_the_node_unfit(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(PilotageError) as caught:
+        opened(tmp_path / "file" / "x", "p")
+    assert caught.value.name == "NODE_UNFIT"
+
+
+def test_a_job_that_is_kept_for_debugging_is_not_removed(tmp_path: Path) -> None:
+    directory = opened(tmp_path, "p", keep=True)
+    job = directory.path / "job-1-1"
+    workdir.make(job)
+    directory.remove_job(job)
+    directory.close()
+    assert job.exists()
+
+
+def test_a_directory_that_is_there_already_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PilotageError) as caught:
+        workdir.make(tmp_path)
+    assert caught.value.name == "MKDIR_FAILED"
+
+
+def test_the_measure_counts_what_is_on_the_disk_and_follows_no_link(tmp_path: Path) -> None:
+    (tmp_path / "job" / "deep").mkdir(parents=True)
+    (tmp_path / "job" / "deep" / "file").write_bytes(os.urandom(1 << 20))
+    (tmp_path / "big").write_bytes(os.urandom(8 << 20))
+    (tmp_path / "job" / "link").symlink_to(tmp_path / "big")
+    with open(tmp_path / "job" / "sparse", "wb") as sparse:
+        sparse.truncate(1 << 40)
+    os.utime(tmp_path / "job" / "deep" / "file", (5e9, 5e9))
+    found = workdir.measure(tmp_path / "job")
+    assert 1 << 20 <= found.size < 2 << 20
+    assert found.changed == 5e9
+    assert workdir.measure(tmp_path / "none") == (0, 0.0)
+
+
+def packed(archive: Path) -> Dict[str, bytes]:
+    with tarfile.open(archive) as opened_archive:
+        return {member.name: opened_archive.extractfile(member).read() for member in opened_archive}  # type: ignore[union-attr]
+
+
+def test_the_archive_holds_plain_files_under_their_names(tmp_path: Path) -> None:
+    root = tmp_path / "job"
+    (root / "sub").mkdir(parents=True)
+    (root / "payload.stdout").write_bytes(b"out")
+    (root / "sub" / "note").write_bytes(b"note")
+    (tmp_path / "secret").write_bytes(b"token")
+    (root / "payload.stderr").symlink_to(tmp_path / "secret")
+    os.mkfifo(root / "pipe")
+    files = [
+        root / name for name in ("payload.stdout", "payload.stderr", "none", "pipe", "sub/note", "sub/note")
+    ]
+    workdir.pack(tmp_path / "log.tar.gz", files, root, 1000)
+    assert packed(tmp_path / "log.tar.gz") == {"payload.stdout": b"out", "sub/note": b"note"}
+
+
+@pytest.mark.parametrize("size", [999, 1000, 1001, 50_000_000])
+def test_of_a_long_file_head_and_tail_are_kept(size: int, tmp_path: Path) -> None:
+    data = bytes(range(250)) * (size // 250) + b"x" * (size % 250)
+    (tmp_path / "text").write_bytes(data)
+    workdir.pack(tmp_path / "log.tar.gz", [tmp_path / "text"], tmp_path, 1000)
+    kept = packed(tmp_path / "log.tar.gz")["text"]
+    if size <= 1000:
+        assert kept == data
+    else:
+        assert kept.startswith(data[:500]) and kept.endswith(data[-500:])
+        assert f"{size - 1000} bytes are left out".encode() in kept
+
+
+def test_a_file_that_is_cut_while_it_is_packed_does_no_harm(tmp_path: Path) -> None:
+    (tmp_path / "text").write_bytes(b"12345")
+    with open(tmp_path / "text", "r+b") as file:
+        shortened = workdir._Shortened(file, 5, 1000)
+        file.truncate(2)
+        assert shortened.read(5) == b"12\0\0\0"
+
+
+def test_the_jobs_own_log_keeps_its_records_and_no_others(tmp_path: Path) -> None:
+    secrets = Secrets()
+    secrets.add("attempt-token")
+    log = JobLog(tmp_path / "log", 5, secrets)
+    logger = logging.getLogger("test.joblog")
+    logger.addHandler(log)
+    try:
+        with bound(attempt_id=5):
+            logger.warning("mine attempt-token")
+        with bound(attempt_id=6):
+            logger.warning("another's")
+        logger.warning("nobody's")
+    finally:
+        logger.removeHandler(log)
+        log.close()
+    text = (tmp_path / "log").read_text()
+    assert "mine" in text and "attempt-token" not in text
+    assert "another" not in text and "nobody" not in text
