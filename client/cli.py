@@ -17,7 +17,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     try:
         code = _run(sys.argv[1:] if arguments is None else list(arguments))
     except KeyboardInterrupt:
-        code = _interrupted()
+        code = interrupted()
     except BrokenPipeError:
         # Whoever read our output has seen enough (`| head`); Python would complain once more at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -37,14 +37,14 @@ def _run(arguments: list[str]) -> int:
         error.show()
         return error.exit_code
     except click.Abort:
-        # A question that was not answered; click turns a Ctrl-C into this too, if `Root` lets it through.
-        return INTERRUPTED
+        return interrupted()
     return result if isinstance(result, int) else 0
 
 
-def _interrupted() -> int:
-    # On a terminal below the ^C that it shows.
-    sys.stderr.write("\nInterrupted.\n" if sys.stderr.isatty() else "Interrupted.\n")
+def interrupted(what: str = "") -> int:
+    """Say the one line after Ctrl-C, on a terminal below the ^C that it shows; the exit code."""
+    start = "\n" if sys.stderr.isatty() else ""
+    sys.stderr.write(f"{start}Interrupted{': ' + what if what else ''}.\n")
     return INTERRUPTED
 
 

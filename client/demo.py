@@ -22,6 +22,7 @@ from typing import NamedTuple
 from rich.console import Console
 
 from client import bundle, progress, registrator, tables, watch
+from client.cli import interrupted
 from client.processes import Program, Programs, Signals
 from client.session import FIRST_TOKEN, Session
 from client.tables import Column
@@ -99,7 +100,7 @@ def run(wish: Wish) -> int:
             signals.check()
         except KeyboardInterrupt:
             tables.console(error=True).show_cursor(True)
-            tables.interrupted("everything that the demo started has ended")
+            interrupted("everything that the demo started has ended")
             return 128 + (signals.first or 2)
     return 0
 
@@ -126,8 +127,7 @@ class Demo:
             views = self.follow(session)
             verified = self.verify(session, views)
             self.look(everything=True)
-            self.programs.stop(*pilots)
-            self.programs.stop(server)
+            self.programs.stop()
             self.report(views, verified, server, pilots)
 
     def say(self, title: str, text: str) -> None:

@@ -27,7 +27,9 @@ class Fetched(NamedTuple):
     size: int
 
 
-def fetch(session: Session, name: str, directory: Path, threads: int = THREADS) -> Fetched:
+def fetch(
+    session: Session, name: str, directory: Path, threads: int = THREADS, quiet: bool = False
+) -> Fetched:
     """Bring every file of the dataset into the directory.
 
     Raises ALREADY_EXISTS before anything is copied if a file is there with another content; else one error at the end
@@ -37,7 +39,9 @@ def fetch(session: Session, name: str, directory: Path, threads: int = THREADS) 
     _make(directory)
     for file in files:
         check_lfn(file.lfn)  # a name that the server sent becomes a path here
-    with progress.in_bytes(f"Fetching {len(files)} files", sum(file.size for file in files)) as advance:
+    with progress.in_bytes(
+        f"Fetching {len(files)} files", sum(file.size for file in files), quiet
+    ) as advance:
         there = _right(files, directory, threads, advance)
         missing = [file for file in files if file.lfn not in there]
         problems = _copy(missing, directory, threads, advance)

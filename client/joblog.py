@@ -30,11 +30,7 @@ FIRST = ("payload.stdout", "payload.stderr")
 
 def show(job: JobView, number: int | None = None, save: Path | None = None) -> None:
     """Print the logs of all attempts, or of attempt `number`; keep the files below `save`."""
-    attempts = [attempt for attempt in job.attempts or () if number in (None, attempt.attempt_nr)]
-    if not attempts:
-        which = f"no attempt {number}" if number else "no attempt yet"
-        raise PilotageError("NOT_FOUND", f"job {job.job_id} has {which}; it is {job.state}")
-    for attempt in attempts:
+    for attempt in chosen(job, number):
         tables.write(_title(job, attempt))
         if attempt.log_url is None:
             tables.write(_no_log(attempt))
@@ -43,6 +39,15 @@ def show(job: JobView, number: int | None = None, save: Path | None = None) -> N
             archive = Path(folder, "log.tar.gz")
             transfer.copy_in(attempt.log_url, archive)
             _show(archive, save / f"job-{job.job_id}-{attempt.attempt_nr}" if save else None)
+
+
+def chosen(job: JobView, number: int | None) -> list[AttemptView]:
+    """The attempt of that number, or all; NOT_FOUND if there is none."""
+    attempts = [attempt for attempt in job.attempts or () if number in (None, attempt.attempt_nr)]
+    if not attempts:
+        which = f"no attempt {number}" if number else "no attempt yet"
+        raise PilotageError("NOT_FOUND", f"job {job.job_id} has {which}; it is {job.state}")
+    return attempts
 
 
 def _title(job: JobView, attempt: AttemptView) -> str:

@@ -172,19 +172,21 @@ class Programs:
         if program.popen.returncode != 0:
             raise program.failed(f"failed, {ending(program.popen.returncode)}")
 
-    def stop(self, *programs: Program) -> None:
-        """End these, or all of them, and what they have left; the one started last is told first."""
+    def stop(self) -> None:
+        """End all of them and what they have left. The first one last: the others have a last word for it."""
         with self._signals.held():
-            ending_now = [each for each in reversed(self.all) if not programs or each in programs]
-            _signal(ending_now, signal.SIGTERM)
-            deadline = time.monotonic() + STOP_SECONDS
-            while any(each.popen.poll() is None for each in ending_now):
-                if time.monotonic() > deadline or self._signals.impatient:
-                    _signal(ending_now, signal.SIGKILL)
-                time.sleep(0.02)
-            self.all = [each for each in self.all if each not in ending_now]
-            if not self.all:
-                _end_orphans()
+            self._stop(self.all[1:])
+            self._stop(self.all)
+            _end_orphans()
+
+    def _stop(self, programs: list[Program]) -> None:
+        _signal(programs, signal.SIGTERM)
+        deadline = time.monotonic() + STOP_SECONDS
+        while any(each.popen.poll() is None for each in programs):
+            if time.monotonic() > deadline or self._signals.impatient:
+                _signal(programs, signal.SIGKILL)
+            time.sleep(0.02)
+        self.all = [each for each in self.all if each not in programs]
 
 
 def ending(code: int) -> str:

@@ -80,12 +80,6 @@ def say(text: str) -> None:
     sys.stderr.flush()
 
 
-def interrupted(what: str = "") -> None:
-    """The one line after Ctrl-C; on a terminal below the ^C that it shows."""
-    start = "\n" if sys.stderr.isatty() else ""
-    sys.stderr.write(f"{start}Interrupted{': ' + what if what else ''}.\n")
-
-
 def print_table(rows: Iterable[Any], columns: Sequence[Column], title: str | None = None) -> None:
     _print(table(rows, columns, title))
 

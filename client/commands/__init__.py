@@ -9,10 +9,11 @@ import importlib
 import os
 import sys
 import traceback
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 import click
 
+from client.cli import interrupted
 from protocol import __version__
 from protocol.errors import PilotageError
 from protocol.redaction import one_line
@@ -65,45 +66,59 @@ def _load(lazy: Lazy, path: str) -> click.Command:
     module, _, attribute = lazy.place.partition(":")
     try:
         command: click.Command = getattr(importlib.import_module(module), attribute)
-    except ImportError as error:
-        detail = f"{path} cannot be loaded ({error}): pip install 'pilotage[{lazy.extra}]'"
-        if sys.version_info < (3, 10):
-            detail = f"{path} needs Python 3.10 or newer; this is {sys.version.split()[0]}"
-        raise PilotageError("MISSING_EXTRA", detail) from error
+    except ModuleNotFoundError as error:
+        raise _missing(error, path, lazy.extra) from error
+    except (SyntaxError, TypeError) as error:
+        if sys.version_info >= (3, 10):
+            raise
+        raise _missing(error, path, lazy.extra) from error
     return command
+
+
+def _missing(error: Exception, path: str, extra: str) -> PilotageError:
+    if sys.version_info < (3, 10):
+        return PilotageError(
+            "MISSING_EXTRA", f"{path} needs Python 3.10 or newer; this is {sys.version.split()[0]}"
+        )
+    return PilotageError("MISSING_EXTRA", f"{path} needs more ({error}): pip install 'pilotage[{extra}]'")
 
 
 class Root(LazyGroup):
     """`pilotage` itself: an error of the catalogue becomes two lines on standard error and exit code 1."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        debug = ctx.params["debug"] or bool(os.environ.get("PILOTAGE_DEBUG"))
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
             # Not left to click, which would add an empty line.
-            interrupted()
-            return ctx.exit(INTERRUPTED)
-        except PilotageError as error:
-            if debug:
+            return ctx.exit(interrupted())
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except Exception as error:  # noqa: BLE001, the top of the program: whatever it was, it is told and ends
+            if ctx.params["debug"] or os.environ.get("PILOTAGE_DEBUG"):
                 traceback.print_exc()
+            if isinstance(error, ModuleNotFoundError):
+                used = ctx.invoked_subcommand or ""
+                extra = self.lazy[used].extra if used in self.lazy else "all"
+                error = _missing(error, f"{ctx.command_path} {used}", extra)
             show_error(error)
-        except OSError as error:
-            if debug:
-                traceback.print_exc()
-            if isinstance(error, BrokenPipeError):
-                raise
-            what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-            click.echo(f"Error: {one_line(what)}", err=True)
-        return ctx.exit(1)
+            return ctx.exit(1)
 
 
-def show_error(error: PilotageError) -> None:
+def show_error(error: Exception) -> None:
     """One line that says what is wrong, a line for each thing that is wrong in the same way, and what to do next."""
-    click.echo(f"Error: {one_line(str(error))}", err=True)
-    for problem in error.fields.get("problems", ()):
-        click.echo(f"  {one_line(str(problem))}", err=True)
-    click.echo(f"next: {one_line(error.fields.get('advice') or error.entry.advice)}", err=True)
+    problems: Iterable[object] = ()
+    if isinstance(error, PilotageError):
+        what, advice = str(error), error.fields.get("advice") or error.entry.advice
+        problems = error.fields.get("problems", ())
+    elif isinstance(error, OSError):
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        advice = "look at that file or directory, its rights and its disk"
+    else:
+        what = f"a fault of this program: {type(error).__name__}: {error}"
+        advice = "report it, with what the same command says with --debug: pilotage --debug ..."
+    for line in (f"Error: {what}", *(f"  {problem}" for problem in problems), f"next: {advice}"):
+        click.echo(one_line(line), err=True)
 
 
 COMMANDS = {

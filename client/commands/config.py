@@ -14,8 +14,13 @@ from client.commands.common import config_option, examples, json_option
 from client.tables import Column
 from protocol.settings import Settings, describe
 
-PROGRAMS = ("client", "pilot", "server")
-"""Each has a module settings.py with load(command_line, config)."""
+PROGRAMS = {
+    "client": ("client.settings", "load"),
+    "pilot": ("pilot.settings", "load"),
+    "daemon": ("pilot.settings", "load_daemon"),
+    "server": ("server.settings", "load"),
+}
+"""program → module and function that loads its settings from (command_line, config)."""
 
 _COLUMNS = (
     Column("setting", lambda row: f"[{row.section}] {row.key}"),
@@ -32,7 +37,9 @@ def config() -> None:
 @config.command(
     epilog=examples("pilotage config show", "pilotage config show pilot --config etc/pilot.ini --json")
 )
-@click.argument("programs", nargs=-1, type=click.Choice(PROGRAMS), metavar="[client|pilot|server]...")
+@click.argument(
+    "programs", nargs=-1, type=click.Choice(list(PROGRAMS)), metavar="[client|pilot|daemon|server]..."
+)
 @config_option
 @json_option
 def show(programs: tuple[str, ...], settings_file: Path | None, as_json: bool) -> None:
@@ -41,7 +48,9 @@ def show(programs: tuple[str, ...], settings_file: Path | None, as_json: bool) -
     Secrets are hidden. A file of --config belongs to one program: name it.
     """
     if settings_file is not None and len(programs) != 1:
-        raise click.UsageError("--config belongs to one program: name client, pilot or server")
+        raise click.UsageError(
+            "--config belongs to one program: name it, as: config show pilot --config FILE"
+        )
     shown = {program: describe(_load(program, settings_file)) for program in programs or PROGRAMS}
     if as_json:
         return tables.show({program: [row._asdict() for row in rows] for program, rows in shown.items()})
@@ -54,5 +63,6 @@ def show(programs: tuple[str, ...], settings_file: Path | None, as_json: bool) -
 
 def _load(program: str, file: Path | None) -> Settings:
     # By name: the tables of pilot and server are theirs, and this is the one command that shows all of them.
-    load: Callable[..., Settings] = importlib.import_module(f"{program}.settings").load
+    module, function = PROGRAMS[program]
+    load: Callable[..., Settings] = getattr(importlib.import_module(module), function)
     return load({}, file)

@@ -14,6 +14,7 @@ from client.session import Session
 from client.tables import Column
 from protocol.files import ALGORITHMS
 from protocol.messages import DatasetView
+from protocol.redaction import one_line
 from protocol.states import DatasetState
 
 _COLUMNS = (
@@ -116,18 +117,21 @@ def files(session: Session, *, name: str, limit: int, as_json: bool) -> None:
               help="Where the files go; made if it is not there.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(1, 64), default=fetch.THREADS, show_default=True,
               help="Files copied at the same time.")  # fmt: skip
+@json_option
 @with_session
-def get(session: Session, *, name: str, directory: Path, threads: int) -> None:
+def get(session: Session, *, name: str, directory: Path, threads: int, as_json: bool) -> None:
     """Copy every file of a dataset here, and verify sizes and checksums.
 
     What is there and right is not copied again, so the same command goes on after an interruption. A file that is
     there with the same name and another content is never written over.
     """
-    result = fetch.fetch(session, name, directory, threads)
+    result = fetch.fetch(session, name, directory, threads, quiet=as_json)
+    if as_json:
+        return tables.show(result._asdict())
     there = f", {result.there} were there and right" if result.there else ""
-    tables.write(
-        f"Dataset {name}: {result.copied} files copied and verified{there}, {tables.size(result.size)} in {directory}"
-    )
+    what = f"{result.copied} files copied and verified{there}"
+    tables.write(f"Dataset {name}: {what}, {tables.size(result.size)} in {one_line(str(directory))}")
+    return None
 
 
 @dataset.command(epilog=examples("pilotage dataset close run-1"))

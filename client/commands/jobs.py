@@ -13,7 +13,7 @@ from client.commands.common import examples, json_option, limit_option, print_li
 from client.session import Session
 from client.tables import Column
 from protocol.errors import BY_NAME
-from protocol.messages import AttemptView, FileView, JobView
+from protocol.messages import AttemptView, FileView, JobLog, JobView
 from protocol.states import JobState
 
 _COLUMNS = (
@@ -135,13 +135,18 @@ def _print_more(view: JobView) -> None:
 @click.option(
     "--save", type=click.Path(path_type=Path), metavar="DIR", help="Keep the files of the logs in here."
 )
+@click.option("--json", "as_json", is_flag=True, help="Print where the archives lie, as JSON.")
 @with_session
-def log(session: Session, *, job_id: int, attempt: int | None, save: Path | None) -> None:
+def log(session: Session, *, job_id: int, attempt: int | None, save: Path | None, as_json: bool) -> None:
     """Show what each attempt of a job wrote, failed ones too.
 
     A log is there once its attempt has ended; of a long file the end is shown, --save keeps all of it.
     """
-    joblog.show(session.job(job_id), attempt, save)
+    view = session.job(job_id)
+    if as_json:
+        return tables.show(JobLog(view.job_id, joblog.chosen(view, attempt)))
+    joblog.show(view, attempt, save)
+    return None
 
 
 @job.command(epilog=examples("pilotage job cancel 17"))

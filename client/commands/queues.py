@@ -98,8 +98,7 @@ def create(
 def set_state(session: Session, *, name: str, state: str, as_json: bool) -> None:
     """Open or close a queue. Needs an admin's token.
 
-    online hands out jobs; test does so to pilots with the label ptest only; drain and offline hand out none, and leave
-    running jobs alone.
+    online and test hand out jobs; drain and offline hand out none, and leave running jobs alone.
     """
     _print(session.set_queue_state(name, QueueState(state)), as_json)
 

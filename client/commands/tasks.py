@@ -229,10 +229,16 @@ def show(session: Session, *, task: str, as_json: bool) -> None:
 @click.option(
     "--interval", type=click.FloatRange(min=0.05), default=0.5, show_default=True, metavar="SECONDS"
 )
+@json_option
 @with_session
-def watch_tasks(session: Session, *, tasks: tuple[str, ...], interval: float) -> int:
-    """Watch tasks until they end; exit code 1 unless every job of all completed."""
-    views = watch.follow(session, tasks, interval=interval)
+def watch_tasks(session: Session, *, tasks: tuple[str, ...], interval: float, as_json: bool) -> int:
+    """Watch tasks until they end; exit code 1 unless every job of all completed.
+
+    Ctrl-C ends the watching only: the tasks go on.
+    """
+    views = watch.follow(session, tasks, interval=interval, quiet=as_json)
+    if as_json:
+        tables.show(views)
     return 0 if all(view.state == TaskState.COMPLETED.value for view in views) else 1
 
 
