@@ -183,21 +183,24 @@ def end(code, reason):
 
 
 def user_proxy():
-    path = "/tmp/x509up_u%d" % os.getuid()
+    path = "/tmp/x509up_u%d" % os.geteuid()
     try:
         status = os.lstat(path)
     except OSError:
         return None
-    private = stat.S_ISREG(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o022
+    private = stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o022
     return path if private else None
 
 
 def trust():
     usual = "/etc/grid-security/certificates"
-    named = ca_file or ca_path
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if named else ssl.create_default_context()
+    instead = ca_file or ca_path  # what an option names takes the place of the system authorities
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if instead else ssl.create_default_context()
     file = ca_file or os.environ.get("X509_USER_PROXY") or user_proxy()
     path = ca_path or os.environ.get("X509_CERT_DIR") or (usual if os.path.isdir(usual) else None)
+    for named, there in ((file, os.path.isfile), (path, os.path.isdir)):
+        if named and not there(named):
+            raise OSError("there is no %s" % named)
     if file or path:
         context.load_verify_locations(file, path)
     return context

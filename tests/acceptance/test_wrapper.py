@@ -2,109 +2,28 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shlex
 import signal
-import subprocess
-import sys
 import time
 import urllib.request
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Optional
+from typing import Optional
 
 import pytest
 
+from tests.acceptance.bare_node import Node, await_counts, submit
 from tests.components import old_python
-from tests.running_server import RunningServer, environment
+from tests.running_server import RunningServer
 from tests.waiting import wait_until
 
 
-class Node:
-    """A worker node that has nothing but the wrapper, which it got from the server, and a token."""
-
-    def __init__(self, home: Path, server: RunningServer) -> None:
-        self.home = home
-        self.server = server
-        self.wrapper = home / "run_pilot.sh"
-        home.mkdir()
-        with urllib.request.urlopen(f"{server.url}/v1/run_pilot.sh", timeout=30) as answer:
-            self.wrapper.write_bytes(answer.read())
-        self.wrapper.chmod(0o755)
-        self.python = self.bare(sys.executable)
-        self.environment = {**environment(home), "PYTHONPATH": "/nowhere"}
-
-    def bare(self, python: str) -> Path:
-        """That Python without site-packages, and so without pip and all that is installed here."""
-        script = self.home / f"bare-{Path(python).name}"
-        script.write_text(f'#!/bin/bash\nexec {shlex.quote(python)} -S "$@"\n')
-        script.chmod(0o755)
-        return script
-
-    def command(self, *options: str) -> list[str]:
-        return [
-            *(str(self.wrapper), "--python", str(self.python), "--url", self.server.url),
-            *(
-                "--token-file",
-                str(self.server.pilot_token),
-                "-q",
-                "CPU",
-                "--work-directory",
-                "work",
-                *options,
-            ),
-        ]
-
-    def start(self, *options: str, before: tuple[str, ...] = ()) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [*before, *self.command(*options)], cwd=self.home, env=self.environment, text=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
-
-    def run(self, *options: str, before: tuple[str, ...] = (), seconds: float = 60) -> "Ended":
-        return self.end(self.start(*options, before=before), seconds)
-
-    def end(self, process: subprocess.Popen[str], seconds: float = 60) -> "Ended":
-        try:
-            output, _ = process.communicate(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            output, _ = process.communicate()
-            pytest.fail(f"the wrapper did not end within {seconds} s:\n{output}", pytrace=False)
-        print(output)
-        return Ended(process.returncode, output)
-
-
-class Ended:
-    def __init__(self, code: int, output: str) -> None:
-        self.code = code
-        self.output = output
-        self.last = output.splitlines()[-1].partition(" run_pilot: ")[2]
-
-
 @pytest.fixture
-def node(tmp_path: Path, running_server: RunningServer) -> Node:
-    return Node(tmp_path / "node", running_server)
-
-
-def submit(server: RunningServer, *command: str, name: str = "task", jobs: int = 1, **more: Any) -> None:
-    server.request("POST", "/v1/tasks", {"name": name, "command": list(command), "nJobs": jobs, **more})
-
-
-def counts(server: RunningServer, name: str = "task") -> dict[str, int]:
-    found = server.request("GET", f"/v1/tasks/{name}")["counts"]
-    assert isinstance(found, dict)
-    return found
-
-
-def await_counts(server: RunningServer, expected: dict[str, int], name: str = "task") -> None:
-    def seen() -> bool:
-        now = counts(server, name)
-        assert now == expected, now
-        return True
-
-    wait_until(seen, 20, f"{name}: {expected}")
+def node(tmp_path: Path, running_server: RunningServer) -> Iterator[Node]:
+    node = Node(tmp_path / "node", running_server)
+    yield node
+    node.close()
 
 
 def payload_pid(file: Path) -> int:

@@ -101,6 +101,20 @@ def test_its_modules_import_nothing_but_itself_and_the_standard_library(
     assert outside == {}
 
 
+@pytest.mark.parametrize("python", pythons())
+def test_it_tells_the_versions_of_what_it_carries(archive: Path, python: str) -> None:
+    """Entry points of other packages are looked for among all that have metadata, these too."""
+    program = (
+        "import importlib.metadata as m, sys; sys.path.insert(0, sys.argv[1]); m.entry_points(); "
+        "print(*sorted((d.metadata['Name'], d.version) for d in m.distributions(path=[sys.argv[1]])))"
+    )
+    done = subprocess.run(
+        [python, "-I", "-S", "-c", program, str(archive)], capture_output=True, text=True, check=True
+    )
+    expected = sorted((name, importlib.metadata.version(name)) for name in pilot_package.LIBRARIES)
+    assert done.stdout.strip() == " ".join(map(str, expected))
+
+
 def test_a_library_that_needs_a_newer_python_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,12 +28,15 @@ WRAPPER = ROOT / "wrappers" / "run_pilot.sh"
 STAND_IN = """
 import json, os, pathlib, signal, sys, time
 told = json.loads(os.environ.get("STAND_IN", "{}"))
+listens = signal.getsignal(signal.SIGINT) != signal.SIG_IGN
 def ended(number, frame):
     os.write(1, ("got %s\\n" % signal.Signals(number).name).encode())
     os._exit(128 + number)
 signal.signal(signal.SIGTERM, ended)
 signal.signal(signal.SIGINT, ended)
-print(json.dumps({"options": sys.argv[1:], "file": sys.argv[0], "isolated": sys.flags.isolated}), flush=True)
+print(json.dumps({
+    "options": sys.argv[1:], "file": sys.argv[0], "isolated": sys.flags.isolated, "listens": listens
+}), flush=True)
 if told.get("sleep"):
     time.sleep(told["sleep"])
 if told.get("kill"):
@@ -184,6 +187,11 @@ def test_a_signal_reaches_the_pilot_and_its_end_is_waited_for(
     assert out == f"got SIG{got}\n"
     assert process.returncode == code
     assert f"exit code {code}: " in err
+
+
+def test_the_pilot_listens_to_sigint_from_its_first_moment(node: Node, server: FaultyServer) -> None:
+    """What a shell starts in the background ignores it, unless the shell is told otherwise."""
+    assert json.loads(node.run("--url", server.url).stdout)["listens"] is True
 
 
 def test_a_signal_while_the_package_is_fetched_ends_it_at_once(node: Node, server: FaultyServer) -> None:
@@ -536,3 +544,13 @@ def test_no_wrapper_holds_more_than_a_page_of_directives() -> None:
 def test_shellcheck_has_nothing_to_say(script: Path) -> None:
     done = subprocess.run(["shellcheck", str(script)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+
+
+def test_each_error_of_the_wrapper_is_told_in_its_help_and_documented(node: Node) -> None:
+    errors = set(re.findall(r"fail (\d+) ([A-Z_]+) ", WRAPPER.read_text()))
+    assert len(errors) == 7
+    told = node.run("--help").stdout
+    documented = (ROOT / "docs" / "wrappers.md").read_text()
+    for code, name in errors:
+        assert re.search(rf"\b{code} {name}\b", told), name
+        assert f"| {code} | `{name}` |" in documented
