@@ -8,17 +8,21 @@ A document marks the place, and everything between the two lines is made here:
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib
+import inspect
 import re
 import sys
+import typing
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from protocol import errors, settings, states  # noqa: E402  # only now the tree is on the path
+from protocol import errors, messages, settings, states, templates  # noqa: E402  # only now the tree is on the path
 
 MARKED = re.compile(r"(<!-- table: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -87,6 +91,92 @@ def pilot_exits() -> str:
     )
 
 
+def state_words() -> str:
+    return "`" + " → ".join(states.SUCCESS) + "`\n"
+
+
+def exit_words() -> str:
+    return " · ".join(f"{exit.value} `{exit.name}`" for exit in errors.PilotExit) + "\n"
+
+
+def task_fields() -> str:
+    """The fields of a task, with the option of `pilotage task submit` that sets each."""
+    submit = importlib.import_module("client.commands.tasks").submit
+    options = {
+        each.name: max(each.opts, key=len) for each in submit.params if each.param_type_name == "option"
+    }
+    options |= {"command": "-- COMMAND", "bundle": "--ship"}
+    kinds = typing.get_type_hints(messages.TaskSpec)
+    head = ("field", "option", "type", "default", "meaning")
+
+    def row(each: dataclasses.Field[Any]) -> tuple[str, ...]:
+        kind = _kind(kinds[each.name], each.metadata)
+        meaning = each.metadata["description"]
+        return code(messages.wire_name(each.name)), code(options[each.name]), kind, _default(each), meaning
+
+    return table(head, map(row, dataclasses.fields(messages.TaskSpec)))
+
+
+def _kind(kind: Any, bounds: Any) -> str:
+    if kind is int:
+        return f"{bounds['ge']:,} to {bounds['le']:,}"
+    if kind is str:
+        return "name" if bounds.get("max_length") == 200 else "text"
+    if typing.get_origin(kind) is list:
+        return "list of texts"
+    if typing.get_origin(kind) is dict:
+        return "names with texts"
+    return " or ".join(choice.value for choice in kind)
+
+
+def _default(each: dataclasses.Field[Any]) -> str:
+    if each.default is not dataclasses.MISSING:
+        return code(each.default)
+    return "" if each.default_factory is not dataclasses.MISSING else "must be given"
+
+
+def placeholders() -> str:
+    head = ("placeholder", "stands for", "in output names too")
+    rows = templates.COMMAND_PLACEHOLDERS.items()
+    return table(
+        head,
+        (
+            (code(f"{{{name}}}"), text, "yes" if name in templates.OUTPUT_PLACEHOLDERS else "")
+            for name, text in rows
+        ),
+    )
+
+
+def plugin_hooks() -> str:
+    plugin = importlib.import_module("pilot.plugins.base").ExperimentPlugin
+    hooks = [(name, hook) for name, hook in vars(plugin).items() if not name.startswith("_")]
+    return table(("hook", "when, and what for"), ((code(_call(*hook)), hook[1].__doc__) for hook in hooks))
+
+
+def _call(name: str, function: Any) -> str:
+    arguments = [argument for argument in inspect.signature(function).parameters if argument != "self"]
+    return f"{name}({', '.join(arguments)})"
+
+
+def routes() -> str:
+    """Every address of the server, in the order of the doors."""
+    doors = importlib.import_module("server.app").DOORS
+    head = ("address", "role", "what it does")
+    rows = [route for door in doors for route in door.routes]
+    return table(head, ((code(f"{row.method} {row.path}"), row.role.value, row.summary) for row in rows))
+
+
+def pilot_options() -> str:
+    """The pilot's options as `--help` shows them; a flag takes no value."""
+    options = importlib.import_module("pilot.cli").run.params
+    head = ("option", "meaning")
+    return table(head, ((code(", ".join(each.opts)), _sentence(each.help)) for each in options))
+
+
+def _sentence(text: str) -> str:
+    return re.sub(r"  \[default: (.*)\]", r" (default: `\1`)", text)
+
+
 def settings_of(module: str, name: str = "TABLE") -> Callable[[], str]:
     """The settings table of a program; its module is imported only when a document asks for it."""
 
@@ -98,9 +188,16 @@ def settings_of(module: str, name: str = "TABLE") -> Callable[[], str]:
 
 TABLES: dict[str, Callable[[], str]] = {
     "states": job_states,
+    "state-words": state_words,
     "task-states": task_states,
     "errors": error_catalogue,
     "pilot-exits": pilot_exits,
+    "exit-words": exit_words,
+    "task-fields": task_fields,
+    "placeholders": placeholders,
+    "plugin-hooks": plugin_hooks,
+    "routes": routes,
+    "pilot-options": pilot_options,
     "pilot-settings": settings_of("pilot.settings"),
     "daemon-settings": settings_of("pilot.settings", "DAEMON_TABLE"),
     "server-settings": settings_of("server.settings"),

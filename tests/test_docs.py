@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -49,3 +50,31 @@ def test_every_verb_named_in_the_documents_is_one_of_the_makefile() -> None:
     text = "".join(path.read_text(encoding="utf-8") for path in DOCUMENTS)
     named = set(re.findall(r"`make ([a-z0-9-]+)", text))
     assert named <= verbs, named - verbs
+
+
+def test_the_tests_that_prove_what_is_true_now_exist() -> None:
+    text = (ROOT / "docs" / "mission.md").read_text(encoding="utf-8")
+    short = {"acc": "acceptance", "int": "integration", "unit": "unit", "conf": "conformance"}
+    named = re.findall(rf"`({'|'.join(short)})/([^`:]+?\.py)(?:::(\w+))?`", text)
+    assert len(named) > 50
+    for folder, path, function in named:
+        file = ROOT / "tests" / short[folder] / path
+        assert file.exists(), file
+        assert not function or f"def {function}(" in file.read_text(encoding="utf-8"), (
+            f"{path}: no {function}"
+        )
+
+
+def test_the_plugin_that_is_shown_as_an_example_is_one() -> None:
+    from pilot.plugins.base import ExperimentPlugin
+
+    text = (ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")
+    example = re.search(r"(^    from pilot\.plugins\.base.*?)^\S", text, re.MULTILINE | re.DOTALL)
+    assert example
+    made: dict[str, type[ExperimentPlugin]] = {}
+    exec(textwrap.dedent(example[1]), made)
+    overridden = {name for name in vars(made["Plugin"]) if not name.startswith("_")}
+    assert issubclass(made["Plugin"], ExperimentPlugin)
+    assert overridden == {"explain_failure", "log_files"} <= set(vars(ExperimentPlugin))
+    shown = made["Plugin"].explain_failure(None, None, 65, "")  # type: ignore[arg-type]
+    assert shown is not None and shown.name == "PAYLOAD_OUT_OF_MEMORY"
