@@ -26,7 +26,9 @@ def world(shared_server: RunningServer, tmp_path: Path, request: pytest.FixtureR
 
 
 @pytest.fixture
-def own_world(running_server: RunningServer, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[World]:
+def own_world(
+    running_server: RunningServer, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[World]:
     """The same beside a server of its own."""
     yield from _world(running_server, tmp_path, request)
 

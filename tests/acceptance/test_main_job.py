@@ -42,7 +42,9 @@ def main_job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MainJob]:
 
 
 def _run(world: World) -> MainJob:
-    world.pilotage("daq", "emulate", "--out", "data", "--files", str(FILES), "--size", "64KiB", "--builders", "2")
+    world.pilotage(
+        "daq", "emulate", "--out", "data", "--files", str(FILES), "--size", "64KiB", "--builders", "2"
+    )
     registered = world.pilotage("dataset", "register", "run-1", "data")
     assert f"{FILES} files" in registered and "closed" in registered
     tasks = {}
@@ -107,7 +109,8 @@ def test_each_output_holds_the_hash_of_its_input(main_job: MainJob, algorithm: s
     results = main_job.world.directory / f"results-{algorithm}"
     hashed = {"md5": hashlib.md5, "blake3": blake3.blake3}[algorithm]
     expected = {
-        lfn.replace(".spd", f".{algorithm}"): f"{hashed(data).hexdigest()}  {lfn}\n" for lfn, data in main_job.data.items()
+        lfn.replace(".spd", f".{algorithm}"): f"{hashed(data).hexdigest()}  {lfn}\n"
+        for lfn, data in main_job.data.items()
     }
     assert {path.name: path.read_text() for path in results.iterdir()} == expected
 
@@ -141,12 +144,19 @@ def _spd_task(world: World, *paths: Path, data_type: str = "") -> TaskView:
     world.pilot(queue, "--pilotuser", "spd")
     command = ["cp", "{input}", "{output}"]
     task = world.submit(
-        queue, command, input_dataset=world.dataset(*paths), outputs=["copy-of-{lfn}"], data_type=data_type, max_losses=0
+        queue,
+        command,
+        input_dataset=world.dataset(*paths),
+        outputs=["copy-of-{lfn}"],
+        data_type=data_type,
+        max_losses=0,
     )
     return world.ended(task)
 
 
-def test_the_spd_plugin_refuses_a_truncated_and_a_foreign_file_and_lets_the_good_one_pass(world: World) -> None:
+def test_the_spd_plugin_refuses_a_truncated_and_a_foreign_file_and_lets_the_good_one_pass(
+    world: World,
+) -> None:
     """Both are registered as they are: their checksums are right, and only who knows the format sees what is wrong."""
     good, truncated, foreign = _spd_files(world, files=3)
     truncated.write_bytes(truncated.read_bytes()[:-100])
@@ -174,7 +184,9 @@ def test_the_spd_plugin_takes_simulated_data_where_the_task_asks_for_it(world: W
     assert _spd_task(world, *_spd_files(world, "--simulated"), data_type="simulated").state == "COMPLETED"
 
 
-def test_the_spd_plugin_runs_payloads_in_the_software_environment_that_its_set_up_script_makes(world: World) -> None:
+def test_the_spd_plugin_runs_payloads_in_the_software_environment_that_its_set_up_script_makes(
+    world: World,
+) -> None:
     setup = world.directory / "setup.sh"
     setup.write_text("export SPD_RELEASE=2026.11\n")
     queue = world.queue()

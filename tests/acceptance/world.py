@@ -129,7 +129,9 @@ class World:
     def environment(self, extra: Mapping[str, str] = {}) -> dict[str, str]:  # it is only read
         return environment(self.directory, {MARK: self.name, **extra})
 
-    def start(self, *command: str, extra: Mapping[str, str] = {}, log: str = "") -> Running:  # it is only read
+    def start(
+        self, *command: str, extra: Mapping[str, str] = {}, log: str = ""
+    ) -> Running:  # it is only read
         """A Python program of ours, in a session of its own: `start("-m", "pilot", …)`."""
         path = self.directory / f"{log or self.unique('program')}.out"
         with open(path, "ab") as output:
@@ -159,7 +161,9 @@ class World:
             extra=settings, log=self.unique("pilot"),
         )  # fmt: skip
 
-    def cli(self, *arguments: str, extra: Mapping[str, str] = {}) -> subprocess.CompletedProcess[str]:  # it is only read
+    def cli(
+        self, *arguments: str, extra: Mapping[str, str] = {}
+    ) -> subprocess.CompletedProcess[str]:  # it is only read
         """A command of `pilotage` to its end; no command ever shows a trace back."""
         done = subprocess.run(
             [sys.executable, "-m", "client.cli", *arguments], cwd=self.directory,
@@ -172,7 +176,9 @@ class World:
     def pilotage(self, *arguments: str) -> str:
         """What a command prints that has to end well."""
         done = self.cli(*arguments)
-        assert done.returncode == 0, f"{arguments} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+        assert done.returncode == 0, (
+            f"{arguments} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+        )
         return done.stdout
 
     def processes(self) -> dict[int, str]:
@@ -312,13 +318,17 @@ class World:
         _kill(left)
         log = self.server.text_of_log()[self._log_began :]
         for program in self._programs:
-            print(f"-- {program.log.name}, exit code {program.popen.returncode} --\n{program.text[-20_000:]}")
-        print(f"-- the server's log during this test --\n{log[-20_000:]}")
+            print(f"-- {program.log.name}, exit code {program.popen.returncode} --\n{program.text[-6_000:]}")
+        print(f"-- the server's log during this test --\n{log[-6_000:]}")
         try:
-            assert not slow, f"did not end within {END_SECONDS} s of SIGTERM: {[each.popen.args for each in slow]}"
+            assert not slow, (
+                f"did not end within {END_SECONDS} s of SIGTERM: {[each.popen.args for each in slow]}"
+            )
             assert not left, f"left behind: {left}"
             texts = [program.text for program in self._programs]
-            assert self.may_trace or not [text for text in (*texts, log) if "Traceback" in text], "a trace back in a log"
+            assert self.may_trace or not [text for text in (*texts, log) if "Traceback" in text], (
+                "a trace back in a log"
+            )
             if self.server.process is not None:
                 for task in self._tasks:
                     self.audit(self.session.task(task))
@@ -384,7 +394,10 @@ def _living() -> Iterator[tuple[int, str]]:
     for name in os.listdir("/proc"):
         if name.isdigit():
             with suppress(OSError):
-                yield int(name), Path(f"/proc/{name}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                yield (
+                    int(name),
+                    Path(f"/proc/{name}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"),
+                )
 
 
 def _carries(pid: int, mark: str) -> bool:

@@ -121,11 +121,17 @@ class Dispatcher:
     # -- what tests do ------------------------------------------------------------------------------------------------------
 
     def add(
-        self, *command: str, inputs: Optional[List[InputFile]] = None, outputs: Optional[List[str]] = None, **fields: Any
+        self,
+        *command: str,
+        inputs: Optional[List[InputFile]] = None,
+        outputs: Optional[List[str]] = None,
+        **fields: Any,
     ) -> int:
         """Put a job in; its attempt's id. Outputs are names; they get a URL in the storage."""
         number = next(self._numbers)
-        declared = [OutputFile(lfn, "test", "out", f"file://{self.storage}/{lfn}.{number}") for lfn in outputs or []]
+        declared = [
+            OutputFile(lfn, "test", "out", f"file://{self.storage}/{lfn}.{number}") for lfn in outputs or []
+        ]
         spec = JobSpec(
             job_id=1000 + number, job_nr=number, task_id=7, attempt_id=number, attempt_nr=1,
             attempt_token=f"attempt-token-{number}-secret", command=list(command), inputs=inputs or [], outputs=declared,
