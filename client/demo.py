@@ -127,8 +127,9 @@ class Demo:
             views = self.follow(session)
             verified = self.verify(session, views)
             self.look(everything=True)
-            self.programs.stop()
-            self.report(views, verified, server, pilots)
+        # Without our connection the server ends at once.
+        self.programs.stop()
+        self.report(verified, server, pilots)
 
     def say(self, title: str, text: str) -> None:
         self.console.print(f"{title:<9} {one_line(text)}", soft_wrap=True)
@@ -256,7 +257,7 @@ class Demo:
             for program in self.programs.all:
                 program.look(whole_session=program.name == "server")
 
-    def report(self, views: list[TaskView], verified: int, server: Program, pilots: list[Program]) -> None:
+    def report(self, verified: int, server: Program, pilots: list[Program]) -> None:
         self.say("Verified", f"{verified} hashes, each equal to the registered checksum of its file")
         peaks = [f"server {tables.size(server.peak.size)} in {server.peak.processes} processes"]
         peaks += [f"{pilot.name} {tables.size(pilot.peak.size)}" for pilot in pilots]

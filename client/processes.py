@@ -26,6 +26,7 @@ from protocol.redaction import one_line
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STOP_SECONDS = 10.0
 """How long programs have between SIGTERM and SIGKILL."""
+ORPHAN_SECONDS = 2.0
 IMPATIENT_SECONDS = 1.0
 """A second Ctrl-C after this kills at once; an earlier one is the same keystroke told twice (by make, say)."""
 TAIL_LINES = 12
@@ -98,7 +99,9 @@ class Program:
             else [self.popen.pid]
         )
         for pid in pids:
-            self._memory[pid] = max(self._memory.get(pid, 0), _high_water(pid))
+            size = max(self._memory.get(pid, 0), _high_water(pid))
+            if size:
+                self._memory[pid] = size
 
     @property
     def peak(self) -> Peak:
@@ -127,14 +130,18 @@ class Programs:
         self._logs = logs
         self._environment = environment
         self.all: list[Program] = []
+        self._strangers: set[int] = set()
 
     def __enter__(self) -> Programs:
+        self._strangers = set(_children())
         _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self.stop()
-        _libc.prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+        try:
+            self.stop()
+        finally:
+            _libc.prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
     def start(self, name: str, module: str, *arguments: str, cwd: Path) -> Program:
         """Start one of our modules under this Python; its output goes to a log."""
@@ -177,7 +184,7 @@ class Programs:
         with self._signals.held():
             self._stop(self.all[1:])
             self._stop(self.all)
-            _end_orphans()
+            self._end_orphans()
 
     def _stop(self, programs: list[Program]) -> None:
         _signal(programs, signal.SIGTERM)
@@ -187,6 +194,18 @@ class Programs:
                 _signal(programs, signal.SIGKILL)
             time.sleep(0.02)
         self.all = [each for each in self.all if each not in programs]
+
+    def _end_orphans(self) -> None:
+        """End what the programs left behind, and the kernel gave to us: our children that we have not started."""
+        deadline = time.monotonic() + ORPHAN_SECONDS
+        while left := set(_children()) - self._strangers:
+            for pid in left:
+                with suppress(ProcessLookupError, PermissionError, ChildProcessError):
+                    os.kill(pid, signal.SIGKILL)
+                    os.waitpid(pid, os.WNOHANG)
+            if time.monotonic() > deadline:
+                return  # one that waits for a dead disk does not die before it
+            time.sleep(0.02)
 
 
 def ending(code: int) -> str:
@@ -208,30 +227,17 @@ def _signal(programs: Sequence[Program], number: signal.Signals) -> None:
                 (os.killpg if number == signal.SIGKILL else os.kill)(program.popen.pid, number)
 
 
-def _end_orphans() -> None:
-    """End what the programs left to us; it is ours, since nothing else was started by this process."""
-    deadline = time.monotonic() + 2.0
-    while True:
-        with suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-        left = [pid for pid, parent, _ in _processes() if parent == os.getpid()]
-        if not left or time.monotonic() > deadline:
-            return
-        for pid in left:
-            with suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(0.02)
+def _children() -> Iterator[int]:
+    return (pid for pid, parent, _ in _processes() if parent == os.getpid())
 
 
 def _processes() -> Iterator[tuple[int, int, int]]:
-    """(pid, parent, session) of every living process."""
+    """(pid, parent, session) of every process, dead ones that nobody has waited for too."""
     for name in os.listdir("/proc"):
         if name.isdigit():
             with suppress(OSError):
                 fields = Path(f"/proc/{name}/stat").read_text(errors="replace").rpartition(")")[2].split()
-                if fields[0] not in "ZX":
-                    yield int(name), int(fields[1]), int(fields[3])
+                yield int(name), int(fields[1]), int(fields[3])
 
 
 def _high_water(pid: int) -> int:

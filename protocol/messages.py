@@ -422,8 +422,8 @@ class QueueSpec:
         "", description="storage that takes the outputs; default: the server's first", **OPTIONAL_NAME
     )
     copytools: List[str] = bounded(list, max_length=20)
-    lease_seconds: int = bounded(60, ge=5, le=604_800)
-    heartbeat_seconds: int = bounded(20, ge=1, le=86_400)
+    lease_seconds: int = bounded(0, ge=0, le=604_800, description="0: the server's default")
+    heartbeat_seconds: int = bounded(0, ge=0, le=86_400, description="0: the server's default")
     timefloor_seconds: int = bounded(0, ge=0, le=31_536_000)
 
 

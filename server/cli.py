@@ -83,7 +83,7 @@ def start(foreground: bool, **options: Any) -> None:
     if foreground:
         _serve(settings, directory)
     else:
-        _start_in_background(directory, options)
+        _start_in_background(settings, directory, options)
 
 
 def _load(config: Path | None = None, **options: Any) -> Settings:
@@ -99,27 +99,34 @@ def _serve(settings: Settings, directory: Path) -> None:
     dispatcher.serve(settings)
 
 
-def _start_in_background(directory: Path, options: dict[str, Any]) -> None:
-    """Start the server in a session of its own, and wait until it answers or ends."""
+def _start_in_background(settings: Settings, directory: Path, options: dict[str, Any]) -> None:
+    """Start the server in a session of its own, and wait until it answers or ends.
+
+    It keeps and rotates its log itself; what it says beside that, as the reason why it cannot start, goes to a file of its own.
+    """
     with state_directory.locked(directory):
         pass  # taken already: said here and now, not in the log of a process that ends at once
-    log = directory / "server.log"
+    log = settings.optional_path("logging", "log_file") or directory / "server.log"
     command = [sys.executable, "-m", "server", "start", "--foreground"]
     for parameter, value in options.items():
         if value is not None:
             command += [_OPTION_OF[parameter], str(value)]
-    with open(log, "ab") as output:
-        began = output.tell()
+    environment = {**os.environ, server_settings.TABLE.names[("logging", "log_file")].environment: str(log)}
+    said = directory / "server.out"
+    with open(said, "wb") as output:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            env=environment,
         )
     if not _answers(process, directory):
         process.terminate()
-        with open(log, "rb") as output:
-            output.seek(began)
-            lines = output.read().decode(errors="replace").strip().splitlines()
-        said = [line for line in lines if line.startswith("Error: ")] or lines[-5:]
-        raise PilotageError("SERVER_NOT_STARTED", f"{' / '.join(said)} (log: {log})")
+        lines = said.read_text(errors="replace").strip().splitlines()
+        reason = [line for line in lines if line.startswith("Error: ")] or lines[-5:]
+        raise PilotageError("SERVER_NOT_STARTED", f"{' / '.join(reason)} (log: {log})")
     click.echo(f"State and tokens: {directory}; log: {log}")
 
 

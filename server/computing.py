@@ -26,14 +26,21 @@ DEFAULT_QUEUES = {"CPU": ResourceType.CPU, "GPU": ResourceType.GPU}
 """The queues of a new installation; a pilot without -q goes to the one of its resource type."""
 
 
-def set_up_defaults(storage_url: str) -> None:
+def set_up_defaults(core: Core, storage_url: str) -> None:
     """What a new installation begins with: one site, one storage, a queue for each resource type; inside `Database.write`."""
     if Queue.select().exists():
         return
     Site.get_or_create(name=LOCAL)
     Storage.get_or_create(name=LOCAL, defaults={"url": storage_url})
     for name, resource_type in DEFAULT_QUEUES.items():
-        Queue.create(name=name, site=LOCAL, resource_type=resource_type.value, storage=LOCAL)
+        Queue.create(
+            name=name,
+            site=LOCAL,
+            resource_type=resource_type.value,
+            storage=LOCAL,
+            lease_seconds=core.limits.lease_seconds,
+            heartbeat_seconds=core.limits.heartbeat_seconds,
+        )
 
 
 def find_queue(name: str) -> Queue:
@@ -53,7 +60,9 @@ def create_queue(core: Core, spec: QueueSpec) -> QueueView:
             raise PilotageError(
                 "NOT_FOUND", f"no storage {spec.storage or LOCAL}; see 'pilotage storage list'"
             )
-        if spec.heartbeat_seconds >= spec.lease_seconds:
+        lease = spec.lease_seconds or core.limits.lease_seconds
+        heartbeat = spec.heartbeat_seconds or core.limits.heartbeat_seconds
+        if heartbeat >= lease:
             raise PilotageError(
                 "BAD_REQUEST", "heartbeatSeconds must be below leaseSeconds, or every pilot loses its jobs"
             )
@@ -64,8 +73,8 @@ def create_queue(core: Core, spec: QueueSpec) -> QueueView:
             resource_type=spec.resource_type.value,
             storage=storage.name,
             copytools=json.dumps(spec.copytools),
-            lease_seconds=spec.lease_seconds,
-            heartbeat_seconds=spec.heartbeat_seconds,
+            lease_seconds=lease,
+            heartbeat_seconds=heartbeat,
             timefloor_seconds=spec.timefloor_seconds,
         )
 

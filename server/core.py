@@ -12,6 +12,10 @@ from server.database import Database
 class Limits:
     """Bounds and periods that the operator may set; seconds, unless the name says otherwise."""
 
+    lease_seconds: int = 60
+    """A pilot that is silent for longer loses its jobs, in queues that do not say otherwise."""
+    heartbeat_seconds: int = 20
+    """How often pilots are told to speak, in queues that do not say otherwise."""
     acknowledge_seconds: int = 60
     """How long an EXTRACTED job waits for its pilot's first word."""
     unacknowledged: int = 5

@@ -29,7 +29,7 @@ def serve(settings: Settings) -> None:
     directory = state_directory.prepare(settings.path("server", "state_directory"))
     with state_directory.locked(directory):
         url = settings.text("database", "url") or f"sqlite:///{directory}/pilotage.db"
-        _set_up(directory, url)
+        _set_up(open_core(settings, directory, url))
         _Gunicorn(settings, directory, url, _listen(settings)).run()
 
 
@@ -55,28 +55,29 @@ def _check_certificate(settings: Settings) -> None:
         ) from None
 
 
-def _set_up(directory: Path, url: str) -> None:
+def _set_up(core: Core) -> None:
     """Bring the schema up to date; at the first start make tokens, queues and a storage."""
-    database = Database(url)
+    directory = core.state_directory
     try:
-        for name in database.migrate():
+        for name in core.database.migrate():
             logger.info("migrated the database", extra={"migration": name})
-        tokens.server_key(directory)
         pilot_package.build(pilot_package.path(directory))
 
         def work() -> None:
             tokens.write_first_tokens(directory)
-            computing.set_up_defaults(f"file://{directory}/storage")
+            computing.set_up_defaults(core, f"file://{directory}/storage")
 
-        database.write(work)
+        core.database.write(work)
     finally:
-        database.close()
+        core.database.close()
 
 
 def open_core(settings: Settings, directory: Path, url: str) -> Core:
     """The core of this process; closed by closing its database."""
     mib = 2**20
     limits = Limits(
+        lease_seconds=settings.integer("queue", "lease_seconds"),
+        heartbeat_seconds=settings.integer("queue", "heartbeat_seconds"),
         acknowledge_seconds=settings.integer("queue", "acknowledge_seconds"),
         ready_stock=settings.integer("executor", "ready_stock"),
         bundle_bytes=settings.integer("server", "bundle_limit_mb") * mib,

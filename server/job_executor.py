@@ -482,7 +482,9 @@ def _end_failed(core: Core, attempt: Attempt, word: AttemptUpdate) -> None:
     spec = spec_of(job.task)
     failures = job.payload_failures + (entry.budget is Budget.PAYLOAD)
     losses = job.losses + (entry.budget is Budget.INFRASTRUCTURE)
-    spent = failures >= spec.max_attempts or losses > spec.max_losses
+    # An input that is wrong in two attempts one after the other is wrong wherever it is read.
+    still_wrong = entry.retry is Retry.FRESH_INPUT and job.error == entry.name
+    spent = failures >= spec.max_attempts or losses > spec.max_losses or still_wrong
     charged = {"payload_failures": failures, "losses": losses, "error": entry.name, "error_detail": detail}
     if spent or entry.retry is Retry.NEVER:
         _set_job(attempt, JobState.FAILED, Actor.PILOT, **charged)

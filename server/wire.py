@@ -95,7 +95,9 @@ def reply(content: Any, status: int = 200) -> Response:
 def error_reply(error: PilotageError) -> Response:
     """The one shape of a failure."""
     entry = error.entry
-    shape = ErrorReply(entry.name, entry.code, entry.text, error.detail, entry.advice, error.fields or None)
+    # A name that somebody made up must not write a line of its own into a log, or colour a terminal.
+    detail = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in error.detail)
+    shape = ErrorReply(entry.name, entry.code, entry.text, detail, entry.advice, error.fields or None)
     response = reply(shape, STATUS.get(entry.name, 500))
     if entry.name == "SERVER_UNAVAILABLE":
         response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)

@@ -146,7 +146,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise PilotageError("BAD_PATH", f"{shown} is larger than 1 MiB: that is no task")
     try:
         body = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter: nested too deeply
         raise PilotageError("BAD_REQUEST", f"{shown} is no JSON: {one_line(str(error))}") from None
     if not isinstance(body, dict):
         raise PilotageError("BAD_REQUEST", f'{shown} holds no JSON object, as {{"name": …, "command": […]}}')

@@ -26,9 +26,10 @@ NAME = "pilotage"
 def _set_up(url: str) -> None:
     """Bring an empty database to where a new installation stands."""
     database = Database(url)
+    core = Core(database, b"", Path("/nowhere"))
     try:
         database.migrate()
-        database.write(lambda: computing.set_up_defaults("file:///srv/storage"))
+        database.write(lambda: computing.set_up_defaults(core, "file:///srv/storage"))
     finally:
         database.close()
 
