@@ -47,6 +47,10 @@ JOIN_SECONDS = 1.0
 """For threads that have nothing left to do; one that hangs in a request or on a storage is left behind."""
 BUNDLES, OUTBOX = "bundles", "outbox"
 
+ALWAYS_HEARD = (signal.SIGTERM, signal.SIGINT)
+HEARD_UNLESS_IGNORED = (signal.SIGHUP, signal.SIGQUIT, signal.SIGXCPU)
+"""Who starts a pilot with nohup means it."""
+
 ASKING = "asking"
 """The control that ends by itself; any other one ends only when the pilot does."""
 
@@ -295,7 +299,7 @@ def _check_node(context: Context) -> None:
 
 
 class Signals:
-    """Turns SIGTERM and SIGINT into events. While `raised`, they also break into what the main thread is doing."""
+    """Turns signals that end a pilot into events. While `raised`, they also break into what the main thread is doing."""
 
     def __init__(self, events: queue.SimpleQueue[Event]) -> None:
         self._events = events
@@ -303,8 +307,9 @@ class Signals:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._handle)
+        for number in (*ALWAYS_HEARD, *HEARD_UNLESS_IGNORED):
+            if number in ALWAYS_HEARD or signal.getsignal(number) is not signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(
@@ -446,11 +451,11 @@ def _tools(settings: Settings) -> tuple[CopyTool, ...]:
 
 
 def _signal_ending(number: int) -> Ending:
+    detail = f"the pilot got {signal.Signals(number).name}"
     if number == signal.SIGINT:
-        detail = "the pilot got SIGINT"
         return Ending(PilotExit.INTERRUPTED, detail, PilotageError("PILOT_SIGINT", detail))
-    detail = "the pilot got SIGTERM"
-    return Ending(PilotExit.TERMINATED, detail, PilotageError("PILOT_SIGTERM", detail))
+    name = "PILOT_SIGTERM" if number == signal.SIGTERM else "KILL_SIGNAL"
+    return Ending(PilotExit.TERMINATED, detail, PilotageError(name, detail))
 
 
 def _broken_ending(event: ThreadEnded) -> Ending:

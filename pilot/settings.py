@@ -202,8 +202,3 @@ def server_url(settings: Settings) -> str:
     parts = urlsplit(address)
     host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
     return parts._replace(netloc=f"{host}:{port}").geturl()
-
-
-def pilot_id(settings: Settings, node_name: str, process: int) -> str:
-    """PILOT_ID, or one made of node and process: unlike on this node now, and telling where to look."""
-    return settings.text("node_settings", "pilot_id") or f"{node_name}-{process}"

@@ -11,7 +11,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from pilot import control, process, workdir
+from pilot import control, node, process, workdir
 from pilot.context import Context
 from pilot.control import monitor
 from pilot.jobrun import INPUTS, JobRun
@@ -156,13 +156,16 @@ def _final_metrics(context: Context, job: JobRun, ended: process.Process) -> dic
 
 def _judge(context: Context, job: JobRun, code: int) -> PilotageError:
     """The error for an exit code, or for the signal that it stands for, with the payload's last words."""
-    tail = tail_of(job.stderr) or tail_of(job.stdout)
-    nearer = context.plugin.explain_failure(job, code, tail)
+    tail = context.secrets.hide(tail_of(job.stderr) or tail_of(job.stdout))
     words = f"; its last words: {shorten(one_line(tail), TAIL_CHARACTERS)}" if tail else ""
-    if code < 0:
-        name = _SIGNAL_ERRORS.get(-code, "PAYLOAD_KILLED")
-        return PilotageError(nearer.name if nearer else name, f"{_signal_name(-code)}{words}")
-    return PilotageError(nearer.name if nearer else "PAYLOAD_FAILED", f"exit code {code}{words}")
+    what = f"exit code {code}" if code > 0 else _signal_name(-code)
+    nearer = context.plugin.explain_failure(job, code, tail)
+    if nearer is not None:
+        return PilotageError(nearer.name, f"{what}{words}")
+    if node.free_disk_mb(job.directory) == 0:
+        return PilotageError("NO_LOCAL_SPACE", f"{what}, and the disk of the work directory is full{words}")
+    name = "PAYLOAD_FAILED" if code > 0 else _SIGNAL_ERRORS.get(-code, "PAYLOAD_KILLED")
+    return PilotageError(name, f"{what}{words}")
 
 
 def _signal_name(number: int) -> str:
