@@ -87,7 +87,8 @@ class CopyTool:
         self._asked_to_stop: Callable[[], bool] = lambda: False
         wanted = self.options["checksums"]
         assert isinstance(wanted, tuple)
-        self.algorithms = checksum.supported(wanted or (checksum.preferred(),))
+        self.algorithms: Tuple[str, ...] = checksum.supported(wanted or (checksum.preferred(),))
+        """What is learned on the way; who has a tool for one job by `until` may set it for one file."""
 
     def unusable(self) -> Optional[str]:
         """None, or in words why not on this node ("xrdcp is not on PATH")."""

@@ -290,7 +290,6 @@ class _NewFile:
         # Each close of a descriptor makes a network file system tell what it could not write: before there is a name.
         os.close(os.dup(self.descriptor))
         if self.temporary:
-            self._close()  # NFS keeps a file under yet another name if one is removed while it is open
             self._link_hidden()
         else:
             self._link_open()
@@ -323,11 +322,6 @@ class _NewFile:
             rename_to_new(self.directory, self.temporary, self.name)
             self.temporary = ""
 
-    def _close(self) -> None:
-        descriptor, self.descriptor = self.descriptor, -1
-        if descriptor >= 0:
-            os.close(descriptor)
-
     def _unlink(self, name: str) -> None:
         """For cleaning up: a failure is told and hides no other."""
         try:
@@ -336,8 +330,10 @@ class _NewFile:
             logger.warning("could not remove a file", extra={"file_name": shown(name), "reason": str(error)})
 
     def _clean_up(self) -> None:
+        # First closed, then removed: NFS keeps a file under yet another name if one is removed while it is open.
         try:
-            self._close()
+            if self.descriptor >= 0:
+                os.close(self.descriptor)
         except OSError as error:  # all that counts was written and told before it got its name
             logger.warning(
                 "closing a file failed", extra={"file_name": shown(self.name), "reason": str(error)}

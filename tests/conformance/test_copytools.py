@@ -944,7 +944,6 @@ def test_nfs_writes_under_a_hidden_name_syncs_links_and_reads_again(
         "openat hidden",
         "write hidden",
         "fsync hidden",
-        "close hidden",
         "linkat hidden",
         "fsync directory",
         "unlinkat hidden",
@@ -953,6 +952,11 @@ def test_nfs_writes_under_a_hidden_name_syncs_links_and_reads_again(
         "preadv final",
     ]
     assert [step for step in dict.fromkeys(steps) if step in wanted] == wanted
+    closes = [index for index, step in enumerate(steps) if step == "close hidden"]
+    assert closes[0] < steps.index("linkat hidden"), (
+        "a close tells what could not be written: before there is a name"
+    )
+    assert closes[-1] < steps.index("unlinkat hidden"), "NFS renames an open file instead of removing it"
 
 
 # -- addresses ---------------------------------------------------------------------------------------------------------
