@@ -63,6 +63,8 @@ def end(pilot: PilotProcess, number: int) -> float:
     [
         (signal.SIGTERM, "PILOT_SIGTERM", PilotExit.TERMINATED),
         (signal.SIGINT, "PILOT_SIGINT", PilotExit.INTERRUPTED),
+        (signal.SIGHUP, "KILL_SIGNAL", PilotExit.TERMINATED),
+        (signal.SIGXCPU, "KILL_SIGNAL", PilotExit.TERMINATED),
     ],
 )
 def test_f20_a_running_job_is_given_back(

@@ -85,8 +85,8 @@ def test_f13_a_full_disk_costs_neither_the_result_nor_the_next_job(
     with mounted("size=16m") as small:
         code = site.run("-a", str(small), "--max-jobs", "2", PILOTAGE_LIMITS__FREE_DISK_MB="10")
     assert code == PilotExit.DONE
-    assert dispatcher.attempt(first).end.exit_code == 5
-    assert "No space left on device" in dispatcher.attempt(first).end.error_detail
+    end = dispatcher.attempt(first).end
+    assert (end.exit_code, end.error) == (5, "NO_LOCAL_SPACE"), "not the payload is to blame"
     assert "the outbox cannot be written" in site.pilots[0].log
     assert dispatcher.attempt(second).state == "COMPLETED", "the node is fit again"
 

@@ -134,14 +134,6 @@ def test_148_the_port_option_takes_the_place_of_the_address_s(
     assert settings.server_url(settings.load(given, None, environ, tmp_path)) == url
 
 
-def test_a_pilot_without_a_name_is_named_after_node_and_process(
-    environ: dict[str, str], tmp_path: Path
-) -> None:
-    assert settings.pilot_id(settings.load(None, None, environ, tmp_path), "n1", 77) == "n1-77"
-    named = settings.load({"node_settings__pilot_id": "p"}, None, environ, tmp_path)
-    assert settings.pilot_id(named, "n1", 77) == "p"
-
-
 def test_nothing_of_a_site_or_an_experiment_is_a_default(environ: dict[str, str], tmp_path: Path) -> None:
     loaded = settings.load(None, None, environ, tmp_path)
     assert loaded["experiment", "plugin"] == "generic"
