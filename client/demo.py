@@ -7,15 +7,15 @@ pilot for each queue; then every hash is compared with the checksum that was reg
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ from rich.console import Console
 from client import bundle, progress, registrator, tables, watch
 from client.cli import interrupted
 from client.processes import Program, Programs, Signals
-from client.session import FIRST_TOKEN, Session
+from client.session import FIRST_TOKEN, Session, running_server
 from client.tables import Column
 from protocol.errors import PilotageError
 from protocol.files import local_path
@@ -33,11 +33,13 @@ from protocol.redaction import one_line
 from protocol.resources import ResourceType
 from protocol.settings import ENVIRONMENT_PREFIX, read_secret
 from protocol.share import shared_path
-from protocol.states import DatasetState, TaskState
+from protocol.states import DatasetState, JobState, TaskState
 
 MARKER = ".pilotage-demo"
 """The file by which a directory is known as one that an earlier demo made, and may be made anew."""
 FOLDERS = ("state", "data", "logs", "pilot-cpu", "pilot-gpu")
+FETCHED = "hashes"
+"""Where the printed command puts the outputs."""
 DATASET = "demo-run-1"
 BUILDERS = 2
 START_SECONDS = 30.0
@@ -73,7 +75,8 @@ _COLUMNS = (
     Column("attempts", lambda view: view.n_attempts, right=True),
     Column("time", lambda view: tables.duration(view.started, view.ended), right=True),
     Column(
-        "output dataset", lambda view: f"{view.output_dataset}: {view.n_outputs} files, {view.output_state}"
+        "output dataset",
+        lambda view: f"{view.output_dataset}: {tables.some(view.n_outputs, 'file')}, {view.output_state}",
     ),
 )
 
@@ -143,11 +146,8 @@ class Demo:
             "--host", "127.0.0.1", cwd=self.directory,
         )  # fmt: skip
         deadline = time.monotonic() + START_SECONDS
-        while True:
+        while (url := running_server(state)) is None:
             self.programs.check()
-            with contextlib.suppress(OSError, ValueError, KeyError):
-                url = str(json.loads((state / "server.json").read_bytes())["url"])
-                break
             if time.monotonic() > deadline:
                 raise server.failed(f"was not ready within {START_SECONDS:g} s")
             time.sleep(0.02)
@@ -171,15 +171,18 @@ class Demo:
         with progress.counted("Emulating the DAQ", self.wish.files) as advance:
             self.programs.finish(daq, watch_files)
         sizes = [path.stat().st_size for path in data.glob("builder-*/run-*.spd")]
-        builders = f"{BUILDERS} builders" if self.wish.files > 1 else "1 builder"
-        self.say("DAQ", f"{len(sizes)} files of {builders}, {tables.size(sum(sizes))} in {_since(began)}")
+        builders = tables.some(min(BUILDERS, self.wish.files), "builder")
+        self.say(
+            "DAQ",
+            f"{tables.some(len(sizes), 'file')} of {builders}, {tables.size(sum(sizes))} in {_since(began)}",
+        )
 
     def register(self, session: Session) -> None:
         began = time.monotonic()
         view = registrator.register(session, DATASET, [self.directory / "data"], check=self.programs.check)
         self.say(
             "Dataset",
-            f"{view.name}: {view.n_files} files registered with size and checksums in {_since(began)}",
+            f"{view.name}: {tables.some(view.n_files, 'file')} registered with size and checksums in {_since(began)}",
         )
 
     def submit(self, session: Session) -> None:
@@ -192,7 +195,7 @@ class Demo:
                 resource_type=kind.resource_type, bundle=packed.digest,
             )  # fmt: skip
             view = session.submit_task(spec)
-            jobs = f"{view.n_jobs} jobs for {kind.resource_type} pilots"
+            jobs = f"{tables.some(view.n_jobs, 'job')} for {kind.resource_type} pilots"
             self.say("Task", f"{view.task_id} ({view.name}): hash each file with {kind.algorithm}, {jobs}")
 
     def start_pilot(self, kind: Kind, url: str) -> Program:
@@ -208,18 +211,21 @@ class Demo:
         return pilot
 
     def follow(self, session: Session) -> list[TaskView]:
+        """Watch both tasks to their end; what is not as it should be then is an error that names the jobs."""
         moved = time.monotonic()
-        seen: object = None
+        seen: list[dict[str, int]] = []
 
-        def check() -> None:
+        def check(views: Sequence[TaskView]) -> None:
             nonlocal moved, seen
             self.programs.check()
             self.look()
-            now = [session.task(kind.task).counts for kind in KINDS] if time.monotonic() - moved > 5 else seen
+            now = [view.counts for view in views]
             if now != seen:
                 moved, seen = time.monotonic(), now
             if time.monotonic() - moved > STALLED_SECONDS:
-                raise self.programs.all[-1].failed(f"and the others moved no job for {STALLED_SECONDS:g} s")
+                raise self.programs.all[-1].failed(
+                    f"moved no job for {STALLED_SECONDS:g} s, nor did another program"
+                )
 
         views = watch.follow(session, [kind.task for kind in KINDS], interval=0.2, check=check)
         self.console.print()
@@ -228,9 +234,12 @@ class Demo:
         for view in views:
             complete = view.output_state == DatasetState.CLOSED.value and view.n_outputs == self.wish.files
             if view.state != TaskState.COMPLETED.value or not complete:
-                errors = ", ".join(f"{name} {count}" for name, count in view.errors.items()) or "no error"
-                raise self.programs.all[-1].failed(
-                    f"and the others left task {view.name} {view.state} ({errors})"
+                jobs = list(islice(session.jobs(task=view.task_id, state=JobState.FAILED.value), 5))
+                raise PilotageError(
+                    "PROGRAM_FAILED",
+                    f"task {view.name} is {view.state} with {view.n_outputs} of {self.wish.files} outputs",
+                    problems=[f"job {job.job_id}: {job.error}: {job.error_detail}" for job in jobs],
+                    advice=f"read the logs in {shown(self.directory / 'logs')}",
                 )
         return views
 
@@ -292,13 +301,13 @@ def _make_anew(directory: Path) -> None:
                     "BAD_PATH",
                     f"{shown(directory)} is no earlier demo and not empty; name another one with --keep",
                 )
-            if (directory / "state" / "server.json").exists():
+            if running_server(directory / "state"):
                 raise PilotageError(
                     "STATE_DIRECTORY_IN_USE",
                     f"in {shown(directory)} a server runs",
                     advice=f"stop it (pilotage server stop --state {shown(directory / 'state')}), or name another directory with --keep",
                 )
-            for folder in FOLDERS:
+            for folder in (*FOLDERS, FETCHED):
                 shutil.rmtree(directory / folder, ignore_errors=True)
         directory.mkdir(parents=True, exist_ok=True)
         (directory / MARKER).write_text("Made by `pilotage demo`, which may empty this directory.\n")
@@ -373,7 +382,7 @@ def _next(directory: Path) -> str:
         f"  {pilotage} task list",
         f"  {pilotage} job show 1",
         f"  {pilotage} job log 1",
-        f"  {pilotage} dataset get {KINDS[0].task}.out --to {shown(directory / 'hashes')}",
+        f"  {pilotage} dataset get {KINDS[0].task}.out --to {shown(directory / FETCHED)}",
         f"  {pilotage} task submit --from {shown(shared_path('etc/examples/hello.json'))}",
         f"  {pilotage} pilot run -q CPU --token-file {token} -a {shown(directory / 'pilot-cpu')} --idle 5",
         f"  {pilotage} task show hello",

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from client import progress, transfer
+from client import progress, tables, transfer
 from client.session import Session
 from protocol.errors import PilotageError
 from protocol.files import check_lfn
@@ -40,15 +40,15 @@ def fetch(
     for file in files:
         check_lfn(file.lfn)  # a name that the server sent becomes a path here
     with progress.in_bytes(
-        f"Fetching {len(files)} files", sum(file.size for file in files), quiet
+        f"Fetching {tables.some(len(files), 'file')}", sum(file.size for file in files), quiet
     ) as advance:
         there = _right(files, directory, threads, advance)
         missing = [file for file in files if file.lfn not in there]
-        problems = _copy(missing, directory, threads, advance)
+        problems = _copy(session, missing, directory, threads, advance)
     if problems:
         raise PilotageError(
             problems[0].name,
-            f"{len(problems)} of {len(files)} files could not be fetched",
+            f"{len(problems)} of {tables.some(len(files), 'file')} could not be fetched",
             problems=[str(problem) for problem in problems[:TOLD]],
             advice=f"{problems[0].entry.advice}; then run the same command again: it goes on where it ended",
         )
@@ -86,7 +86,7 @@ def _right(files: Sequence[FileView], directory: Path, threads: int, advance: pr
 
 
 def _copy(
-    files: Sequence[FileView], directory: Path, threads: int, advance: progress.Advance
+    session: Session, files: Sequence[FileView], directory: Path, threads: int, advance: progress.Advance
 ) -> list[PilotageError]:
     """What went wrong, per file."""
 
@@ -94,7 +94,9 @@ def _copy(
 
     def copy(file: FileView) -> PilotageError | None:
         try:
-            transfer.copy_in(file.url, directory / file.lfn, file.size, file.checksums, stop.is_set)
+            transfer.copy_in(
+                file.url, directory / file.lfn, file.size, file.checksums, session.data_root, stop.is_set
+            )
         except PilotageError as error:
             return PilotageError(error.name, f"{one_line(file.lfn)}: {error.detail}")
         advance(file.size)

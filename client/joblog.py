@@ -28,8 +28,13 @@ FIRST = ("payload.stdout", "payload.stderr")
 """These come first; the pilot's own records of the job last."""
 
 
-def show(job: JobView, number: int | None = None, save: Path | None = None) -> None:
-    """Print the logs of all attempts, or of attempt `number`; keep the files below `save`."""
+def show(
+    job: JobView, number: int | None = None, save: Path | None = None, data_root: Path | None = None
+) -> None:
+    """Print the logs of all attempts, or of attempt `number`; keep the files below `save`.
+
+    `data_root`: where storages with relative addresses lie on this machine.
+    """
     for attempt in chosen(job, number):
         tables.write(_title(job, attempt))
         if attempt.log_url is None:
@@ -37,7 +42,7 @@ def show(job: JobView, number: int | None = None, save: Path | None = None) -> N
             continue
         with tempfile.TemporaryDirectory(prefix="pilotage-log-") as folder:
             archive = Path(folder, "log.tar.gz")
-            transfer.copy_in(attempt.log_url, archive)
+            transfer.copy_in(attempt.log_url, archive, data_root=data_root)
             _show(archive, save / f"job-{job.job_id}-{attempt.attempt_nr}" if save else None)
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from client import progress
+from client import progress, tables
 from client.session import Session
 from copytools import checksum
 from protocol.errors import PilotageError
@@ -213,7 +213,7 @@ def _raise(problems: Sequence[PilotageError], of: int) -> None:
             told.append(f"… and {len(problems) - TOLD} more")
         raise PilotageError(
             problems[0].name,
-            f"{len(problems)} problems with {of} files; nothing was registered",
+            f"{tables.some(len(problems), 'problem')} with {tables.some(of, 'file')}; nothing was registered",
             problems=told,
             advice="mend them, or leave these files out",
         )
@@ -227,7 +227,7 @@ def _hashed(found: Sequence[Found], options: Options, check: Check) -> list[File
     algorithms = options.algorithms or checksum.available()
     stop = threading.Event()
     pool = ThreadPoolExecutor(options.threads, thread_name_prefix="checksum")
-    title = f"Reading {len(found)} files"
+    title = f"Reading {tables.some(len(found), 'file')}"
     problems: list[PilotageError] = []
     specs = []
     try:

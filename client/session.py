@@ -58,9 +58,17 @@ class Session:
     """A user's conversation with one server. Safe to share between threads: they share one pool of connections."""
 
     def __init__(
-        self, url: str, token: str, *, cacert: str | None = None, timeout_seconds: float = 30.0
+        self,
+        url: str,
+        token: str,
+        *,
+        cacert: str | None = None,
+        timeout_seconds: float = 30.0,
+        data_root: Path | None = None,
     ) -> None:
+        """`data_root`: where `file:` addresses without a slash lie on this machine, for who fetches files."""
         self.url = url.rstrip("/")
+        self.data_root = data_root
         self._timeout_seconds = timeout_seconds
         self._pool = urllib3.PoolManager(
             maxsize=8,
@@ -92,7 +100,7 @@ class Session:
         """
         settings = settings or client_settings.load()
         directory = settings.path("client", "state_directory")
-        own = _own_server(directory)
+        own = running_server(directory)
         url = settings.text("client", "server")
         if settings.is_default("client", "server"):
             url = own or url
@@ -101,6 +109,7 @@ class Session:
             _token(settings, directory, own == url),
             cacert=_text(settings.optional_path("client", "ca_file")),
             timeout_seconds=settings.number("client", "timeout_seconds"),
+            data_root=settings.optional_path("client", "data_root"),
         )
 
     def __enter__(self) -> Session:
@@ -304,7 +313,7 @@ class Session:
         return body
 
 
-def _own_server(directory: Path) -> str | None:
+def running_server(directory: Path) -> str | None:
     """The address of the server that runs on this state directory, or None.
 
     A file that a killed server left behind is passed over (its process began at another time): its port may be

@@ -18,6 +18,9 @@ TABLE = Table("client", (
             options=("--state-directory",)),
     Setting("client", "ca_file", Type.PATH, "", "certificate authorities that vouch for the server; empty: the system's",
             options=("--cacert",)),
+    Setting("client", "data_root", Type.PATH, "",
+            "where file: addresses without a slash lie on this machine, as SCRIPT_PREFIX says on a node",
+            options=("--data-root",)),
     Setting("client", "timeout_seconds", Type.NUMBER, 60, "to wait for an answer", minimum=0.1, maximum=3600),
 ))
 # fmt: on

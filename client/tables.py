@@ -119,6 +119,11 @@ def cell(value: object) -> Text:
 # -- values ---------------------------------------------------------------------------------------------------
 
 
+def some(count: int, what: str) -> str:
+    """A number of things: "1 file", "2 files"."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
 def size(count: int) -> str:
     """A number of bytes as people read it, in powers of 1024."""
     value = float(count)

@@ -21,6 +21,7 @@ def copy_in(
     to: Path,
     size: int | None = None,
     checksums: Mapping[str, str] | None = None,
+    data_root: Path | None = None,
     asked_to_stop: Callable[[], bool] = lambda: False,
 ) -> None:
     """Copy the file at `url` to `to`, which must not exist; it gets its name when it is whole and verified.
@@ -31,7 +32,7 @@ def copy_in(
     part.unlink(missing_ok=True)
     try:
         learn = [name for name in checksum.available() if name in (checksums or {})][:1]
-        tool = copytools.for_url(url, (), {"checksums": learn})
+        tool = copytools.for_url(url, (), {"checksums": learn, "data_root": data_root})
         learned = tool.until(asked_to_stop).copy_in(url, part, TIMEOUT_SECONDS) or {}
         problem = wrong(part, size, checksums or {}, learned)
         if problem:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Column
 from rich.text import Text
 
 from client import tables
@@ -18,6 +19,7 @@ from client.session import Session
 from protocol.errors import PilotageError
 from protocol.messages import TaskView
 from protocol.redaction import one_line
+from protocol.states import JobState
 
 LINE_SECONDS = 1.0
 """Least time between two lines about a task where there is no terminal."""
@@ -30,17 +32,17 @@ def follow(
     *,
     interval: float = 0.5,
     quiet: bool = False,
-    check: Callable[[], None] = lambda: None,
+    check: Callable[[Sequence[TaskView]], None] = lambda views: None,
 ) -> list[TaskView]:
     """Show the progress of tasks until each has ended and its output dataset is closed; their last views.
 
-    `check` is called before each question; what it raises ends the watching.
+    `check` gets what was learned before each question; what it raises ends the watching.
     """
     views = [session.task(task) for task in tasks]
     with _display(quiet) as shown:
         shown.update(views)
         while not all(view.ended for view in views):
-            check()
+            check(views)
             time.sleep(interval)
             try:
                 views = [view if view.ended else session.task(view.task_id) for view in views]
@@ -100,7 +102,10 @@ def line(view: TaskView) -> str:
 
 
 class _Words(ProgressColumn):
-    """The jobs per state, or what keeps us from knowing them."""
+    """Where the jobs are that have not completed, or what keeps us from knowing."""
+
+    def __init__(self) -> None:
+        super().__init__(Column(no_wrap=True, overflow="ellipsis"))
 
     def render(self, task: Task) -> Text:
         words: Text = task.fields["words"]
@@ -136,5 +141,11 @@ class _Bars(Display):
                 self._bars[view.task_id],
                 completed=tables.ended(view.counts),
                 total=view.n_jobs,
-                words=Text(one_line(trouble), style="yellow") if trouble else tables.counts(view.counts),
+                words=Text(one_line(trouble), style="yellow") if trouble else _words(view),
             )
+
+
+def _words(view: TaskView) -> Text:
+    rest = {state: count for state, count in view.counts.items() if state != JobState.COMPLETED.value}
+    state = tables.cell(view.state) if view.ended else Text()
+    return Text(": ").join(part for part in (state, tables.counts(rest)) if part)

@@ -16,7 +16,13 @@ from client.session import Session
 F = TypeVar("F", bound=Callable[..., Any])
 
 _CONFIG = "settings_file"
-_METAVARS = {"server": "URL", "token_file": "FILE", "state_directory": "DIR", "ca_file": "FILE"}
+_METAVARS = {
+    "server": "URL",
+    "token_file": "FILE",
+    "state_directory": "DIR",
+    "ca_file": "FILE",
+    "data_root": "DIR",
+}
 
 
 def examples(*lines: str) -> str:

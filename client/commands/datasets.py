@@ -67,7 +67,9 @@ def register(
     view = registrator.register(session, name, paths, registrator.Options(quiet=as_json, **options))  # type: ignore[arg-type]
     if as_json:
         return tables.show(view)
-    tables.write(f"Dataset {view.name}: {view.n_files} files, {tables.size(view.size)}, {view.state}.")
+    tables.write(
+        f"Dataset {view.name}: {tables.some(view.n_files, 'file')}, {tables.size(view.size)}, {view.state}."
+    )
     tables.say(f"next: pilotage task submit --input {view.name} -- COMMAND '{{input}}'")
     return None
 
@@ -129,7 +131,7 @@ def get(session: Session, *, name: str, directory: Path, threads: int, as_json: 
     if as_json:
         return tables.show(result._asdict())
     there = f", {result.there} were there and right" if result.there else ""
-    what = f"{result.copied} files copied and verified{there}"
+    what = f"{tables.some(result.copied, 'file')} copied and verified{there}"
     tables.write(f"Dataset {name}: {what}, {tables.size(result.size)} in {one_line(str(directory))}")
     return None
 

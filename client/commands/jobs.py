@@ -145,7 +145,7 @@ def log(session: Session, *, job_id: int, attempt: int | None, save: Path | None
     view = session.job(job_id)
     if as_json:
         return tables.show(JobLog(view.job_id, joblog.chosen(view, attempt)))
-    joblog.show(view, attempt, save)
+    joblog.show(view, attempt, save, session.data_root)
     return None
 
 

@@ -164,7 +164,7 @@ def _name(command: Any) -> str:
 
 
 def _size_of(view: TaskView) -> str:
-    jobs = f"{view.n_jobs} job{'' if view.n_jobs == 1 else 's'}"
+    jobs = tables.some(view.n_jobs, "job")
     return f"{jobs} over {view.input_dataset}" if view.input_dataset else jobs
 
 
@@ -211,7 +211,7 @@ def show(session: Session, *, task: str, as_json: bool) -> None:
             "command": " ".join((view.spec or {}).get("command", [])),
             "input": view.input_dataset,
             "output": view.output_dataset
-            and f"{view.output_dataset}: {view.n_outputs} files, {view.output_state}",
+            and f"{view.output_dataset}: {tables.some(view.n_outputs, 'file')}, {view.output_state}",
             "bundle": (view.spec or {}).get("bundle"),
             "created": tables.when(view.created),
             "started": tables.when(view.started),

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("server")
 
 
 def files(folder: Path, count: int = 3) -> Path:
-    folder.mkdir()
+    folder.mkdir(parents=True)
     for number in range(count):
         (folder / f"run-000001-{number:05d}-00.spd").write_bytes(bytes([number]) * (number + 1))
     return folder
@@ -286,7 +286,7 @@ def test_a_dataset_is_fetched_verified_and_not_fetched_again(pilotage: Pilotage,
     }
     (tmp_path / "here" / "run-000001-00001-00.spd").unlink()
     again = pilotage("dataset", "get", "ds-get", "--to", tmp_path / "here")
-    assert "1 files copied and verified, 2 were there and right" in again.out
+    assert "1 file copied and verified, 2 were there and right" in again.out
 
 
 def test_a_file_of_another_content_is_never_written_over(pilotage: Pilotage, tmp_path: Path) -> None:
@@ -316,6 +316,17 @@ def test_a_stored_file_that_is_not_the_registered_one_is_not_left_here(
     assert done.code == 1 and "1 of 3 files could not be fetched" in done.err
     assert victim.name in done.err
     assert sorted(os.listdir(tmp_path / "here")) == ["run-000001-00000-00.spd", "run-000001-00001-00.spd"]
+
+
+def test_an_address_below_the_data_root_is_found_on_this_machine(pilotage: Pilotage, tmp_path: Path) -> None:
+    folder = files(tmp_path / "mount" / "data")
+    pilotage("dataset", "register", "ds-relative", folder, "--url-prefix", "file:data")
+    refused = pilotage("dataset", "get", "ds-relative", "--to", tmp_path / "here")
+    assert refused.code == 1 and "is relative" in refused.err
+    done = pilotage(
+        "dataset", "get", "ds-relative", "--to", tmp_path / "here", "--data-root", tmp_path / "mount"
+    )
+    assert done.code == 0 and len(os.listdir(tmp_path / "here")) == 3, done.err
 
 
 # -- queues, storages, pilots -------------------------------------------------------------------------------------

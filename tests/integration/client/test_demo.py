@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import signal
@@ -14,6 +16,7 @@ from typing import Callable, Dict, List
 
 import pytest
 
+from protocol.share import shared_path
 from tests.waiting import wait_until
 
 PILOTAGE = [sys.executable, "-m", "client.cli"]
@@ -42,7 +45,7 @@ def marked(mark: str) -> List[str]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> "tuple[Path, subprocess.CompletedProcess[str]]":
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """One demo with few files, run to its end."""
     here = tmp_path_factory.mktemp("demo")
     done = subprocess.run(
@@ -57,7 +60,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> "tuple[Path, subproces
 
 
 def test_the_demo_verifies_every_hash_of_both_tasks(
-    finished: "tuple[Path, subprocess.CompletedProcess[str]]",
+    finished: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:
     here, done = finished
     assert done.returncode == 0, done.stdout + done.stderr
@@ -72,7 +75,7 @@ def test_the_demo_verifies_every_hash_of_both_tasks(
 
 
 def test_its_programs_have_ended_and_its_state_is_there(
-    finished: "tuple[Path, subprocess.CompletedProcess[str]]",
+    finished: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:
     here, _ = finished
     state = here / "demo" / "state"
@@ -80,8 +83,9 @@ def test_its_programs_have_ended_and_its_state_is_there(
     assert len(list((here / "demo" / "data").glob("builder-*/run-*.spd"))) == 4
 
 
+@pytest.mark.slow
 def test_the_commands_that_it_prints_work_as_they_stand(
-    finished: "tuple[Path, subprocess.CompletedProcess[str]]",
+    finished: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:
     """All in one shell, one after the other; only the port is another than the usual one."""
     here, done = finished
@@ -150,13 +154,14 @@ def test_an_interrupted_demo_leaves_no_process(tmp_path: Path, stage: str, numbe
     assert lines == ["Interrupted: everything that the demo started has ended."]
 
 
-def demo(here: Path, *arguments: str, **more: str) -> "subprocess.CompletedProcess[str]":
+def demo(here: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
     command = [*PILOTAGE, "demo", "--files", "2", *arguments]
     return subprocess.run(
         command, cwd=here, env=environment(here, **more), capture_output=True, text=True, check=False
     )
 
 
+@pytest.mark.slow
 def test_an_earlier_demo_is_replaced_and_anything_else_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo" / "thesis.tex").write_text("mine")
@@ -166,6 +171,27 @@ def test_an_earlier_demo_is_replaced_and_anything_else_is_not_touched(tmp_path: 
     for _ in range(2):
         done = demo(tmp_path, "--keep", "other")
         assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_a_server_of_an_earlier_demo_that_runs_is_let_run_and_one_that_was_killed_is_not_in_the_way(
+    tmp_path: Path,
+) -> None:
+    state = tmp_path / "demo" / "state"
+    env = environment(tmp_path)
+    assert demo(tmp_path).returncode == 0
+    start = [*PILOTAGE, "server", "start", "--state", str(state), "--port", "0"]
+    subprocess.run(start, cwd=tmp_path, env=env, check=True, capture_output=True)
+    facts = json.loads((state / "server.json").read_text())
+    try:
+        refused = demo(tmp_path)
+        assert refused.returncode == 1 and "in demo a server runs" in refused.stderr
+        assert "pilotage server stop --state demo/state" in refused.stderr
+    finally:
+        os.killpg(facts["pid"], signal.SIGKILL)
+    wait_until(lambda: not Path(f"/proc/{facts['pid']}").exists())
+    assert (state / "server.json").exists()
+    assert demo(tmp_path).returncode == 0
 
 
 def test_a_temporary_demo_leaves_nothing(tmp_path: Path) -> None:
@@ -206,3 +232,16 @@ def test_settings_of_the_user_do_not_reach_the_demo(tmp_path: Path) -> None:
 def test_a_size_that_is_none_is_wrong_usage(tmp_path: Path, size: str) -> None:
     done = demo(tmp_path, "--size", size)
     assert done.returncode == 2 and "is no size" in done.stderr
+
+
+def test_the_payload_of_the_demo_hashes_and_says_how_it_is_used(tmp_path: Path) -> None:
+    program = [sys.executable, str(shared_path("etc/examples/hash_file.py"))]
+    (tmp_path / "in").write_bytes(b"x" * 3_000_000)
+    subprocess.run([*program, "md5", tmp_path / "in", "run.spd", tmp_path / "out"], check=True)
+    assert (tmp_path / "out").read_text() == f"{hashlib.md5(b'x' * 3_000_000).hexdigest()}  run.spd\n"
+    for arguments, words in (
+        (["sha1", "a", "b", "c"], "neither md5 nor blake3"),
+        ([], "hash_file.py md5|blake3 INPUT"),
+    ):
+        done = subprocess.run([*program, *arguments], capture_output=True, text=True, check=False)
+        assert done.returncode == 1 and words in done.stderr

@@ -129,6 +129,18 @@ def test_the_first_program_is_ended_last(programs: Programs, tmp_path: Path) -> 
     assert order.read_text() == "pilot server "
 
 
+def test_a_child_of_somebody_else_is_let_live(signals: Signals, tmp_path: Path) -> None:
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"])
+    try:
+        write(tmp_path, "resists", RESISTS)
+        with Programs(signals, tmp_path, {**os.environ, "PYTHONPATH": str(tmp_path)}) as programs:
+            programs.start("brief", write(tmp_path, "brief", "pass"), cwd=tmp_path)
+        assert alive(other.pid)
+    finally:
+        other.kill()
+        other.wait()
+
+
 def test_a_program_that_ends_by_itself_is_told_with_the_end_of_its_log(
     programs: Programs, tmp_path: Path
 ) -> None:
@@ -216,7 +228,7 @@ def test_a_signal_that_python_swallowed_is_raised_at_the_next_check(
     signals.first = None
 
 
-class signals_lost:  # noqa: N801
+class signals_lost:
     def __enter__(self) -> None:
         pass
 

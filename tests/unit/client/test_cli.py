@@ -215,7 +215,7 @@ def test_the_exit_code_of_a_command_is_the_program_s(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["taks"], "did you mean 'task'?"),
+        (["taask"], "did you mean 'task'?"),
         (["task", "lst"], "did you mean 'list'?"),
         (["xyzzy"], "No such command 'xyzzy'"),
         (["task", "list", "--bla"], "No such option: --bla"),

@@ -77,7 +77,7 @@ def test_a_task_that_is_not_there_ends_the_watching() -> None:
 
 
 def test_what_the_check_raises_ends_the_watching() -> None:
-    def check() -> None:
+    def check(views: object) -> None:
         raise PilotageError("PROGRAM_FAILED", "a pilot died")
 
     with pytest.raises(PilotageError, match="a pilot died"):
