@@ -289,7 +289,8 @@ class JobRun:
     def is_settled(self) -> bool:
         """Nothing is left to be said about it, and the server was told its end."""
         with self._lock:
-            return self.abandoned or (self._end_said and not self._words and (self._gone or self._completed))
+            is_all_said = self._completed or (self._gone and (self._log_said or self.log is None))
+            return self.abandoned or (self._end_said and not self._words and is_all_said)
 
     @property
     def is_gone(self) -> bool:

@@ -33,7 +33,14 @@ def unchanged(world: World) -> Iterator[None]:
 
 def _everything(world: World) -> list[Any]:
     session = world.session
-    lists = (session.tasks(), session.datasets(), session.files(), session.queues(), session.storages(), session.jobs())
+    lists = (
+        session.tasks(),
+        session.datasets(),
+        session.files(),
+        session.queues(),
+        session.storages(),
+        session.jobs(),
+    )
     return [list(each) for each in lists]
 
 
@@ -72,7 +79,9 @@ def test_an_empty_directory_is_refused(world: World) -> None:
     refused(world, "dataset", "register", "d", "empty", message="empty holds no file")
 
 
-def test_a_file_that_may_not_be_read_is_refused_and_so_are_the_good_ones_beside_it(world: World, file: Path) -> None:
+def test_a_file_that_may_not_be_read_is_refused_and_so_are_the_good_ones_beside_it(
+    world: World, file: Path
+) -> None:
     (world.directory / "closed.bin").write_text("x")
     (world.directory / "closed.bin").chmod(0)
     with unchanged(world):
@@ -80,7 +89,7 @@ def test_a_file_that_may_not_be_read_is_refused_and_so_are_the_good_ones_beside_
         extra = {"PILOTAGE_CLIENT__STATE_DIRECTORY": str(world.server.directory)}
         registrator = world.start("-c", WITHOUT_ROOT, *command, extra=extra)
         assert registrator.wait(20) == FAILED
-    assert re.search(r"closed\.bin may not be read \(Permission denied\)", registrator.text)
+    assert re.search(r"closed\.bin: may not be read \(Permission denied\)", registrator.text)
 
 
 def test_each_of_several_wrong_files_is_told(world: World, file: Path) -> None:
@@ -88,7 +97,11 @@ def test_each_of_several_wrong_files_is_told(world: World, file: Path) -> None:
     (world.directory / "dangling").symlink_to("nowhere")
     done = world.cli("dataset", "register", "d", ".", "missing")
     assert done.returncode == FAILED
-    for words_of_it in ("bad\\\\x0aname|bad\\\\nname", "dangling is a link that leads nowhere", "missing does not exist"):
+    for words_of_it in (
+        r"bad\\nname: .* U\+000A",
+        "dangling: is a link that leads nowhere",
+        "missing does not exist",
+    ):
         assert re.search(words_of_it, done.stderr), done.stderr
 
 
@@ -100,7 +113,9 @@ def test_a_dataset_name_that_is_taken_is_refused(world: World, file: Path) -> No
 def test_two_files_of_the_same_name_in_one_dataset_are_refused(world: World, file: Path) -> None:
     (world.directory / "other").mkdir()
     (world.directory / "other" / file.name).write_text("x")
-    refused(world, "dataset", "register", "d", str(file), "other", message=f"has the same name as .*{file.name}")
+    refused(
+        world, "dataset", "register", "d", str(file), "other", message=f"has the same name as .*{file.name}"
+    )
 
 
 def test_a_file_name_that_is_taken_in_its_scope_is_refused(world: World, file: Path) -> None:
@@ -143,7 +158,9 @@ LFNS = {
 
 @pytest.mark.parametrize("what", LFNS)
 def test_a_logical_file_name_that_could_do_harm_is_refused(world: World, what: str) -> None:
-    spec = DatasetSpec("bad-lfn", files=[FileSpec("good", 1, "file:///x/good"), FileSpec(LFNS[what], 1, "file:///x/y")])
+    spec = DatasetSpec(
+        "bad-lfn", files=[FileSpec("good", 1, "file:///x/good"), FileSpec(LFNS[what], 1, "file:///x/y")]
+    )
     with unchanged(world), pytest.raises(PilotageError) as refusal:
         world.session.create_dataset(spec)
     assert refusal.value.name in ("BAD_LFN", "BAD_REQUEST")
@@ -159,21 +176,41 @@ def test_a_file_name_with_a_newline_is_refused_by_the_command_too(world: World) 
 
 SUBMISSIONS: dict[str, tuple[list[str], int, str]] = {
     "unknown queue": (["--queue", "NOWHERE", "--jobs", "1", "--", "true"], FAILED, "no queue NOWHERE"),
-    "queue of the other kind": (["--queue", "CPU", "--gpu", "--jobs", "1", "--", "true"], FAILED, "CPU is a cpu queue"),
+    "queue of the other kind": (
+        ["--queue", "CPU", "--gpu", "--jobs", "1", "--", "true"],
+        FAILED,
+        "CPU is a cpu queue",
+    ),
     "unknown dataset": (["--input", "no-such", "--", "true"], FAILED, "no dataset no-such"),
     "neither input nor number": (["--", "true"], FAILED, "either an input dataset .* or nJobs"),
     "no command": (["--jobs", "1"], WRONG_USAGE, "no command"),
-    "unknown placeholder": (["--jobs", "1", "--", "echo", "{inptu}"], FAILED, r"'\{inptu\}' in the command\[1\] is no placeholder"),
-    "output without a difference": (["--jobs", "2", "--output", "x", "--", "true"], FAILED, "the same for every job"),
+    "unknown placeholder": (
+        ["--jobs", "1", "--", "echo", "{inptu}"],
+        FAILED,
+        r"'\{inptu\}' in the command\[1\] is no placeholder",
+    ),
+    "output without a difference": (
+        ["--jobs", "2", "--output", "x", "--", "true"],
+        FAILED,
+        "the same for every job",
+    ),
     "output with a path": (["--jobs", "1", "--output", "../x", "--", "true"], FAILED, "contains a slash"),
     "no jobs": (["--jobs", "0", "--", "true"], FAILED, "either an input dataset|nJobs"),
     "minus one job": (["--jobs", "-1", "--", "true"], FAILED, "nJobs"),
     "a word for a number": (["--jobs", "many", "--", "true"], WRONG_USAGE, "'many' is not a valid integer"),
     "a number beyond all": (["--jobs", "1", "--priority", "9" * 400, "--", "true"], FAILED, "priority"),
     "no core": (["--jobs", "1", "--cores", "0", "--", "true"], FAILED, "cores"),
-    "wall time in words": (["--jobs", "1", "--walltime-seconds", "1w", "--", "true"], WRONG_USAGE, "'1w' is not a valid"),
+    "wall time in words": (
+        ["--jobs", "1", "--walltime-seconds", "1w", "--", "true"],
+        WRONG_USAGE,
+        "'1w' is not a valid",
+    ),
     "unknown option": (["--jbos", "1", "--", "true"], WRONG_USAGE, "No such option.*--jobs"),
-    "environment without a value": (["--jobs", "1", "--env", "X", "--", "true"], WRONG_USAGE, "write NAME=VALUE"),
+    "environment without a value": (
+        ["--jobs", "1", "--env", "X", "--", "true"],
+        WRONG_USAGE,
+        "write NAME=VALUE",
+    ),
     "a file that is not there": (["--from", "nothing.json"], FAILED, "nothing.json cannot be read"),
 }
 
@@ -188,7 +225,18 @@ def test_a_task_name_that_is_taken_is_refused(world: World) -> None:
     task = world.submit("CPU", ["true"])
     world.session.cancel_task(task.name)
     world.ended(task)
-    refused(world, "task", "submit", "--name", task.name, "--jobs", "1", "--", "true", message="there is a task .* already")
+    refused(
+        world,
+        "task",
+        "submit",
+        "--name",
+        task.name,
+        "--jobs",
+        "1",
+        "--",
+        "true",
+        message="there is a task .* already",
+    )
 
 
 TASK_FILES = {
@@ -209,7 +257,7 @@ def test_a_task_file_that_is_none_is_refused(world: World, what: str) -> None:
 
 GOOD = {"name": "good", "command": ["true"], "nJobs": 1}
 WRONG: dict[type, list[Any]] = {
-    str: [1, True, None, [], {}, "\0" * 5000, "\ud800"],
+    str: [1, True, None, [], {}, "\0" * 40_000],
     int: ["1", 1.5, True, None, [], -(2**70), 2**70],
     list: ["x", 1, None, {"a": 1}, [1], [None], [["x"]]],
     dict: ["x", 1, None, [], {"a": 1}, {"a": None}],
@@ -221,12 +269,16 @@ def _wrong_values() -> Iterator[Any]:
     for field in dataclasses.fields(TaskSpec):
         kind = next((kind for kind in WRONG if str(field.type).lower().startswith(kind.__name__)), str)
         values = list(WRONG[kind])
-        values += [field.metadata[bound] + step for bound, step in (("ge", -1), ("le", 1)) if bound in field.metadata]
+        values += [
+            field.metadata[bound] + step for bound, step in (("ge", -1), ("le", 1)) if bound in field.metadata
+        ]
         for value in values:
             yield wire_name(field.name), value
 
 
-def test_a_wrong_type_or_a_number_out_of_range_in_any_field_of_a_task_is_refused_and_named(world: World) -> None:
+def test_a_wrong_type_or_a_number_out_of_range_in_any_field_of_a_task_is_refused_and_named(
+    world: World,
+) -> None:
     pairs = list(_wrong_values())
     assert len(pairs) > 150
     accepted = []
@@ -237,14 +289,19 @@ def test_a_wrong_type_or_a_number_out_of_range_in_any_field_of_a_task_is_refused
                 accepted.append((name, value))
             except Refused as refusal:
                 body = json.loads(refusal.body)
-                assert (refusal.status, set(body) >= set("error code text detail advice".split())) == (400, True), body
+                assert (refusal.status, set(body) >= {"error", "code", "text", "detail", "advice"}) == (
+                    400,
+                    True,
+                ), body
                 assert name in body["detail"], (name, value, body)
     assert not accepted
 
 
 def test_what_is_no_task_at_all_is_refused(world: World) -> None:
+    unknown = [{**GOOD, "state": "COMPLETED"}, {**GOOD, "owner": "root"}]
+    bodies: list[Any] = [[], "x", 1, True, {}, {**GOOD, "name": "\ud800"}, *unknown]
     with unchanged(world):
-        for body in ([], "x", 1, True, {}, {**GOOD, "state": "COMPLETED"}, {**GOOD, "owner": "root"}):
+        for body in bodies:
             with pytest.raises(Refused, match="HTTP status 400"):
                 world.server.request("POST", "/v1/tasks", body)
 
@@ -278,7 +335,9 @@ def test_what_does_not_exist_or_exists_already_is_told(world: World, command: st
     refused(world, *command.split(), message=UNKNOWN[command])
 
 
-@pytest.mark.parametrize("command", ["job show x", "job show -1", "task", "tsak list", "task list --state DONE", "queue set CPU on"])
+@pytest.mark.parametrize(
+    "command", ["job show x", "job show -1", "tsak list", "task list --state DONE", "queue set CPU on"]
+)
 def test_wrong_usage_ends_with_exit_code_2(world: World, command: str) -> None:
     with unchanged(world):
         done = world.cli(*command.split())
@@ -302,14 +361,30 @@ def test_a_token_that_is_none_is_refused(world: World) -> None:
 
 def test_the_pilots_token_may_not_submit_tasks(world: World) -> None:
     command = ("--server", world.server.url, "--token-file", str(world.server.pilot_token))
-    refused(world, "task", "submit", *command, "--jobs", "1", "--", "true", message="the token's role does not allow this")
+    refused(
+        world,
+        "task",
+        "submit",
+        *command,
+        "--jobs",
+        "1",
+        "--",
+        "true",
+        message="the token's role does not allow this",
+    )
 
 
 # -- settings -----------------------------------------------------------------------------------------------------------------
 
 SETTINGS = {
-    "an unknown key": ("[limits]\nlifetime_second = 5\n", r"line 2: unknown key LIFETIME_SECOND in \[limits\]; did you mean LIFETIME_SECONDS"),
-    "an unknown section": ("[limit]\nlifetime_seconds = 5\n", r"line 1: unknown section \[limit\]; did you mean limits"),
+    "an unknown key": (
+        "[limits]\nlifetime_second = 5\n",
+        r"line 2: unknown key LIFETIME_SECOND in \[limits\]; did you mean LIFETIME_SECONDS",
+    ),
+    "an unknown section": (
+        "[limit]\nlifetime_seconds = 5\n",
+        r"line 1: unknown section \[limit\]; did you mean limits",
+    ),
     "a bad number": ("[limits]\nlifetime_seconds = soon\n", "line 2: LIFETIME_SECONDS .*whole number"),
     "a number out of range": ("[limits]\nlifetime_seconds = 0\n", "line 2: LIFETIME_SECONDS"),
     "a key twice": ("[limits]\nmax_jobs = 1\nmax_jobs = 2\n", "line 3: the key MAX_JOBS occurs twice"),
@@ -318,12 +393,17 @@ SETTINGS = {
         "[node_settings]\nSERVER_ADRESS = http://11.111.111.8080\n",
         "line 2: SERVER_ADRESS .*port",
     ),
-    "a port beyond all": ("[node_settings]\nSERVER_ADDRESS = http://127.0.0.1:99999\n", "line 2: SERVER_ADDRESS"),
+    "a port beyond all": (
+        "[node_settings]\nSERVER_ADDRESS = http://127.0.0.1:99999\n",
+        "line 2: SERVER_ADDRESS",
+    ),
 }
 
 
 @pytest.mark.parametrize("what", SETTINGS)
-def test_settings_of_a_pilot_that_are_wrong_stop_the_start_with_file_and_line(world: World, what: str) -> None:
+def test_settings_of_a_pilot_that_are_wrong_stop_the_start_with_file_and_line(
+    world: World, what: str
+) -> None:
     text, message = SETTINGS[what]
     (world.directory / "bad.ini").write_text(text)
     pilot = world.start("-m", "pilot", "--config", "bad.ini", "-q", "CPU")
@@ -340,7 +420,9 @@ def test_settings_of_a_pilot_that_are_wrong_stop_the_start_with_file_and_line(wo
         ("[database]\nurl = mysql://x/y\n", "bad.ini line 2: URL"),
     ],
 )
-def test_settings_of_a_server_that_are_wrong_stop_the_start_with_file_and_line(world: World, text: str, message: str) -> None:
+def test_settings_of_a_server_that_are_wrong_stop_the_start_with_file_and_line(
+    world: World, text: str, message: str
+) -> None:
     (world.directory / "bad.ini").write_text(text)
     refused(world, "server", "start", "--state", "new-state", "--config", "bad.ini", message=message)
     assert not list(world.directory.glob("new-state/*.db"))
@@ -358,10 +440,14 @@ def test_an_unknown_setting_in_the_environment_is_refused(world: World) -> None:
 def _over(world: World, dataset: str, **fields: Any) -> Any:
     queue = world.queue()
     world.pilot(queue)
-    return world.submit_shell(queue, "cat {input} > {output}", input_dataset=dataset, outputs=["copy"], **fields)
+    return world.submit_shell(
+        queue, "cat {input} > {output}", input_dataset=dataset, outputs=["{lfn}.copy"], **fields
+    )
 
 
-def test_an_input_whose_size_changed_fails_the_job_when_the_budget_for_losses_is_spent(world: World, file: Path) -> None:
+def test_an_input_whose_size_changed_fails_the_job_when_the_budget_for_losses_is_spent(
+    world: World, file: Path
+) -> None:
     dataset = world.dataset(file)
     file.write_bytes(b"shorter")
     task = world.ended(_over(world, dataset, max_losses=1, max_attempts=1))
@@ -372,7 +458,9 @@ def test_an_input_whose_size_changed_fails_the_job_when_the_budget_for_losses_is
 
 
 @pytest.mark.parametrize("algorithm", checksum.available())
-def test_an_input_of_the_same_size_with_another_content_fails_by_its_checksum(world: World, file: Path, algorithm: str) -> None:
+def test_an_input_of_the_same_size_with_another_content_fails_by_its_checksum(
+    world: World, file: Path, algorithm: str
+) -> None:
     dataset = world.dataset(file, algorithms=(algorithm,))
     changed = bytearray(file.read_bytes())
     changed[2000] ^= 1
@@ -414,7 +502,9 @@ def test_an_input_that_comes_back_while_the_pilot_still_tries_costs_nothing(worl
     file.unlink()
     queue = world.queue()
     world.pilot(queue, settings={**QUICK, "PILOTAGE_COPYTOOLS__RETRIES": "50"})
-    task = world.submit(queue, ["cp", "{input}", "{output}"], input_dataset=dataset, outputs=["copy"], max_losses=0)
+    task = world.submit(
+        queue, ["cp", "{input}", "{output}"], input_dataset=dataset, outputs=["{lfn}.copy"], max_losses=0
+    )
     world.reached(task, JobState.STAGE_IN)
     file.with_name("new").write_bytes(content)
     file.with_name("new").rename(file)
@@ -431,9 +521,15 @@ def test_a_bad_file_does_not_keep_the_others_of_its_dataset_from_being_processed
     (folder / "file-1").write_text("other")
     queue = world.queue()
     world.pilot(queue)
-    task = world.submit(queue, ["cp", "{input}", "{output}"], input_dataset=dataset, outputs=["{lfn}"], max_losses=0)
+    task = world.submit(
+        queue, ["cp", "{input}", "{output}"], input_dataset=dataset, outputs=["{lfn}"], max_losses=0
+    )
     task = world.ended(task)
-    assert (task.state, task.counts, task.errors) == ("PARTIAL", {"COMPLETED": 2, "FAILED": 1}, {"INPUT_SIZE_MISMATCH": 1})
+    assert (task.state, task.counts, task.errors) == (
+        "PARTIAL",
+        {"COMPLETED": 2, "FAILED": 1},
+        {"INPUT_SIZE_MISMATCH": 1},
+    )
 
 
 def test_an_output_file_that_was_damaged_on_the_storage_is_not_fetched(world: World, file: Path) -> None:
@@ -444,8 +540,8 @@ def test_an_output_file_that_was_damaged_on_the_storage_is_not_fetched(world: Wo
     whole = stored.read_bytes()
     stored.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     done = world.cli("dataset", "get", str(task.output_dataset), "--to", "fetched")
-    assert done.returncode == FAILED and "copy" in done.stderr
-    assert not (world.directory / "fetched" / "copy").exists()
+    assert done.returncode == FAILED and output.lfn in done.stderr
+    assert not (world.directory / "fetched" / output.lfn).exists()
     stored.write_bytes(whole)
     world.pilotage("dataset", "get", str(task.output_dataset), "--to", "fetched")
-    assert (world.directory / "fetched" / "copy").read_bytes() == whole
+    assert (world.directory / "fetched" / output.lfn).read_bytes() == whole

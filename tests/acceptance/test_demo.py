@@ -82,7 +82,9 @@ def demo(tmp_path: Path) -> Iterator[Demo]:
 # -- to its end ---------------------------------------------------------------------------------------------------------------
 
 
-def test_the_demo_ends_well_says_what_it_did_and_the_commands_it_prints_work_as_they_stand(demo: Demo) -> None:
+def test_the_demo_ends_well_says_what_it_did_and_the_commands_it_prints_work_as_they_stand(
+    demo: Demo,
+) -> None:
     began = time.monotonic()
     running = demo.start(*OPTIONS)
     assert running.wait(90) == 0
@@ -211,5 +213,6 @@ def test_ctrl_c_typed_at_a_terminal_ends_the_demo_and_leaves_no_process(demo: De
         assert not demo.left()
     finally:
         print(seen.decode(errors="replace"))
-        popen.poll() is None and popen.kill()
+        if popen.poll() is None:
+            popen.kill()
         os.close(terminal)

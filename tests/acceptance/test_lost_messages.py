@@ -27,7 +27,9 @@ def pilot_behind(world: World, proxy: Proxy, queue: str) -> None:
     )  # fmt: skip
 
 
-def test_f07_a_job_whose_getjob_reply_got_lost_is_had_by_asking_again_and_is_the_same_attempt(world: World, proxy: Proxy) -> None:
+def test_f07_a_job_whose_getjob_reply_got_lost_is_had_by_asking_again_and_is_the_same_attempt(
+    world: World, proxy: Proxy
+) -> None:
     queue = world.queue()
     task = world.submit(queue, ["true"], n_jobs=3)
     world.until(lambda: world.session.task(task.task_id).counts.get("READY") == 3, "three jobs")
@@ -56,7 +58,9 @@ def test_f08_a_result_whose_answer_got_lost_is_told_again_and_counts_once(world:
     assert pilot.n_done == 1
 
 
-def test_f08_a_failure_whose_answer_got_lost_is_charged_once_and_its_log_arrives(world: World, proxy: Proxy) -> None:
+def test_f08_a_failure_whose_answer_got_lost_is_charged_once_and_its_log_arrives(
+    world: World, proxy: Proxy
+) -> None:
     queue = world.queue()
     pilot_behind(world, proxy, queue)
     proxy.lose[UPDATE] = 4

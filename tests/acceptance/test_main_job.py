@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import blake3
 import pytest
@@ -107,7 +108,8 @@ def test_the_output_dataset_is_closed_with_exactly_the_outputs(main_job: MainJob
 def test_each_output_holds_the_hash_of_its_input(main_job: MainJob, algorithm: str) -> None:
     main_job.world.pilotage("dataset", "get", f"run-1-{algorithm}.out", "--to", f"results-{algorithm}")
     results = main_job.world.directory / f"results-{algorithm}"
-    hashed = {"md5": hashlib.md5, "blake3": blake3.blake3}[algorithm]
+    algorithms: dict[str, Callable[[bytes], Any]] = {"md5": hashlib.md5, "blake3": blake3.blake3}
+    hashed = algorithms[algorithm]
     expected = {
         lfn.replace(".spd", f".{algorithm}"): f"{hashed(data).hexdigest()}  {lfn}\n"
         for lfn, data in main_job.data.items()

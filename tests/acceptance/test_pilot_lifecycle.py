@@ -15,7 +15,9 @@ from protocol.states import JobState, QueueState
 from tests.acceptance.world import LEASE, QUICK, Running, World, errors, words
 
 LONG = "exec sleep 1000"
-ONLY_THE_FIRST_HANGS = "if [ {attempt_nr} = 1 ]; then touch hangs; exec sleep 1000; fi; echo attempt {attempt_nr} > {output}"
+ONLY_THE_FIRST_HANGS = (
+    "if [ {attempt_nr} = 1 ]; then touch hangs; exec sleep 1000; fi; echo attempt {attempt_nr} > {output}"
+)
 END_SECONDS = 10.0
 """A batch system gives this much between SIGTERM and SIGKILL."""
 
@@ -32,7 +34,9 @@ def ends_within(pilot: Running, seconds: float) -> int:
 # -- how many jobs ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_pilot_runs_one_job_after_the_other_until_it_has_run_as_many_as_it_was_told_to(world: World) -> None:
+def test_a_pilot_runs_one_job_after_the_other_until_it_has_run_as_many_as_it_was_told_to(
+    world: World,
+) -> None:
     queue = world.queue()
     task = world.submit(queue, ["true"], n_jobs=3)
     pilot = world.pilot(queue, "--max-jobs", "2")
@@ -157,7 +161,16 @@ def test_a_pilot_of_the_wrong_kind_for_its_queue_is_refused(world: World) -> Non
 
 
 def test_a_server_that_cannot_be_reached_ends_the_pilot_with_exit_code_79(world: World) -> None:
-    command = ["-m", "pilot", "-q", "CPU", "--url", "http://127.0.0.1:1", "--token-file", str(world.server.pilot_token)]
+    command = [
+        "-m",
+        "pilot",
+        "-q",
+        "CPU",
+        "--url",
+        "http://127.0.0.1:1",
+        "--token-file",
+        str(world.server.pilot_token),
+    ]
     pilot = world.start(*command, extra={**QUICK, "PILOTAGE_CONNECTION__GIVE_UP_SECONDS": "1"})
     assert pilot.wait(15) == PilotExit.SERVER_UNREACHABLE == 79
     assert "Connection refused" in pilot.text
@@ -175,7 +188,16 @@ def test_a_node_that_is_not_fit_takes_no_job(world: World, what: str) -> None:
     settings, message = UNFIT[what]
     queue = world.queue()
     task = world.submit(queue, ["true"])
-    command = ["-m", "pilot", "-q", queue, "--url", world.server.url, "--token-file", str(world.server.pilot_token)]
+    command = [
+        "-m",
+        "pilot",
+        "-q",
+        queue,
+        "--url",
+        world.server.url,
+        "--token-file",
+        str(world.server.pilot_token),
+    ]
     pilot = world.start(*command, extra={**QUICK, **settings})
     assert pilot.wait(15) in (PilotExit.NODE_UNFIT, PilotExit.BAD_SETTINGS)
     assert message in pilot.text
@@ -257,7 +279,16 @@ def test_an_idle_pilot_that_is_told_to_end_does_so_at_once(world: World) -> None
 
 
 def test_a_pilot_that_looks_for_its_server_can_be_told_to_end(world: World) -> None:
-    command = ["-m", "pilot", "-q", "CPU", "--url", "http://127.0.0.1:1", "--token-file", str(world.server.pilot_token)]
+    command = [
+        "-m",
+        "pilot",
+        "-q",
+        "CPU",
+        "--url",
+        "http://127.0.0.1:1",
+        "--token-file",
+        str(world.server.pilot_token),
+    ]
     pilot = world.start(*command)
     pilot.says("the server does not answer")
     pilot.signal(signal.SIGTERM)
@@ -326,67 +357,7 @@ def test_cancelling_a_task_ends_the_jobs_that_wait_as_well(world: World) -> None
     assert world.pilot(queue, "--idle", "0").wait(15) == PilotExit.NO_JOBS
 
 
-# -- lost ---------------------------------------------------------------------------------------------------------------------
-
-
-def test_f04_a_killed_pilots_job_is_done_by_another_one_when_its_lease_has_run_out(world: World) -> None:
-    """The next pilot on the node also removes what the killed one left there."""
-    queue = world.queue(**LEASE)
-    killed = world.pilot(queue)
-    task = world.submit_shell(queue, ONLY_THE_FIRST_HANGS, outputs=["out"], max_attempts=1)
-    world.reached(task, JobState.RUNNING)
-    (directory,) = (world.directory / "work").glob("pilot-*/")
-    killed.kill()
-    world.kill_payloads()
-    began = time.monotonic()
-    world.pilot(queue)
-    assert world.ended(task).state == "COMPLETED"
-    assert time.monotonic() - began > LEASE["lease_seconds"] - LEASE["heartbeat_seconds"] - 1
-    job = world.job(task)
-    assert errors(job) == ["LOST_HEARTBEAT", None]
-    assert "LOST_HEARTBEAT" in words(job, 1)
-    assert world.output(task) == "attempt 2\n"
-    assert not directory.exists()
-
-
-def test_a_job_that_is_lost_more_often_than_it_may_be_fails_and_says_why(world: World) -> None:
-    queue = world.queue(**LEASE)
-    killed = world.pilot(queue)
-    task = world.submit_shell(queue, LONG, max_losses=0)
-    world.reached(task, JobState.RUNNING)
-    killed.kill()
-    world.kill_payloads()
-    world.ended(task)
-    job = world.job(task)
-    assert (job.state, job.error, errors(job)) == ("FAILED", "INFRASTRUCTURE_BUDGET_SPENT", ["LOST_HEARTBEAT"])
-
-
-@pytest.mark.parametrize("payload", ["still runs", "has ended"])
-def test_f05_a_pilot_that_was_paused_beyond_its_lease_changes_nothing_and_stops_its_payload(world: World, payload: str) -> None:
-    queue = world.queue(**LEASE)
-    zombie = world.pilot(queue, work="zombie")
-    mine = "exec sleep 1000" if payload == "still runs" else "sleep 3; echo of the zombie > {output}; exit"
-    script = f"if [ {{attempt_nr}} = 1 ]; then {mine}; fi; echo attempt {{attempt_nr}} > {{output}}"
-    task = world.submit_shell(queue, script, outputs=["out"])
-    world.reached(task, JobState.RUNNING)
-    zombie.signal(signal.SIGSTOP)
-    world.pilot(queue, "--max-jobs", "1", work="other")
-    assert world.ended(task).state == "COMPLETED"
-    before = _all_that_is_known(world, task.task_id)
-    zombie.signal(signal.SIGCONT)
-    zombie.says("job is given up")
-    world.no_payload_is_left()
-    assert _all_that_is_known(world, task.task_id) == before
-    assert world.output(task) == "attempt 2\n"
-    assert errors(world.job(task)) == ["LOST_HEARTBEAT", None]
-    # And it goes on as a pilot like any other.
-    assert world.ended(world.submit(queue, ["true"])).state == "COMPLETED"
-    assert zombie.is_running()
-
-
-def _all_that_is_known(world: World, task_id: int) -> object:
-    task = world.session.task(task_id)
-    return task, world.jobs(task), list(world.session.dataset_files(str(task.output_dataset)))
+# -- paused for a moment, and among strangers --------------------------------------------------------------------------------
 
 
 def test_a_pilot_that_was_paused_for_less_than_its_lease_keeps_its_job(world: World) -> None:

@@ -52,7 +52,9 @@ def kit(world: World) -> Path:
     return directory
 
 
-def test_a_file_that_is_shipped_lies_in_the_bundle_directory_and_can_be_run(world: World, script: Path) -> None:
+def test_a_file_that_is_shipped_lies_in_the_bundle_directory_and_can_be_run(
+    world: World, script: Path
+) -> None:
     queue = world.queue()
     world.pilot(queue)
     task = shipped(world, script, queue, "{bundle}/tool.sh {job_nr} > {output}")
@@ -60,7 +62,9 @@ def test_a_file_that_is_shipped_lies_in_the_bundle_directory_and_can_be_run(worl
     assert world.output(task) == "shipped: 1\n"
 
 
-def test_a_directory_that_is_shipped_arrives_with_its_folders_and_its_programs_but_without_caches(world: World, kit: Path) -> None:
+def test_a_directory_that_is_shipped_arrives_with_its_folders_and_its_programs_but_without_caches(
+    world: World, kit: Path
+) -> None:
     queue = world.queue()
     world.pilot(queue)
     task = shipped(world, kit, queue, "({bundle}/bin/run; cd {bundle}; find . -type f | sort) > {output}")
@@ -68,7 +72,9 @@ def test_a_directory_that_is_shipped_arrives_with_its_folders_and_its_programs_b
     assert world.output(task) == "from the depth\n./bin/run\n./lib/deep/words\n"
 
 
-def test_what_changes_in_the_directory_after_the_submission_changes_nothing(world: World, script: Path) -> None:
+def test_what_changes_in_the_directory_after_the_submission_changes_nothing(
+    world: World, script: Path
+) -> None:
     queue = world.queue()
     task = shipped(world, script, queue, "{bundle}/tool.sh {job_nr} > {output}")
     script.write_text("#!/bin/sh\nexit 1\n")
@@ -102,10 +108,19 @@ def test_a_bundle_is_fetched_once_for_all_jobs_and_pilots_of_a_node(world: World
     assert sum(map(fetches, pilots)) == 1
 
 
-def test_a_job_that_changes_its_bundle_does_not_change_that_of_the_next_one(world: World, script: Path) -> None:
+def test_a_job_that_changes_its_bundle_does_not_change_that_of_the_next_one(
+    world: World, script: Path
+) -> None:
     queue = world.queue()
     world.pilot(queue)
-    task = shipped(world, script, queue, "{bundle}/tool.sh {job_nr} > {output}; echo exit 1 > {bundle}/tool.sh", "--jobs", "2")
+    task = shipped(
+        world,
+        script,
+        queue,
+        "{bundle}/tool.sh {job_nr} > {output}; echo exit 1 > {bundle}/tool.sh",
+        "--jobs",
+        "2",
+    )
     assert world.ended(task).state == "COMPLETED"
 
 
@@ -121,7 +136,9 @@ def test_a_bundle_that_was_damaged_in_the_nodes_cache_is_fetched_again(world: Wo
     assert fetches(pilot) == 2
 
 
-def test_a_bundle_that_was_damaged_on_the_servers_disk_is_refused_by_the_pilot(world: World, script: Path) -> None:
+def test_a_bundle_that_was_damaged_on_the_servers_disk_is_refused_by_the_pilot(
+    world: World, script: Path
+) -> None:
     queue = world.queue()
     task = shipped(world, script, queue, "touch ran; {bundle}/tool.sh 1 > {output}", "--max-losses", "0")
     kept = world.server.directory / "bundles" / bundle_of(world, task)
@@ -178,7 +195,9 @@ def small_world(tmp_path: Path) -> Iterator[World]:
         world.close()
 
 
-def test_a_bundle_above_the_limit_of_the_server_is_refused_and_nothing_of_it_is_kept(small_world: World) -> None:
+def test_a_bundle_above_the_limit_of_the_server_is_refused_and_nothing_of_it_is_kept(
+    small_world: World,
+) -> None:
     (small_world.directory / "large").write_bytes(os.urandom(2 << 20))
     message = _refused(small_world, "large")
     assert "larger than the limit" in message and "1048576 bytes" in message

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flask import Flask
 from flask.testing import FlaskClient
 
-from server import app as app_module
-from server import computing, openapi, tokens
+from server import computing, tokens
 from server.app import create_app
 from server.core import Core, Limits
-from server.database import Database
+from server.database import Database, proxy
 from server.tokens import Role
 from tests.integration.server.world import KEY, Bearer, World
 from tests.postgres import Cluster
@@ -43,7 +43,7 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class SharedPostgres:
-    """One database for all tests: to bring it back to its beginning takes 2 ms, to make another one 70 ms."""
+    """One database for all tests, and its connections: to bring it back to its beginning takes 2 ms, another one 70 ms."""
 
     def __init__(self, cluster: Cluster) -> None:
         import psycopg
@@ -51,6 +51,7 @@ class SharedPostgres:
         cluster.execute(f"CREATE DATABASE {NAME} TEMPLATE template0")
         self.url = cluster.url(NAME)
         _set_up(self.url)
+        self._database = Database(self.url)
         self._connection = psycopg.connect(self.url, autocommit=True)
         query = (
             "SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'schema_migration'"
@@ -67,11 +68,17 @@ class SharedPostgres:
         # A superuser's way to say: no foreign keys for now.
         self._empty = "SET session_replication_role = replica; " + "; ".join(words)
 
+    def database(self) -> Database:
+        """As after a new installation, and what the models are bound to."""
+        self.reset()
+        proxy.initialize(self._database._peewee)
+        return self._database
+
     def reset(self) -> None:
-        """Everybody out, and only the rows of a new installation are there."""
+        """Whoever a test left in a transaction is put out, and only the rows of a new installation are there."""
         self._connection.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid() AND state <> 'idle'"
         )
         self._connection.execute(self._empty)
         for name, rows in self._first.items():
@@ -80,6 +87,7 @@ class SharedPostgres:
                 self._connection.execute(f'INSERT INTO "{name}" VALUES ({marks})', row)
 
     def close(self) -> None:
+        self._database.close()
         self._connection.close()
 
 
@@ -118,15 +126,19 @@ def limits() -> Limits:
     return Limits()
 
 
-@pytest.fixture
-def core(database_url: str, tmp_path: Path, limits: Limits) -> Iterator[Core]:
-    """A core with the queues CPU and GPU at LOCAL, and no pilots, datasets or tasks."""
-    database = Database(database_url)
+@pytest.fixture(params=["sqlite", POSTGRES])
+def core(request: pytest.FixtureRequest, tmp_path: Path, limits: Limits) -> Iterator[Core]:
+    """A core with the queues CPU and GPU at LOCAL, and no pilots, datasets or tasks; on each database in turn."""
+    if request.param == "postgres":
+        database = request.getfixturevalue("shared_postgres").database()
+    else:
+        database = Database(request.getfixturevalue("sqlite_core_url"))
     try:
         with database.reading():
             yield Core(database, KEY, tmp_path, limits)
     finally:
-        database.close()
+        if database.is_sqlite:
+            database.close()
 
 
 @pytest.fixture
@@ -134,23 +146,32 @@ def world(core: Core) -> World:
     return World(core)
 
 
+class CurrentCore:
+    """The core of the test that runs now: to make an application takes longer than most of the tests."""
+
+    now: Core
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.now, name)
+
+
 @pytest.fixture(scope="session")
-def described() -> dict[str, Any]:
-    """The OpenAPI document: to make it takes longer than most of the tests."""
-    return openapi.document([route for door in app_module.DOORS for route in door.routes])
+def application() -> tuple[Flask, CurrentCore]:
+    current: Any = CurrentCore()
+    return create_app(current), current
 
 
 @pytest.fixture
-def client(core: Core, described: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> FlaskClient:
+def client(core: Core, application: tuple[Flask, CurrentCore]) -> FlaskClient:
     """Speaks to the application without a socket."""
-    monkeypatch.setattr(openapi, "document", lambda routes: described)
+    app, current = application
+    current.now = core
     (core.state_directory / "pilot.pyz").write_bytes(b"not a real pilot")
-    return create_app(core).test_client()
+    return app.test_client()
 
 
 @pytest.fixture
 def bearer(core: Core) -> Bearer:
     """A token of each role."""
-    return Bearer(
-        {role: core.database.write(lambda role=role: tokens.create(role.value, role)) for role in Role}
-    )
+    roles = (Role.PILOT, Role.USER, Role.ADMIN)
+    return Bearer(core.database.write(lambda: {role: tokens.create(role.value, role) for role in roles}))

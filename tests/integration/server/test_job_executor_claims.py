@@ -75,8 +75,8 @@ def test_a_request_that_found_nothing_may_find_something_later(world: World) -> 
 
 
 def test_f11_no_two_pilots_get_the_same_job(world: World) -> None:
-    pilots = [world.pilot(f"p{index}") for index in range(16)]
-    world.task(n_jobs=60)
+    pilots = [world.pilot(f"p{index}") for index in range(12)]
+    world.task(n_jobs=40)
     world.form()
 
     def take(pilot: str) -> list[JobSpec]:
@@ -87,8 +87,8 @@ def test_f11_no_two_pilots_get_the_same_job(world: World) -> None:
 
     futures = at_once([lambda pilot=pilot: take(pilot) for pilot in pilots])
     taken = [job for future in futures for job in future.result()]
-    assert sorted(job_ids(taken)) == list(range(1, 61))
-    assert len({job.attempt_id for job in taken}) == 60
+    assert sorted(job_ids(taken)) == list(range(1, 41))
+    assert len({job.attempt_id for job in taken}) == 40
     assert {row.state for row in Job.select()} == {JobState.EXTRACTED.value}
     assert {row.attempt_nr for row in Job.select()} == {1}
     assert world.claim("p0") == []
@@ -298,11 +298,11 @@ class TestManyClasses:
         return Limits(ready_stock=1000)
 
     def test_each_class_is_read_in_its_own_order(self, world: World) -> None:
-        for index in range(10):
-            world.task(f"t{index}", n_jobs=3, memory_mb=index, priority=index % 3)
+        for index in range(6):
+            world.task(f"t{index}", n_jobs=2, memory_mb=index, priority=index % 3)
         world.form()
         world.pilot()
-        taken = [job for _ in range(15) for job in world.claim(n_jobs=2, memory_mb=9)]
+        taken = [job for _ in range(4) for job in world.claim(n_jobs=3, memory_mb=9)]
         priorities = [int(task_manager.find(str(job.task_id)).priority) for job in taken]
-        assert len(taken) == 30
+        assert len(taken) == 12
         assert priorities == sorted(priorities, reverse=True)

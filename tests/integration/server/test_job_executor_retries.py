@@ -81,6 +81,24 @@ def test_an_error_that_makes_no_sense_to_repeat_ends_the_job_at_once(world: Worl
     assert (world.state(), world.job().error) == (S.FAILED, "TRANSFORM_NOT_FOUND")
 
 
+@pytest.mark.parametrize(
+    ("errors", "state"),
+    [
+        (["INPUT_SIZE_MISMATCH", "INPUT_SIZE_MISMATCH"], S.FAILED),
+        (["INPUT_SIZE_MISMATCH", "STAGE_IN_MD5_MISMATCH"], S.READY),
+        (["INPUT_SIZE_MISMATCH", "KILL_SIGNAL", "INPUT_SIZE_MISMATCH"], S.READY),
+        (["KILL_SIGNAL", "KILL_SIGNAL"], S.READY),
+    ],
+)
+def test_an_input_that_is_wrong_twice_in_a_row_is_wrong_wherever_it_is_read(
+    world: World, errors: list[str], state: JobState
+) -> None:
+    world.ready()
+    for error in errors:
+        world.fail(world.claim()[0], error)
+    assert (world.state(), world.job().error) == (state, errors[-1])
+
+
 # -- the infrastructure's budget --------------------------------------------------------------------------------------------
 
 

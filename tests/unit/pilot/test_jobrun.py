@@ -132,6 +132,7 @@ def test_the_log_of_a_failed_job_follows_when_the_job_has_gone_through_all_contr
     run.log = LogReport(5, {"md5": "1"})
     assert run.words() == []
     run.leave()
+    assert not run.is_settled, "who tidies before the reporter has looked would lose the log"
     (word,) = deliver(run)
     assert (word.seq, word.moves, word.log, word.error) == (end.seq + 1, [], run.log, "")
     assert run.is_settled

@@ -71,7 +71,7 @@ def objects(cls: Any) -> st.SearchStrategy[Any]:
 
 
 @pytest.mark.parametrize("cls", [cls for cls in MESSAGES if cls.__name__ not in ONLY_READ_BY_THE_SERVER])
-@settings(derandomize=True, database=None, max_examples=20, deadline=None)
+@settings(derandomize=True, database=None, max_examples=10, deadline=None)
 @given(data=st.data())
 def test_a_message_is_the_same_after_its_way_over_the_wire(cls: Any, data: st.DataObject) -> None:
     sent = data.draw(objects(cls))
