@@ -54,7 +54,9 @@ class Cache:
                     extract(file, to)
                 os.utime(archive)
                 self._tidy(archive)
-        except (OSError, tarfile.TarError, EOFError, zlib.error) as error:
+        except PilotageError:
+            raise
+        except Exception as error:  # noqa: BLE001 - over a hostile archive tarfile raises KeyError and many others
             raise PilotageError("BUNDLE_FAILED", f"bundle {bundle.digest}: {error}") from None
 
     def _archive(self, bundle: BundleRef) -> Path:

@@ -9,6 +9,7 @@ it alone.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -92,7 +93,9 @@ class Outbox:
             if name not in self._kept:
                 return
             self._kept.discard(name)
-        (self._own / name).unlink(missing_ok=True)
+        # A disk that went read-only must not end the reporter; what stays is said again, and that is a repeat.
+        with contextlib.suppress(OSError):
+            (self._own / name).unlink(missing_ok=True)
 
     def leftovers(self) -> list[Leftover]:
         """What dead pilots left here for our server; it stays theirs, on disk, until it is delivered."""
@@ -162,7 +165,8 @@ class Leftover:
     def _take_away(self, word: AttemptUpdate) -> None:
         for path, each in list(self._words.items()):
             if each is word:
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
                 del self._words[path]
 
 
@@ -212,7 +216,8 @@ def _is_own_directory(path: Path) -> bool:
         status = path.lstat()
     except FileNotFoundError:
         return False
-    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
+    # Without a lock beside it, it is no pilot's.
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and os.path.exists(f"{path}.lock")
 
 
 def _remove_directory(directory: Path, lock: FileLock) -> None:

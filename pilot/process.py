@@ -201,9 +201,10 @@ def _find(program: str, directory: Path, environment: Mapping[str, str]) -> Opti
         raise PilotageError("BAD_COMMAND", f"{one_line(program)!a} contains a NUL character")
     if "/" in program:
         found = directory / program
-        return found if found.exists() else None
+        # Not Path.exists: that raises for a name that is too long.
+        return found if os.path.exists(found) else None
     places = [directory / place / program for place in environment.get("PATH", os.defpath).split(os.pathsep)]
-    files = [place for place in places if place.is_file()]
+    files = [place for place in places if os.path.isfile(place)]
     return next((file for file in files if os.access(file, os.X_OK)), files[0] if files else None)
 
 

@@ -82,7 +82,8 @@ class PilotDirectory:
         for entry in folders:
             path = self.base / entry.name
             mine = entry.stat(follow_symlinks=False).st_uid == os.geteuid()
-            if mine and path != self.path and not (path / KEPT).exists():
+            # Without a lock beside it, it is no pilot's, whatever its name.
+            if mine and path != self.path and os.path.exists(f"{path}.lock") and not (path / KEPT).exists():
                 yield path
 
 

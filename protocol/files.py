@@ -87,7 +87,10 @@ def local_path(url: str, data_root: str = "") -> PurePosixPath:
     `file:///srv/data/a` is that path everywhere; `file:data/a` lies under the node's data root (SCRIPT_PREFIX), for
     storages that nodes mount at different places.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise PilotageError("BAD_PATH", f"{url[:200]!a} is no URL: {error}") from None
     if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
         raise PilotageError("BAD_PATH", f"{url[:200]!a} is no file: URL of this node")
     path = PurePosixPath(unquote(parts.path))

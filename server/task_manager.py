@@ -228,7 +228,8 @@ def end(core: Core, task_id: int) -> bool:
             return False
         if task.output_dataset_id is not None:
             catalogue.close_output(task.output_dataset_id)
-        Task.update(ended=now(), all_formed=True).where(Task.id == task.id).execute()
+        # Not all_formed too: of a task that was cancelled before, the jobs not formed count as not done.
+        Task.update(ended=now()).where(Task.id == task.id).execute()
         return True
 
     return core.database.write(work)

@@ -8,7 +8,6 @@ import random
 from functools import partial
 from pathlib import Path
 from typing import Callable, TypeVar
-from urllib.parse import urlsplit
 
 from copytools import checksum
 from copytools.base import Checksums, CopyTool
@@ -126,7 +125,7 @@ def tool_for(
     context: Context, job: JobRun, url: str, algorithms: tuple[str, ...], stoppable: bool = True
 ) -> CopyTool:
     """The first copytool of the queue's list that understands the URL, made for this job: it ends when the job does."""
-    scheme = urlsplit(url).scheme
+    scheme = url.partition(":")[0].lower()  # not urlsplit: that raises for some URLs that users register
     for tool in context.tools:
         if scheme in tool.schemes:
             mine = tool.until(job.over.is_set if stoppable else context.silence.is_set)

@@ -17,7 +17,7 @@ import pytest
 from protocol.errors import PilotExit
 from protocol.messages import TaskView
 from protocol.states import JobState
-from tests.acceptance.world import LEASE, QUICK, World, errors
+from tests.acceptance.world import LEASE, QUICK, World, errors, words
 
 # -- killed while jobs run ----------------------------------------------------------------------------------------------------
 
@@ -128,20 +128,31 @@ def test_a_payload_that_fails_while_the_server_is_away_is_told_later_and_tried_a
     assert own_world.log(task).count("words") >= 2
 
 
-def test_f06_a_server_that_was_paused_for_longer_than_the_leases_takes_no_job_away(own_world: World) -> None:
-    """Lease time is a counter which the server itself advances: while it stands still nobody ages."""
+def test_f06_a_machine_that_was_suspended_for_longer_than_the_leases_takes_no_job_away(
+    own_world: World,
+) -> None:
+    """Lease time is a counter which the server itself advances: while it stands still nobody ages.
+
+    The server wakes first, and its reaper has looked before the pilot can say its next word.
+    """
     queue = own_world.queue(**LEASE)
-    own_world.pilot(queue)
+    pilot = own_world.pilot(queue)
     go, task = _payload_that_waits(own_world, queue)
     process = own_world.server.process
     assert process is not None
+    pilot.signal(signal.SIGSTOP)
     os.killpg(process.pid, signal.SIGSTOP)
     resumed_at = time.monotonic() + LEASE["lease_seconds"] + 1.5
     own_world.until(lambda: time.monotonic() > resumed_at, "more than a lease")
     os.killpg(process.pid, signal.SIGCONT)
+    clock = own_world.session.health()["leaseClock"]
+    own_world.until(lambda: own_world.session.health()["leaseClock"] > clock, "two passes of the reaper")
+    pilot.signal(signal.SIGCONT)
     go.touch()
     assert own_world.ended(task).state == "COMPLETED"
-    assert errors(own_world.job(task)) == [None]
+    job = own_world.job(task)
+    assert errors(job) == [None]
+    assert "LOST_HEARTBEAT" not in words(job)
 
 
 # -- the operator's commands ----------------------------------------------------------------------------------------------------

@@ -344,9 +344,9 @@ def test_f12_on_a_full_disk_writes_are_refused_and_go_on_when_there_is_room(sqli
                     "reads work, and nothing half is there"
                 )
             (place / "ballast").unlink()
-            put(core, "again" + "x" * 100_000)
+            put(core, "more" + "x" * 100_000)
             with database.reading():
-                assert {name[:4] for name in names()} == {*told, "LOCA", "agai"}
+                assert {name[:4] for name in names()} == {*told, "LOCA", "more"}
                 assert proxy.execute_sql("PRAGMA integrity_check").fetchall() == [("ok",)]
         finally:
             database.close()
