@@ -48,7 +48,8 @@ class Cache:
             raise PilotageError("BUNDLE_FAILED", f"{bundle.digest[:80]!a} is no digest")
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with FileLock(self._directory / f"{bundle.digest}.lock", timeout=FETCH_SECONDS, mode=0o600):
+            # One lock for all bundles: what one pilot unpacks must not be what another one tidies away.
+            with FileLock(self._directory / "cache.lock", timeout=FETCH_SECONDS, mode=0o600):
                 archive = self._archive(bundle)
                 with open(archive, "rb") as file:
                     extract(file, to)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
@@ -347,8 +348,7 @@ def _opened(place: Any) -> Iterator[Any]:
 
 
 def _client(settings: Settings, environ: Mapping[str, str], secrets: Secrets) -> ServerClient:
-    url = server_url(settings)
-    token = _token(settings)
+    url, token = _server_and_token(settings)
     secrets.add(token)
     tls = None
     if url.startswith("https:"):
@@ -371,13 +371,26 @@ def _client(settings: Settings, environ: Mapping[str, str], secrets: Secrets) ->
     )
 
 
-def _token(settings: Settings) -> str:
-    path = settings.optional_path("node_settings", "token_file")
-    if path is None:
-        path = Path.home() / ".local" / "share" / "pilotage" / "pilot.token"
-        if not path.exists():
-            raise PilotageError("UNAUTHENTICATED", "no token: name its file with --token-file (TOKEN_FILE)")
-    return read_secret(path)
+def _server_and_token(settings: Settings) -> tuple[str, str]:
+    """Where to ask, and with what; without a token file, the first token of the user's own server, and then that server only.
+
+    Whoever else listens at the default address must not be shown that token.
+    """
+    named = settings.optional_path("node_settings", "token_file")
+    if named is not None:
+        return server_url(settings), read_secret(named)
+    state = Path.home() / ".local" / "share" / "pilotage"
+    if not (state / "pilot.token").exists():
+        raise PilotageError("UNAUTHENTICATED", "no token: name its file with --token-file (TOKEN_FILE)")
+    if not settings.is_default("node_settings", "server_address"):
+        return server_url(settings), read_secret(state / "pilot.token")
+    try:
+        url = str(json.loads((state / "server.json").read_text())["url"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise PilotageError(
+            "SERVER_UNREACHABLE", f"no server runs in {state}; name one with --url and --token-file"
+        ) from None
+    return url, read_secret(state / "pilot.token")
 
 
 def _registration(settings: Settings, here: Node, pilot_id: str, work: Path) -> PilotRegistration:

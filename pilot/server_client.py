@@ -198,11 +198,12 @@ def _error(status: int, headers: Mapping[str, str], data: bytes) -> PilotageErro
     try:
         content = json.loads(data)
         name, detail = str(content["error"]), str(content.get("detail", ""))
+        ours = name in BY_NAME
     except (ValueError, KeyError, TypeError, AttributeError):
-        name, detail = usual, f"HTTP status {status}: {ascii(data[:200])}"
+        name, detail, ours = usual, f"HTTP status {status}: {ascii(data[:200])}", False
     if name not in BY_NAME or is_passing(PilotageError(usual)) != is_passing(PilotageError(name)):
         name = usual
-    return PilotageError(name, detail, status=status, retry_after=_retry_after(headers))
+    return PilotageError(name, detail, status=status, retry_after=_retry_after(headers), ours=ours)
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:

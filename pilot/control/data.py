@@ -174,6 +174,12 @@ def _verify(file: InputFile, path: Path, learned: Checksums) -> None:
             "INPUT_SIZE_MISMATCH", f"{file.lfn}: {file.size} bytes are registered, {size} arrived"
         )
     wanted = _best(file.checksums)
+    if file.checksums and not wanted:
+        known = ", ".join(file.checksums)
+        raise PilotageError(
+            "CHECKSUM_NOT_SUPPORTED",
+            f"{file.lfn}: only {known} is registered, which this node cannot calculate",
+        )
     found = {**_missing(path, wanted, learned), **learned}
     for algorithm in wanted:
         if found[algorithm] != file.checksums[algorithm].lower():

@@ -279,7 +279,8 @@ class Reporter:
         try:
             reply = self._context.client.update(word, seconds)
         except PilotageError as error:
-            if is_passing(error):
+            # Only our server's own word rejects a result: a page of something between us and it may pass.
+            if is_passing(error) or not error.fields.get("ours"):
                 self._wait_after(sender, error)
                 return False
             self._context.outbox.drop(word)

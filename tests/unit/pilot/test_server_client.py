@@ -84,3 +84,11 @@ def test_an_answer_that_is_no_object_is_the_servers_failure() -> None:
 
 def test_the_user_agent_has_the_form_that_servers_count_by() -> None:
     assert re.fullmatch(r"pilotage-pilot/\S+ \(Python [\d.]+\S*; Linux \S+\)", user_agent())
+
+
+@pytest.mark.parametrize(
+    ("data", "ours"),
+    [(body("NOT_FOUND"), True), (b"<html>default backend", False), (b'{"error": "Not Found"}', False)],
+)
+def test_only_our_servers_own_word_counts_as_its_word(data: bytes, ours: bool) -> None:
+    assert server_client._error(404, {}, data).fields["ours"] is ours

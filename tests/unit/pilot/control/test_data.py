@@ -129,11 +129,13 @@ def test_what_the_tool_learned_is_believed_and_not_read_again(
     stage_in(context(tmp_path, tool), job, file(checksums={"md5": "1" * 32}))
 
 
-def test_a_checksum_that_this_node_cannot_calculate_is_passed_over(
+def test_an_input_that_this_node_cannot_verify_is_not_taken(
     job: JobRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checksum, "_blake3", lambda: None)
-    stage_in(context(tmp_path, Recorder()), job, file(checksums={"blake3": "0" * 64}))
+    with pytest.raises(PilotageError) as caught:
+        stage_in(context(tmp_path, Recorder()), job, file(checksums={"blake3": "0" * 64}))
+    assert caught.value.name == "CHECKSUM_NOT_SUPPORTED"
 
 
 def test_the_tool_is_told_which_checksums_are_wanted(job: JobRun, tmp_path: Path) -> None:
