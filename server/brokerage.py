@@ -6,6 +6,8 @@ import functools
 import heapq
 import json
 
+from peewee import fn
+
 from protocol.messages import TaskSpec, from_wire, to_wire
 from protocol.resources import Needs, Offer, ResourceType, fits
 from server.database import Database
@@ -44,7 +46,9 @@ def needs_in(key: str) -> Needs:
 
 
 def fitting_classes(offer: Offer) -> list[int]:
-    rows = JobClass.select(JobClass.id, JobClass.key).tuples()
+    """Only classes of which a job waits are looked at: those of the past cost nothing."""
+    waiting = Job.select(Job.id).where(Job.job_class == JobClass.id, Job.ready_nr.is_null(False))
+    rows = JobClass.select(JobClass.id, JobClass.key).where(fn.EXISTS(waiting)).tuples()
     return [class_id for class_id, key in rows if fits(needs_in(key), offer)]
 
 

@@ -108,10 +108,15 @@ def _start_in_background(settings: Settings, directory: Path, options: dict[str,
         pass  # taken already: said here and now, not in the log of a process that ends at once
     log = settings.optional_path("logging", "log_file") or directory / "server.log"
     command = [sys.executable, "-m", "server", "start", "--foreground"]
+    rows = server_settings.TABLE.names
+    environment = {**os.environ, rows[("logging", "log_file")].environment: str(log)}
     for parameter, value in options.items():
-        if value is not None:
+        if parameter == "database__url" and value is not None:
+            environment[rows[("database", "url")].environment] = (
+                value  # it may hold a password, and argv is for everybody
+            )
+        elif value is not None:
             command += [_OPTION_OF[parameter], str(value)]
-    environment = {**os.environ, server_settings.TABLE.names[("logging", "log_file")].environment: str(log)}
     said = directory / "server.out"
     with open(said, "wb") as output:
         process = subprocess.Popen(
@@ -125,8 +130,8 @@ def _start_in_background(settings: Settings, directory: Path, options: dict[str,
     if not _answers(process, directory):
         process.terminate()
         lines = said.read_text(errors="replace").strip().splitlines()
-        reason = [line for line in lines if line.startswith("Error: ")] or lines[-5:]
-        raise PilotageError("SERVER_NOT_STARTED", f"{' / '.join(reason)} (log: {log})")
+        said_so = [line.partition(": ")[2] for line in lines if line.startswith(("Error: ", "Next: "))]
+        raise PilotageError("SERVER_NOT_STARTED", f"{'; '.join(said_so or lines[-5:])} (log: {log})")
     click.echo(f"State and tokens: {directory}; log: {log}")
 
 

@@ -21,7 +21,7 @@ class Limits:
     unacknowledged: int = 5
     """After so many hand-overs that nobody acknowledged the job fails."""
     ready_stock: int = 1000
-    """READY jobs kept per resource type; more are formed only as these are taken."""
+    """READY jobs kept per class of needs and priority; more are formed only as these are taken."""
     retry_seconds: int = 10
     """First pause before a retry that makes sense *later*; it doubles with each loss, up to ten minutes."""
     bundle_bytes: int = 64 * 2**20

@@ -46,10 +46,11 @@ class Daemons:
     def __init__(self, core: Core) -> None:
         limits = core.limits
         self._core = core
+        turn = reaper.Turn()
         self._stop = threading.Event()
         self.all = (
             Daemon("task-executor", limits.executor_seconds, lambda _: task_executor.run_once(core)),
-            Daemon("reaper", limits.reaper_seconds, lambda elapsed: reaper.run_once(core, elapsed)),
+            Daemon("reaper", limits.reaper_seconds, lambda elapsed: reaper.run_once(core, elapsed, turn)),
             Daemon("closer", limits.closer_seconds, lambda _: closer.run_once(core)),
         )
         self._threads = [

@@ -68,7 +68,7 @@ class Database:
         try:
             return self._writer.run(work) if self._writer is not None else self._write_on_postgres(work)
         except UNREACHABLE as error:
-            raise PilotageError("SERVER_UNAVAILABLE", f"the database says: {error}") from error
+            raise _unavailable(error) from error
 
     def _write_on_postgres(self, work: Callable[[], T]) -> T:
         for _ in range(CONFLICT_TRIES - 1):
@@ -89,7 +89,7 @@ class Database:
             with self._connected():
                 yield
         except UNREACHABLE as error:
-            raise PilotageError("SERVER_UNAVAILABLE", f"the database says: {error}") from error
+            raise _unavailable(error) from error
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[None]:
@@ -154,6 +154,12 @@ class Database:
             self._peewee.close()
         if not self.is_sqlite:
             self._peewee.close_all()
+
+
+def _unavailable(error: Exception) -> PilotageError:
+    """For whoever asks: that it may pass. What the database says (its address, say) is for the operator's log."""
+    logger.error("the database does not answer", extra={"reason": str(error)})
+    return PilotageError("SERVER_UNAVAILABLE", "the database does not take it now")
 
 
 def _open(url: str) -> Any:

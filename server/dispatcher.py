@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import socket
 import ssl
 from collections.abc import Callable
@@ -25,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT."""
+    os.umask(0o077)  # database, bundles and logs hold what users keep to themselves
     _check_certificate(settings)
     directory = state_directory.prepare(settings.path("server", "state_directory"))
     with state_directory.locked(directory):
@@ -143,7 +146,7 @@ class _Gunicorn(BaseApplication):
             "graceful_timeout": 10,
             "timeout": 60,
             "proc_name": "pilotage-server",
-            "no_control_socket": True,
+            "control_socket_disable": True,
             "limit_request_line": 8190,
             "limit_request_fields": 100,
             "logger_class": _Logger,
@@ -162,6 +165,11 @@ class _Gunicorn(BaseApplication):
         return create_app(self._core)
 
     def _ready(self, arbiter: Any) -> None:
+        # One worker on SQLite is one writer, and the listener cannot be bound anew: gunicorn's own signals for more workers,
+        # another binary and a reload must not act; a terminal that is closed ends the server in order.
+        for number in (signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR2):
+            signal.signal(number, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, lambda number, frame: arbiter.signal(signal.SIGTERM, frame))
         host, port = arbiter.LISTENERS[0].sock.getsockname()[:2]
         scheme = "https" if self._settings.optional_path("server", "certfile") else "http"
         url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"

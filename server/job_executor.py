@@ -52,6 +52,7 @@ LEASE_CLOCK = "lease_clock"
 READY_NUMBERS = "ready_nr"
 PILOT_MAY_REPORT = frozenset((*PILOT_OWNED, JobState.COMPLETED, JobState.FAILED))
 LONGEST_PAUSE_SECONDS = 600
+LONGEST_METRIC_NAME = 100
 TAKEN_AWAY = frozenset({"LOST_HEARTBEAT", "NOT_ACKNOWLEDGED", "CANCELLED_BY_USER"})
 """The errors of attempts that the server took from their pilots; no pilot reports one itself."""
 
@@ -61,12 +62,17 @@ def lease_clock() -> int:
     return int(Counter.get_by_id(LEASE_CLOCK).value // 1000)
 
 
-def advance_lease_clock(core: Core, seconds: float) -> None:
-    """The reaper's right alone."""
-    step = int(seconds * 1000)
-    core.database.write(
-        lambda: Counter.update(value=Counter.value + step).where(Counter.name == LEASE_CLOCK).execute()
-    )
+def advance_lease_clock(core: Core, seconds: float, seen: int | None = None) -> int:
+    """The reaper's right alone; the clock after it, in milliseconds. One that is not as it was `seen` stays as it is."""
+
+    def work() -> int:
+        condition = Counter.name == LEASE_CLOCK
+        if seen is not None:
+            condition &= Counter.value == seen
+        Counter.update(value=Counter.value + int(seconds * 1000)).where(condition).execute()
+        return int(Counter.get_by_id(LEASE_CLOCK).value)
+
+    return core.database.write(work)
 
 
 # -- forming ----------------------------------------------------------------------------------------------------------------
@@ -208,7 +214,7 @@ def _bind(core: Core, job_id: int, request: GetJobRequest, queue: Queue) -> Atte
         job=job_id,
         attempt_nr=job.attempt_nr + 1,
         pilot_id=request.pilot_id,
-        node=request.node,
+        node=request.node or Pilot.get(Pilot.pilot_id == request.pilot_id).node,
         queue=queue.name,
         request_id=request.request_id,
         nonce=tokens.new_nonce(),
@@ -403,12 +409,22 @@ def _move_attempt(
         changes[Attempt.log_size] = word.log.size
         changes[Attempt.log_checksums] = json.dumps(check_checksums(word.log.checksums))
     if word.metrics is not None:
-        changes[Attempt.metrics] = json.dumps(word.metrics)
+        changes[Attempt.metrics] = _metrics_text(word.metrics)
     if not Attempt.update(changes).where(condition).execute():
         wanted = moves[-1][0].value if moves else "this word"
         raise PilotageError(
             "WRONG_STATE", f"attempt {attempt.id} is in {attempt.state}; {wanted} does not follow from there"
         )
+
+
+def _metrics_text(metrics: dict[str, float]) -> str:
+    """Metrics as they are kept; BAD_REQUEST for a name that is too long."""
+    for name in metrics:
+        if len(name) > LONGEST_METRIC_NAME:
+            raise PilotageError(
+                "BAD_REQUEST", f"metrics: {name[:40]!a}... is longer than {LONGEST_METRIC_NAME} characters"
+            )
+    return json.dumps(metrics)
 
 
 def _entry(word: AttemptUpdate) -> ErrorEntry:
@@ -538,7 +554,7 @@ def _renew(
     if attempt.ended_at is None:
         changes: dict[object, object] = {Attempt.lease_until: lease}
         if metrics is not None:
-            changes[Attempt.metrics] = json.dumps(metrics)
+            changes[Attempt.metrics] = _metrics_text(metrics)
         if attempt.state == JobState.EXTRACTED.value:
             # The first word about an attempt is its acknowledgement, also when that word is a heartbeat.
             attempt.state = JobState.OBTAINED.value
@@ -550,7 +566,7 @@ def _renew(
     return _reply(attempt)
 
 
-def expire(core: Core, limit: int = 500) -> int:
+def expire(core: Core, limit: int = 25) -> int:
     """Make the jobs of attempts whose lease ran out claimable again; how many there were.
 
     The old attempt stays valid until somebody claims the job, so a late word before that keeps it; only a job whose budget
@@ -632,7 +648,7 @@ def _end_attempt(attempt: Attempt, state: JobState, error: str, detail: str) -> 
     ).execute()
 
 
-def promote(core: Core, limit: int = 500) -> int:
+def promote(core: Core, limit: int = 100) -> int:
     """Make READY jobs claimable whose pause before a retry is over; how many there were."""
 
     def work() -> int:

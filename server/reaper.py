@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from server import job_executor
 from server.core import Core
 
 
-def run_once(core: Core, elapsed_seconds: float) -> int:
-    """Advance the lease clock, by at most one period however long ago the last pass was, and expire what is overdue."""
-    job_executor.advance_lease_clock(core, min(max(elapsed_seconds, 0.0), core.limits.reaper_seconds))
+@dataclass
+class Turn:
+    """The lease clock as this process saw it last. If another one has advanced it since, the time was counted there."""
+
+    seen: int = -1
+
+
+def run_once(core: Core, elapsed_seconds: float, turn: Turn | None = None) -> int:
+    """Advance the lease clock, by at most one period however long ago the last pass was, and expire what is overdue.
+
+    Processes that share a database take turns: each gives its own `turn`, and the clock goes no faster for them all.
+    """
+    step = min(max(elapsed_seconds, 0.0), core.limits.reaper_seconds)
+    clock = job_executor.advance_lease_clock(core, step, turn.seen if turn else None)
+    if turn:
+        turn.seen = clock
     expired = 0
     while batch := job_executor.expire(core):
         expired += batch

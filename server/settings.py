@@ -36,7 +36,7 @@ TABLE = Table("server", (
     Setting("queue", "acknowledge_seconds", Type.INTEGER, 60,
             "a job that was handed out and not acknowledged is free again after this", minimum=1, maximum=86_400),
 
-    Setting("executor", "ready_stock", Type.INTEGER, 1000, "jobs of a task that are READY ahead of the pilots",
+    Setting("executor", "ready_stock", Type.INTEGER, 1000, "jobs of equal needs and priority that are READY ahead of the pilots",
             minimum=1, maximum=1_000_000),
     Setting("executor", "period_seconds", Type.NUMBER, 1, "between two passes of the task-executor", minimum=0.05, maximum=3600),
     Setting("reaper", "period_seconds", Type.NUMBER, 5, "between two passes of the reaper; each lets leases age by as much",

@@ -58,6 +58,10 @@ def prepare(directory: Path) -> Path:
         probe.unlink()
     except OSError as error:
         raise PilotageError("STATE_DIRECTORY_UNFIT", f"{directory}: {error.strerror}") from None
+    if directory.stat().st_mode & 0o002:
+        raise PilotageError(
+            "STATE_DIRECTORY_UNFIT", f"everybody may write to {directory}: chmod o-w {directory}"
+        )
     kind = _file_system(directory.resolve())
     if kind in NETWORK_FILE_SYSTEMS:
         raise PilotageError(

@@ -5,12 +5,9 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
-from peewee import fn
-
 from protocol import templates
 from protocol.messages import TaskSpec
-from protocol.resources import ResourceType
-from protocol.states import DatasetState, JobState
+from protocol.states import DatasetState
 from server import job_executor
 from server.core import Core
 from server.job_executor import NewJob
@@ -22,40 +19,46 @@ CHUNK = 50
 
 
 def run_once(core: Core) -> int:
-    """One pass: promote retries that are due, then top up the stock of each resource type; how many jobs were formed."""
+    """One pass: promote retries that are due, then top up the stock, high priorities first; how many jobs were formed."""
     job_executor.promote(core)
-    return sum(_top_up(core, resource_type) for resource_type in ResourceType)
-
-
-def _top_up(core: Core, resource_type: ResourceType) -> int:
-    """Form jobs of the tasks of this type, in the order of their priority, until the stock is full."""
     with core.database.reading():
-        room = core.limits.ready_stock - _stock(resource_type)
-        open_tasks = (
-            Task.select(Task.id)
-            .where(~Task.all_formed, ~Task.cancelled, Task.resource_type == resource_type.value)
-            .order_by(Task.priority.desc(), Task.id)
-            .limit(100)
-        )
-        task_ids = [task.id for task in open_tasks]
+        query = Task.select().where(~Task.all_formed, ~Task.cancelled)
+        tasks = list(query.order_by(Task.priority.desc(), Task.id))
+    return sum(_top_up(core, task) for task in tasks)
+
+
+def _top_up(core: Core, task: Task) -> int:
+    """Form jobs of a task until the stock of its class and priority is full.
+
+    Each class has a stock of its own, so that jobs which nobody serves now do not keep others from being formed.
+    """
+    with core.database.reading():
+        room = core.limits.ready_stock - _stock(task) if _has_more(task) else 0
     formed = 0
-    for task_id in task_ids:
-        while room > formed:
-            new = core.database.write(functools.partial(_form_some, core, task_id, min(CHUNK, room - formed)))
-            formed += new
-            if not new:
-                break
+    while room > formed:
+        new = core.database.write(functools.partial(_form_some, core, task.id, min(CHUNK, room - formed)))
+        formed += new
+        if not new:
+            break
     return formed
 
 
-def _stock(resource_type: ResourceType) -> int:
-    count: int = (
-        Job.select(fn.COUNT(Job.id))
-        .join(Task)
-        .where(Job.state == JobState.READY.value, Task.resource_type == resource_type.value)
-        .scalar()
+def _has_more(task: Task) -> bool:
+    """Whether there is something to form, or the end of forming to be noted; cheap, for each task that waits for files."""
+    if task.input_dataset_id is None or task.input_dataset.state == DatasetState.CLOSED.value:
+        return True
+    available = File.select().where(
+        File.dataset == task.input_dataset_id, File.state == "available", File.id > task.last_file_id
     )
-    return count
+    return bool(available.exists())
+
+
+def _stock(task: Task) -> int:
+    """How many jobs of the task's class and priority may be claimed now."""
+    query = Job.select().where(
+        Job.job_class == task.job_class_id, Job.priority == task.priority, Job.ready_nr.is_null(False)
+    )
+    return int(query.count())
 
 
 def _form_some(core: Core, task_id: int, n: int) -> int:

@@ -10,6 +10,7 @@ from protocol import templates
 from protocol.errors import PilotageError
 from protocol.files import check_lfn
 from protocol.messages import Page, TaskSpec, TaskView
+from protocol.resources import ResourceType
 from protocol.states import FINAL, DatasetState, JobState, TaskState, task_state
 from server import brokerage, catalogue, job_executor
 from server.core import Core
@@ -17,7 +18,10 @@ from server.models import Attempt, Bundle, Dataset, File, Job, Queue, Task, now
 from server.paging import Cursor, iso, page_of
 from server.specs import dump, spec_of
 
-CANCEL_CHUNK = 200
+CANCEL_CHUNK = 25
+"""Jobs cancelled in one transaction."""
+LONGEST_COMMAND = 65_536
+"""Bytes of all words together; Linux takes 128 KiB in one word and more in all, but nobody should."""
 LONGEST_ENVIRONMENT_VALUE = 32_000
 
 
@@ -48,8 +52,17 @@ def register(core: Core, spec: TaskSpec, owner: str) -> TaskView:
 
 def _check(spec: TaskSpec) -> None:
     """What can be said of a specification by itself."""
+    if spec.name.isdigit():
+        raise PilotageError(
+            "BAD_REQUEST", f"name: {spec.name} has only digits and would be taken for a task's number"
+        )
+    if sum(len(word.encode()) for word in spec.command) > LONGEST_COMMAND:
+        raise PilotageError(
+            "BAD_REQUEST", f"command: more than {LONGEST_COMMAND} bytes; ship a script instead (--ship)"
+        )
     for index, word in enumerate(spec.command):
-        templates.check(word, templates.COMMAND_PLACEHOLDERS, f"command[{index}]")
+        used = templates.check(word, templates.COMMAND_PLACEHOLDERS, f"command[{index}]")
+        _check_use(used, spec, f"command[{index}]")
         if "\0" in word:
             raise PilotageError("BAD_REQUEST", f"command[{index}] contains a NUL character")
     for name, value in spec.environment.items():
@@ -63,7 +76,12 @@ def _check(spec: TaskSpec) -> None:
             raise PilotageError(
                 "BAD_REQUEST", f"environment: {name[:60]!a} is no name and value that a process can have"
             )
-        templates.check(value, templates.COMMAND_PLACEHOLDERS, f"environment {name}")
+        used = templates.check(value, templates.COMMAND_PLACEHOLDERS, f"environment {name}")
+        _check_use(used, spec, f"environment {name}")
+    if spec.gpus and spec.resource_type is not ResourceType.GPU:
+        raise PilotageError(
+            "BAD_REQUEST", f"gpus: {spec.gpus} are asked for, and resourceType is {spec.resource_type}"
+        )
     if bool(spec.input_dataset) == bool(spec.n_jobs):
         raise PilotageError(
             "BAD_REQUEST", "a task has either an input dataset (one job per file) or nJobs jobs without input"
@@ -85,6 +103,19 @@ def _check(spec: TaskSpec) -> None:
             )
     if len(set(spec.outputs)) != len(spec.outputs):
         raise PilotageError("BAD_REQUEST", "outputs: a template is there twice")
+
+
+def _check_use(used: set[str], spec: TaskSpec, where: str) -> None:
+    """A placeholder that stands for nothing in this task would silently become nothing."""
+    for names, given, what in (
+        ({"input", "inputs", "lfn", "stem"}, spec.input_dataset, "input dataset"),
+        ({"output", "outputs"}, spec.outputs, "outputs"),
+        ({"bundle"}, spec.bundle, "bundle (--ship)"),
+    ):
+        if used & names and not given:
+            raise PilotageError(
+                "BAD_REQUEST", f"{where}: {{{min(used & names)}}} is used, and the task has no {what}"
+            )
 
 
 def _check_against_database(spec: TaskSpec) -> None:
@@ -133,7 +164,7 @@ def cancel(core: Core, id_or_name: str, caller: str) -> TaskView:
     def stop_forming() -> int:
         task = find(id_or_name)
         if task.ended is None:
-            Task.update(cancelled=True).where(Task.id == task.id).execute()
+            Task.update(cancelled=True).where(Task.id == task.id, Task.ended.is_null()).execute()
         return int(task.id)
 
     task_id = core.database.write(stop_forming)
@@ -229,7 +260,8 @@ def end(core: Core, task_id: int) -> bool:
         if task.output_dataset_id is not None:
             catalogue.close_output(task.output_dataset_id)
         # Not all_formed too: of a task that was cancelled before, the jobs not formed count as not done.
-        Task.update(ended=now()).where(Task.id == task.id).execute()
+        last = Job.select(fn.MAX(Job.changed)).where(Job.task == task.id).scalar()
+        Task.update(ended=last or now()).where(Task.id == task.id).execute()
         return True
 
     return core.database.write(work)

@@ -146,6 +146,12 @@ def world(core: Core) -> World:
     return World(core)
 
 
+@pytest.fixture
+def postgres_core(shared_postgres: SharedPostgres, tmp_path: Path) -> Core:
+    """For what SQLite with its one writer cannot do."""
+    return Core(shared_postgres.database(), KEY, tmp_path)
+
+
 class CurrentCore:
     """The core of the test that runs now: to make an application takes longer than most of the tests."""
 

@@ -430,15 +430,6 @@ def test_of_several_servers_that_start_at_once_one_migrates(postgres_url: str) -
 # -- Postgres ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def postgres_core(postgres_core_url: str, tmp_path: Path) -> Iterator[Core]:
-    database = Database(postgres_core_url)
-    try:
-        yield Core(database, b"k", tmp_path)
-    finally:
-        database.close()
-
-
 def test_connections_go_back_to_the_pool(postgres_core: Core) -> None:
     pool = postgres_core.database._peewee
     put(postgres_core, "x")

@@ -8,7 +8,7 @@ from protocol.messages import JobSpec, QueueSpec
 from protocol.resources import ResourceType
 from protocol.states import JobState
 from server import computing, job_executor, task_manager
-from server.core import Limits
+from server.core import Core, Limits
 from server.models import Attempt, Job
 from tests.integration.server.world import World, at_once
 
@@ -110,6 +110,20 @@ def test_a_claim_never_gives_more_than_was_asked_for(world: World) -> None:
     assert len(world.claim(n_jobs=3)) == 3
     assert len(world.claim(n_jobs=3)) == 2
     assert world.claim(n_jobs=3) == []
+
+
+def test_a_claim_does_not_wait_for_another_that_is_under_way(postgres_core: Core) -> None:
+    world = World(postgres_core)
+    world.ready(3)
+    world.pilot("p2")
+    world.claim()
+
+    def under_way() -> list[JobSpec]:
+        first = world.claim("p1")
+        [second] = at_once([lambda: world.claim("p2")])
+        return first + second.result()
+
+    assert job_ids(postgres_core.database.write(under_way)) == [2, 3]
 
 
 # -- what fits --------------------------------------------------------------------------------------------------------------
@@ -281,6 +295,13 @@ def test_the_token_of_an_attempt_is_not_in_the_database(world: World) -> None:
     token = world.claim()[0].attempt_token
     assert len(token) == 64
     assert token not in repr(world.rows())
+
+
+def test_each_attempt_has_a_nonce_of_its_own(world: World) -> None:
+    """Ids may come again when a backup is restored; tokens must not."""
+    world.ready(5)
+    world.claim(n_jobs=5)
+    assert len({attempt.nonce for attempt in Attempt.select()}) == 5
 
 
 def test_a_claim_marks_the_task_as_started_once(world: World) -> None:

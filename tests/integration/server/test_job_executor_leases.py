@@ -11,7 +11,8 @@ import pytest
 from protocol.messages import Command, PilotEnd, QueueSpec, UpdateReply
 from protocol.states import HELD, JobState
 from server import computing, job_executor, job_manager, reaper
-from server.core import Limits
+from server.core import Core, Limits
+from server.database import proxy
 from server.job_executor import lease_clock
 from server.models import Job, JobEvent
 from tests.integration.server.world import World, at_once
@@ -37,6 +38,14 @@ def test_the_clock_is_right_also_with_periods_that_are_no_whole_seconds(world: W
     for _ in range(passes):
         reaper.run_once(core, period)
     assert lease_clock() == int(passes * period + 1e-6)
+
+
+def test_f06_processes_that_share_a_database_make_the_clock_no_faster(world: World) -> None:
+    turns = [reaper.Turn() for _ in range(4)]
+    for _ in range(10):
+        for turn in turns:
+            reaper.run_once(world.core, 5.0, turn)
+    assert 45 <= lease_clock() <= 50
 
 
 def test_nothing_else_moves_the_clock(world: World) -> None:
@@ -77,6 +86,7 @@ def test_a_heartbeat_renews_the_lease_of_what_it_names_and_of_nothing_else(world
     world.say(forgotten, S.RUNNING)
     for _ in range(4):
         world.pass_seconds(20)
+        assert world.state(named.job_id) is S.RUNNING
         world.beat(named)
     assert world.state(named.job_id) is S.RUNNING
     assert world.state(forgotten.job_id) is S.READY
@@ -123,6 +133,29 @@ def test_many_leases_that_run_out_are_all_found_in_one_pass(world: World) -> Non
     assert [job_executor.expire(world.core, limit=7) for _ in range(4)] == [7, 7, 6, 0]
     assert Job.select().where(Job.state == S.READY.value).count() == 15
     assert Job.select().where(Job.state == S.FAILED.value).count() == 5
+
+
+def test_the_reaper_passes_over_an_attempt_whose_pilot_is_just_speaking(postgres_core: Core) -> None:
+    world = World(postgres_core)
+    database = postgres_core.database
+    world.ready()
+    [job] = world.claim()
+    world.say(job, S.RUNNING)
+    job_executor.advance_lease_clock(postgres_core, 70)
+
+    def reap() -> int:
+        proxy.execute_sql("SET LOCAL lock_timeout = '2s'")
+        return job_executor.expire(postgres_core)
+
+    def speaking() -> int:
+        world.beat(job)
+        [reaped] = at_once([lambda: database.write(reap)])
+        return reaped.result()
+
+    assert database.write(speaking) == 0
+    with database.reading():
+        assert world.state() is S.RUNNING
+        assert job_executor.expire(postgres_core) == 0
 
 
 # -- the late word ----------------------------------------------------------------------------------------------------------

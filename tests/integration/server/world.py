@@ -209,6 +209,19 @@ def reports(job: JobSpec) -> list[OutputReport]:
     return [OutputReport(output.lfn, 3, MD5) for output in job.outputs]
 
 
+def giving_back(work: Callable[[], T]) -> Callable[[], T]:
+    """A work for a thread of its own, which closes that thread's connection at the end."""
+
+    def run() -> T:
+        try:
+            return work()
+        finally:
+            if not proxy.is_closed():
+                proxy.close()
+
+    return run
+
+
 def at_once(works: Sequence[Callable[[], T]]) -> list[Future[T]]:
     """Run all works at the same time, each in a thread of its own that gives its connection back."""
     start = threading.Barrier(len(works))
@@ -217,14 +230,11 @@ def at_once(works: Sequence[Callable[[], T]]) -> list[Future[T]]:
     def run(work: Callable[[], T], future: Future[T]) -> None:
         try:
             start.wait(30)
-            future.set_result(work())
+            future.set_result(giving_back(work)())
         except Exception as error:  # noqa: BLE001 - handed to the test
             future.set_exception(error)
-        finally:
-            if not proxy.is_closed():
-                proxy.close()
 
-    threads = [threading.Thread(target=run, args=pair) for pair in zip(works, futures)]
+    threads = [threading.Thread(target=run, args=pair, daemon=True) for pair in zip(works, futures)]
     for thread in threads:
         thread.start()
     for thread in threads:

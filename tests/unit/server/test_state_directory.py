@@ -178,3 +178,10 @@ def test_a_server_that_does_not_run_any_more_is_not_taken_for_one_that_has_its_n
 def test_a_file_that_is_none_of_ours_is_no_running_server(tmp_path: Path, text: str) -> None:
     (tmp_path / "server.json").write_text(text)
     assert read_running(tmp_path) is None
+
+
+def test_a_directory_that_everybody_may_write_to_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    with pytest.raises(PilotageError, match="chmod o-w"):
+        prepare(tmp_path / "open")
