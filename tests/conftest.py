@@ -3,6 +3,12 @@
 Imports nothing of server/ or client/ here: the unit tests of protocol, copytools and pilot also run on Python 3.9.
 """
 
+import signal
+
+# A shell starts what it puts into the background with SIGINT ignored, and every child inherits that: a script could then
+# not even trap it. A run of the tests in the background is to see what one in the foreground sees.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # components last: it imports postgres and filesystems, and pytest wants to be the first that imports a plugin.
 pytest_plugins = [
     "pytester",
