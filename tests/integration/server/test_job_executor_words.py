@@ -10,7 +10,16 @@ from typing import Any
 import pytest
 
 from protocol.errors import PilotageError
-from protocol.messages import AttemptUpdate, Command, JobSpec, LogReport, Move, UpdateReply
+from protocol.messages import (
+    AttemptUpdate,
+    Command,
+    Heartbeat,
+    HeldAttempt,
+    JobSpec,
+    LogReport,
+    Move,
+    UpdateReply,
+)
 from protocol.states import PILOT_OWNED, SUCCESS, JobState
 from server import job_executor, job_manager
 from server.models import STATE_TIMES, Attempt, File, Replica
@@ -462,3 +471,14 @@ def test_a_completed_job_shows_no_error_of_an_earlier_attempt(world: World) -> N
     assert (seen.error, seen.error_detail, seen.attempt_nr) == (None, None, 2)
     assert [each.error for each in seen.attempts or []] == ["PAYLOAD_FAILED", None]
     assert Attempt.select().count() == 2
+
+
+def test_a_metric_with_a_very_long_name_is_refused(world: World) -> None:
+    world.ready()
+    [job] = world.claim()
+    metrics = {"x" * 101: 1.0}
+    with world.refused("BAD_REQUEST", "metrics"):
+        world.say(job, S.RUNNING, metrics=metrics)
+    held = HeldAttempt(job.attempt_id, job.attempt_token, metrics)
+    with world.refused("BAD_REQUEST", "metrics"):
+        job_executor.heartbeat(world.core, Heartbeat("p1", [held]))

@@ -117,9 +117,9 @@ def test_options_reach_the_tool() -> None:
 
 def test_null_remembers_what_it_was_asked_for() -> None:
     tool = null.Tool({})
-    tool.copy_in("null:a", Path("/work/a"), 5)
-    tool.until(lambda: False).copy_out(Path("/work/b"), "null:b", 6)
+    tool.copy_in("null:a", Path("/scratch/a"), 5)
+    tool.until(lambda: False).copy_out(Path("/scratch/b"), "null:b", 6)
     assert tool.calls == [
-        null.Call("copy_in", "null:a", Path("/work/a"), 5),
-        null.Call("copy_out", "null:b", Path("/work/b"), 6),
+        null.Call("copy_in", "null:a", Path("/scratch/a"), 5),
+        null.Call("copy_out", "null:b", Path("/scratch/b"), 6),
     ]

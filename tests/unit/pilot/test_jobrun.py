@@ -19,7 +19,7 @@ ERROR = PilotageError("PAYLOAD_FAILED", "exit code 3")
 
 def job(**fields: Any) -> JobRun:
     spec = JobSpec(11, 1, 7, 42, 2, "attempt-token", ["true"], **fields)
-    return JobRun(spec, Path("/work/job"), lambda: None)
+    return JobRun(spec, Path("/scratch/job"), lambda: None)
 
 
 def states(word: AttemptUpdate) -> List[str]:
@@ -208,10 +208,10 @@ def test_the_command_gets_the_paths_of_this_node() -> None:
         "{{}}",
     ]
     assert run.command() == [
-        *("/work/job/bundle/run", "/work/job/inputs/a.dat", "/work/job/inputs/b.dat"),
-        *("-o", "/work/job/o", "11.2", "a", "{}"),
+        *("/scratch/job/bundle/run", "/scratch/job/inputs/a.dat", "/scratch/job/inputs/b.dat"),
+        *("-o", "/scratch/job/o", "11.2", "a", "{}"),
     ]
-    assert run.environment() == {"WHERE": "/work/job/x"}
+    assert run.environment() == {"WHERE": "/scratch/job/x"}
 
 
 @pytest.mark.parametrize("fields", [{"command": ["{unheard}"]}, {"environment": {"A": "{unheard}"}}])
