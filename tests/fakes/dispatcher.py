@@ -54,6 +54,8 @@ class Fault:
     verb: str
     times: int
     status: int = 0
+    page: bytes = b""
+    """What the body is instead of the server's own error: a page of something in between."""
     seconds: float = 0.0
     drop: bool = False
     after: bool = False
@@ -219,6 +221,21 @@ class _Server(ThreadingHTTPServer):
         pass  # a pilot that was killed, or a connection that we cut ourselves
 
 
+_NAMES = {
+    400: "BAD_REQUEST",
+    401: "UNAUTHENTICATED",
+    403: "FORBIDDEN",
+    404: "NOT_FOUND",
+    409: "STALE_ATTEMPT",
+}
+
+
+def _error_body(status: int) -> bytes:
+    """A failure as the server words it."""
+    name = _NAMES.get(status, "SERVER_UNAVAILABLE" if status in (429, 503) else "SERVER_ERROR")
+    return json.dumps({"error": name, "detail": "the test wants it so"}).encode()
+
+
 def _handler(dispatcher: Dispatcher) -> type:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -262,7 +279,7 @@ def _handler(dispatcher: Dispatcher) -> type:
                 self.connection.shutdown(socket.SHUT_RDWR)
                 return True
             if fault.status:
-                self._send(fault.status, b"{}", fault.headers)
+                self._send(fault.status, fault.page or _error_body(fault.status), fault.headers)
                 return True
             return False
 

@@ -70,7 +70,7 @@ def test_an_option_is_stronger_than_the_file(pilotage: Pilotage, session: Sessio
 
 def test_a_task_without_a_name_gets_one_of_its_program(pilotage: Pilotage) -> None:
     names = [json.loads(pilotage("task", "submit", "--jobs", 1, "--json", "--", word).out)["name"]
-             for word in ("/opt/bin/reco.py", "{bundle}/go", "echo")]  # fmt: skip
+             for word in ("/opt/bin/reco.py", "{workdir}/go", "echo")]  # fmt: skip
     assert [name.partition("-")[0] for name in names] == ["reco", "go", "echo"]
 
 

@@ -42,7 +42,15 @@ def test_each_new_question_for_a_job_has_an_id_of_its_own(site: Site, dispatcher
 
 
 @pytest.mark.parametrize(
-    "how", [{"drop": True, "after": True}, {"status": 500}, {"status": 503}, {"status": 429}]
+    "how",
+    [
+        {"drop": True, "after": True},
+        {"status": 500},
+        {"status": 503},
+        {"status": 429},
+        {"status": 404, "page": b"<html>default backend"},
+        {"status": 409, "page": b"<html>"},
+    ],
 )
 def test_a_word_without_answer_is_said_again_unchanged(how: dict, site: Site, dispatcher: Dispatcher) -> None:  # type: ignore[type-arg]
     number = dispatcher.add("sleep", "0.5")
