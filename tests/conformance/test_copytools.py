@@ -226,7 +226,7 @@ def test_a_thousand_small_files_pass_through_one_tool_and_several_threads(
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(there_and_back, range(1000)))
     assert len(all_below(storage)) == 1001
-    assert len(os.listdir("/proc/self/fd")) == open_before
+    assert len(os.listdir("/proc/self/fd")) <= open_before
 
 
 def test_an_output_is_readable_for_whom_the_umask_lets(tool: CopyTool, storage: Path, node: Path) -> None:
