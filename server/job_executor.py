@@ -199,8 +199,7 @@ def _offer(request: GetJobRequest, queue: Queue) -> Offer:
 def _bind(core: Core, job_id: int, request: GetJobRequest, queue: Queue) -> Attempt | None:
     """READY → EXTRACTED for one job; None if somebody else was quicker or its budget is spent."""
     job = Job.get_by_id(job_id)
-    if not _end_expired(core, job):
-        return None
+    _end_expired(job)
     moved = (
         Job.update(
             state=JobState.EXTRACTED.value, ready_nr=None, attempt_nr=Job.attempt_nr + 1, changed=now()
@@ -621,17 +620,16 @@ def _fail_lost(attempt: Attempt) -> None:
     _end_attempt(attempt, JobState.FAILED, name, detail)
 
 
-def _end_expired(core: Core, job: Job) -> bool:
-    """Somebody claims a job whose last attempt ran out of its lease: now that attempt ends. True if the job may be claimed."""
+def _end_expired(job: Job) -> None:
+    """Somebody claims a job: if its last attempt ran out of its lease, now that attempt ends."""
     attempt = Attempt.get_or_none(Attempt.id == job.attempt_id) if job.attempt_id else None
     if attempt is None or attempt.ended_at is not None:
-        return True
+        return
     name = _loss_name(attempt)
     _end_attempt(
         attempt, JobState.FAILED, name, f"silent since {attempt.state}; the job was claimed by another pilot"
     )
     Job.update(**_charge(name)).where(Job.id == job.id).execute()
-    return True
 
 
 def _charge(loss: str) -> dict[str, object]:
