@@ -162,6 +162,8 @@ class PilotRegistration:
     memory_mb: int = bounded(0, ge=0, le=BIG)
     disk_mb: int = bounded(0, ge=0, le=BIG)
     gpus: int = bounded(0, ge=0, le=10_000)
+    tags: List[str] = bounded(list, max_length=100)
+    """What the node has that jobs may require, beside the tags of its queue."""
     protocol: int = bounded(PROTOCOL_VERSION, ge=1, le=1000)
 
 
@@ -201,6 +203,7 @@ class GetJobRequest:
     working_group: str = bounded("", **OPTIONAL_NAME)
     country_group: str = bounded("", **OPTIONAL_NAME)
     allow_other_country: bool = False
+    tags: List[str] = bounded(list, max_length=100)
     task_id: Optional[int] = bounded(None, **ID)
     """Jobs of this task are preferred (--allowsameuser)."""
 
@@ -269,6 +272,8 @@ class AttemptUpdate:
     outputs: Optional[List[OutputReport]] = bounded(None, of=OutputReport, max_length=10_000)
     log: Optional[LogReport] = bounded(None, of=LogReport)
     metrics: Optional[Dict[str, float]] = bounded(None, max_length=100)
+    next: Optional[GetJobRequest] = bounded(None, of=GetJobRequest)
+    """The last word about one job may ask for the next one, with the request id ATTEMPT.SEQ."""
 
 
 class Command(str, enum.Enum):
@@ -285,6 +290,26 @@ class UpdateReply:
     attempt_id: int
     state: str
     command: Command = bounded(Command.CONTINUE, of=Command)
+    error: str = ""
+    """In the answer to several words: the name of the error with which this one was refused, changing nothing."""
+    detail: str = ""
+    next: Optional[GetJobReply] = bounded(None, of=GetJobReply)
+
+
+@message
+class AttemptUpdates:
+    """Words about several attempts at once, at most one about each; refused or taken each by itself."""
+
+    updates: List[AttemptUpdate] = bounded(of=AttemptUpdate, min_length=1, max_length=1000)
+    next: Optional[GetJobRequest] = bounded(None, of=GetJobRequest)
+
+
+@message
+class UpdateReplies:
+    """One answer per word, in its order, and the next jobs if they were asked for."""
+
+    answers: List[UpdateReply] = bounded(list, of=UpdateReply)
+    next: Optional[GetJobReply] = bounded(None, of=GetJobReply)
 
 
 @message
@@ -370,8 +395,24 @@ class TaskSpec:
         10, ge=0, le=1000, description="tries that may be lost to nodes, storages and pilots"
     )
     queue: str = bounded("", description="bind the task to one queue", **OPTIONAL_NAME)
+    site: str = bounded("", description="bind the task to one site", **OPTIONAL_NAME)
     prod_source_label: str = bounded(
         "user", description="only pilots of this label (-j) take the jobs", **OPTIONAL_NAME
+    )
+    working_group: str = bounded(
+        "", description="whose share pays; default: the owner's group", **OPTIONAL_NAME
+    )
+    country_group: str = bounded(
+        "", description="pilots of this country take the jobs, and others that allow it", **OPTIONAL_NAME
+    )
+    requires: List[str] = bounded(
+        list, max_length=100, description="tags that queue or node must have (software, CVMFS, ...)"
+    )
+    tags: List[str] = bounded(
+        list, max_length=100, description="free words about the task; the operator may favour some"
+    )
+    after: List[str] = bounded(
+        list, max_length=100, description="tasks that must have completed before the first job is formed"
     )
     data_type: str = bounded(
         "", max_length=40, description="kind of data, checked by the experiment plugin at stage-in"
@@ -425,6 +466,11 @@ class QueueSpec:
     lease_seconds: int = bounded(0, ge=0, le=604_800, description="0: the server's default")
     heartbeat_seconds: int = bounded(0, ge=0, le=86_400, description="0: the server's default")
     timefloor_seconds: int = bounded(0, ge=0, le=31_536_000)
+    requeue_delay_seconds: int = bounded(
+        0, ge=0, le=604_800, description="how long a lost job waits before another pilot may claim it"
+    )
+    tags: List[str] = bounded(list, max_length=100, description="what its nodes have that jobs may require")
+    country_group: str = bounded("", **OPTIONAL_NAME)
 
 
 @request
@@ -432,6 +478,7 @@ class QueueStateSpec:
     """What an operator wants a queue to be: online, test, drain or offline."""
 
     state: str = bounded(max_length=40)
+    reason: str = bounded("", max_length=1000)
 
 
 @request
@@ -440,6 +487,7 @@ class StorageSpec:
 
     name: str = bounded(**NAME_FIELD)
     url: str = bounded(min_length=1, **URL)
+    site: str = bounded("", description="the site whose pilots are near it", **OPTIONAL_NAME)
 
 
 # -- what users see -------------------------------------------------------------------------------------------------------

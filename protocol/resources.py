@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from typing import Tuple
 
 
 class ResourceType(str, enum.Enum):
@@ -27,12 +28,20 @@ class Needs:
     walltime_seconds: int = 0
     gpus: int = 0
     queue: str = ""
+    site: str = ""
     label: str = ""
+    working_group: str = ""
+    country_group: str = ""
+    tags: Tuple[str, ...] = ()
+    """What the node must have, sorted: software, CVMFS, ..."""
 
 
 @dataclass(frozen=True)
 class Offer:
-    """What a pilot has free at this moment. `walltime_seconds` 0 means without limit, a `label` of "" takes every label."""
+    """What a pilot has free at this moment. `walltime_seconds` 0 means without limit, a `label` of "" takes every label.
+
+    A `working_group` takes the jobs of that group alone. A job of another country is taken where the pilot says so.
+    """
 
     resource_type: ResourceType
     queue: str
@@ -41,7 +50,12 @@ class Offer:
     disk_mb: int = 0
     walltime_seconds: int = 0
     gpus: int = 0
+    site: str = ""
     label: str = ""
+    working_group: str = ""
+    country_group: str = ""
+    allow_other_country: bool = False
+    tags: Tuple[str, ...] = ()
 
 
 def misfits(needs: Needs, offer: Offer) -> list[str]:
@@ -55,6 +69,17 @@ def misfits(needs: Needs, offer: Offer) -> list[str]:
         reasons.append(f"it is bound to the queue {needs.queue}")
     if needs.label and offer.label and needs.label != offer.label:
         reasons.append(f"its label is {needs.label} and the pilot takes only {offer.label}")
+    if needs.site and needs.site != offer.site:
+        reasons.append(f"it is bound to the site {needs.site}")
+    if offer.working_group and needs.working_group != offer.working_group:
+        reasons.append(
+            f"its working group is {needs.working_group or 'none'} and the pilot takes only {offer.working_group}"
+        )
+    if needs.country_group and needs.country_group != offer.country_group and not offer.allow_other_country:
+        reasons.append(f"it is for pilots of the country group {needs.country_group}")
+    missing = [tag for tag in needs.tags if tag not in offer.tags]
+    if missing:
+        reasons.append(f"it requires {', '.join(missing)}, which the node does not have")
     for what, need, have in (
         ("cores", needs.cores, offer.cores),
         ("MB of memory", needs.memory_mb, offer.memory_mb),

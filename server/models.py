@@ -50,6 +50,8 @@ class Storage(Table):
 
     name = TextField(primary_key=True)
     url = TextField()
+    site = TextField(null=True)
+    """The site whose pilots are near it; None: near to none in particular."""
 
 
 class Queue(Table):
@@ -64,6 +66,27 @@ class Queue(Table):
     lease_seconds = IntegerField(default=60)
     heartbeat_seconds = IntegerField(default=20)
     timefloor_seconds = IntegerField(default=0)
+    requeue_delay_seconds = IntegerField(default=0)
+    """How long a lost job waits before it may be claimed by another pilot."""
+    tags = TextField(default="[]")
+    """JSON list of what its nodes offer to jobs that require it: software, CVMFS, ..."""
+    country_group = TextField(default="")
+    state_reason = TextField(default="")
+
+
+class Node(Table):
+    """A worker node that jobs have failed on within seconds, one after the other; one that is put aside gets no jobs."""
+
+    queue = ForeignKeyField(Queue, index=False)
+    name = TextField()
+    quick_failures = IntegerField(default=0)
+    first_attempt_id = BigIntegerField(default=0)
+    """The first failure of the present row: a success after it ends the row."""
+    set_aside = DoubleField(null=True)
+    reason = TextField(default="")
+
+    class Meta:
+        primary_key = CompositeKey("queue", "name")
 
 
 class Dataset(Table):
@@ -128,9 +151,28 @@ class Task(Table):
     last_file_id = BigIntegerField(default=0)
     all_formed = BooleanField(default=False, index=True)
     cancelled = BooleanField(default=False)
+    paused = BooleanField(default=False)
+    working_group = TextField(default="")
+    country_group = TextField(default="")
+    boost = IntegerField(default=0)
+    """Added to the priority of its jobs, for later steps of a chain and for tags that the operator favours."""
+    n_completed = IntegerField(default=0)
+    n_failed = IntegerField(default=0)
+    n_cancelled = IntegerField(default=0)
+    """Jobs that have ended and that the closer has counted (`Job.counted`)."""
     created = DoubleField(default=now)
     started = DoubleField(null=True)
     ended = DoubleField(null=True, index=True)
+
+
+class TaskDependency(Table):
+    """A task forms no jobs before another one has completed."""
+
+    task = ForeignKeyField(Task, index=False)
+    on_task = ForeignKeyField(Task)
+
+    class Meta:
+        primary_key = CompositeKey("task", "on_task")
 
 
 class Job(Table):
@@ -150,13 +192,25 @@ class Job(Table):
     payload_failures = IntegerField(default=0)
     losses = IntegerField(default=0)
     unacknowledged = IntegerField(default=0)
+    kills = IntegerField(default=0)
+    """Pilots that fell silent while they ran its payload."""
+    loss = TextField(null=True)
+    """Set while its lease has run out and nobody has claimed it: the error that its last attempt then ends with."""
+    avoid_node = TextField(null=True)
+    avoid_until = BigIntegerField(null=True)
+    """The node that its last attempt failed on by the node's own fault, and how long to avoid it (lease clock)."""
+    site = TextField(null=True)
+    """Where its first input lies, if that is known: pilots of this site are preferred."""
     error = TextField(null=True)
     error_detail = TextField(null=True)
     registered = DoubleField(default=now)
     changed = DoubleField(default=now)
+    ended_at = DoubleField(null=True)
+    counted = BooleanField(default=False)
+    """Whether the closer has added it to its task's numbers."""
 
     class Meta:
-        indexes = ((("task", "job_nr"), True), (("task", "state"), False))
+        indexes = ((("task", "job_nr"), True),)
 
 
 Job.add_index(
@@ -165,6 +219,10 @@ Job.add_index(
     )
 )
 Job.add_index(Job.index(Job.ready_after, where=Job.ready_after.is_null(False), name="job_later"))
+# No index has the state itself: so that a move on Postgres changes a row in place (HOT) and touches no index.
+Job.add_index(Job.index(Job.task, where=Job.ended_at.is_null(), name="job_open"))
+Job.add_index(Job.index(Job.task, where=Job.ended_at.is_null(False) & ~Job.counted, name="job_uncounted"))
+Job.add_index(Job.index(Job.task, Job.error, where=Job.error.is_null(False), name="job_error"))
 
 
 class JobInput(Table):
@@ -184,14 +242,20 @@ class Attempt(Table):
     id = BigAutoField()
     job = ForeignKeyField(Job, index=False)
     attempt_nr = IntegerField()
-    pilot_id = TextField(index=True)
+    pilot_id = TextField()
     node = TextField(default="")
     queue = TextField()
-    request_id = TextField(index=True)
+    request_id = TextField()
+    request_nr = IntegerField(default=0)
+    """Which of the jobs that the request was given, from 0."""
     nonce = TextField()
     state = TextField(default=JobState.EXTRACTED.value)
     seq = BigIntegerField(default=0)
     lease_until = BigIntegerField()
+    lease_seconds = IntegerField(default=60)
+    left_out = IntegerField(default=0)
+    """Heartbeats of its pilot in a row that did not name it."""
+    cores = IntegerField(default=1)
     ready_at = DoubleField()
     extracted_at = DoubleField(default=now)
     obtained_at = DoubleField(null=True)
@@ -212,10 +276,10 @@ class Attempt(Table):
     metrics = TextField(null=True)
 
     class Meta:
-        indexes = ((("job", "attempt_nr"), True),)
+        indexes = ((("job", "attempt_nr"), True), (("request_id", "pilot_id", "request_nr"), True))
 
 
-Attempt.add_index(Attempt.index(Attempt.lease_until, where=Attempt.ended_at.is_null(), name="attempt_live"))
+Attempt.add_index(Attempt.index(Attempt.pilot_id, where=Attempt.ended_at.is_null(), name="attempt_live"))
 
 STATE_TIMES: dict[JobState, Any] = {state: getattr(Attempt, state.name.lower() + "_at") for state in HELD}
 """The column that keeps when an attempt entered a state."""
@@ -253,6 +317,30 @@ class Pilot(Table):
     exit_code = IntegerField(null=True)
     reason = TextField(null=True)
     n_done = IntegerField(default=0)
+    draining = BooleanField(default=False)
+    """It is to take no further job and to end."""
+    tags = TextField(default="[]")
+
+
+class WorkingGroup(Table):
+    """Whose share of the resources pays for a task. Shares count among the children of one parent, and nest."""
+
+    name = TextField(primary_key=True)
+    parent = TextField(null=True)
+    share = IntegerField(default=100)
+    usage = DoubleField(default=0.0)
+    """Core-seconds, halved each half-life; of itself, its children keep theirs."""
+    max_open_jobs = IntegerField(null=True)
+    """READY and running jobs at a time; None: without limit."""
+
+
+class Account(Table):
+    """A person or service that owns tasks."""
+
+    name = TextField(primary_key=True)
+    working_group = TextField(default="")
+    max_open_jobs = IntegerField(null=True)
+    created = DoubleField(default=now)
 
 
 class Token(Table):
@@ -261,6 +349,7 @@ class Token(Table):
     id = BigAutoField()
     name = TextField()
     role = TextField()
+    account = TextField(null=True)
     queue = TextField(null=True)
     hash = TextField(unique=True)
     created = DoubleField(default=now)
@@ -277,21 +366,72 @@ class Bundle(Table):
     created = DoubleField(default=now)
 
 
+class AdminEvent(Table):
+    """The trail of administrative actions: who did what to what, and when."""
+
+    id = BigAutoField()
+    at = DoubleField(default=now)
+    who = TextField()
+    action = TextField()
+    subject = TextField(default="")
+    detail = TextField(default="")
+
+
+class ArchivedJob(Table):
+    """A job of a task that ended a while ago, out of the hot tables: its numbers, and all the rest as one JSON text."""
+
+    id = BigIntegerField(primary_key=True)
+    task_id = BigIntegerField()
+    job_nr = IntegerField()
+    state = TextField()
+    attempt_nr = IntegerField()
+    error = TextField(null=True)
+    ended_at = DoubleField()
+    details = TextField()
+
+    class Meta:
+        indexes = ((("task_id", "job_nr"), True),)
+
+
+class Usage(Table):
+    """What archived attempts used, by day (UTC), owner, group and queue; those in the hot tables are summed on demand."""
+
+    day = TextField()
+    owner = TextField()
+    working_group = TextField()
+    queue = TextField()
+    n_attempts = BigIntegerField(default=0)
+    n_completed = BigIntegerField(default=0)
+    core_seconds = DoubleField(default=0.0)
+    input_bytes = BigIntegerField(default=0)
+    output_bytes = BigIntegerField(default=0)
+
+    class Meta:
+        primary_key = CompositeKey("day", "owner", "working_group", "queue")
+
+
 TABLES: tuple[type[Table], ...] = (
     Counter,
     Site,
     Storage,
     Queue,
+    Node,
     Dataset,
     File,
     Replica,
     JobClass,
     Task,
+    TaskDependency,
     Job,
     JobInput,
     Attempt,
     JobEvent,
     Pilot,
+    WorkingGroup,
+    Account,
     Token,
     Bundle,
+    AdminEvent,
+    ArchivedJob,
+    Usage,
 )
