@@ -13,7 +13,7 @@ DEMO ?=
 PACKAGES := protocol copytools pilot server client daq
 SCRIPTS := $(wildcard wrappers/*.sh .ci/*.sh .ci/run tests/*.sh)
 
-.PHONY: help dev demo test test-pg test39 check lint fmt type cover docs components clean release
+.PHONY: help dev demo test test-pg test39 check lint fmt type cover bench docs components clean release
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ cover: dev ## the tests with line and branch coverage; a report in htmlcov/
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage html -q
 	$(BIN)/coverage report
+
+bench: dev ## how fast the dispatcher is here, on SQLite and Postgres, within a minute (docs/performance.md)
+	$(BIN)/pilotage bench dispatch --quick
 
 docs: dev ## write the tables of README.md and docs/ anew from the tables in the code
 	$(BIN)/python docs/render.py

@@ -1,20 +1,25 @@
 """The registrator: makes a dataset of files, directories and globs; each file is read once for all of its checksums.
 
 Whatever is wrong with a file is found before anything is registered, and told for every file. A dataset of up to `BATCH`
-files comes into being with all of them or not at all; a larger one is open until its last batch is in.
+files comes into being with all of them or not at all; a larger one is open until its last file is in, and the files are sent
+as a stream: what is known of them waits in a file meanwhile, not in memory.
 """
 
 from __future__ import annotations
 
 import glob
+import json
 import os
 import re
 import stat
+import tempfile
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from urllib.parse import quote
 
@@ -23,12 +28,18 @@ from client.session import Session
 from copytools import checksum
 from protocol.errors import PilotageError
 from protocol.files import check_lfn, check_name
-from protocol.messages import DatasetSpec, DatasetView, FileList, FileSpec
+from protocol.messages import DatasetSpec, DatasetView, FileSpec, from_wire, to_wire
 from protocol.redaction import one_line
 from protocol.states import DatasetState
 
 BATCH = 1000
-"""Files sent in one request; the server takes them in one transaction."""
+"""Most files that come with the dataset; the server takes them in one transaction."""
+NO_CHECKSUM = "none"
+"""In place of an algorithm: the files are not read."""
+AHEAD = 4
+"""Files waiting to be read, per thread."""
+SPOOL_BYTES = 16 * 2**20
+"""What is known of so many bytes' worth of files is kept in memory."""
 THREADS = min(8, os.cpu_count() or 1)
 TOLD = 20
 """Most problems that are told one by one."""
@@ -52,7 +63,7 @@ class Options:
     quiet: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Found:
     """A file to be registered."""
 
@@ -81,12 +92,14 @@ def register(
 
     Raises the error of the one file that is wrong, or one error whose field `problems` has a line for each.
     """
-    there = _existing(session, name, options)
+    _look_for(session, name, options)
     found = find(paths, options.url_prefix)
-    files = [spec for spec in _hashed(found, options, check) if not _is_there(spec, there)]
-    if options.add:
-        return _add(session, name, files, options.close)
-    return _create(session, name, files, options)
+    with tempfile.SpooledTemporaryFile(SPOOL_BYTES) as spool:
+        for spec in _specs(found, options, check):
+            spool.write(json.dumps(to_wire(spec)).encode() + b"\n")
+        spool.seek(0)
+        specs = (from_wire(FileSpec, json.loads(line)) for line in spool)
+        return _send(session, name, specs, len(found), options)
 
 
 # -- what there is ------------------------------------------------------------------------------------------------
@@ -222,20 +235,33 @@ def _raise(problems: Sequence[PilotageError], of: int) -> None:
 # -- checksums ----------------------------------------------------------------------------------------------------
 
 
-def _hashed(found: Sequence[Found], options: Options, check: Check) -> list[FileSpec]:
-    """Every file with its checksums; several files are read at the same time."""
+def _specs(found: Sequence[Found], options: Options, check: Check) -> Iterator[FileSpec]:
+    """What is known of each file, in their order; raises at the end if one of them cannot be registered."""
+    if NO_CHECKSUM in options.algorithms:
+        yield from (FileSpec(each.lfn, each.size, each.url) for each in found)
+        return
+    yield from _hashed(found, options, check)
+
+
+def _hashed(found: Sequence[Found], options: Options, check: Check) -> Iterator[FileSpec]:
+    """Every file with its checksums; several files are read at the same time, and few are waiting for it."""
     algorithms = options.algorithms or checksum.available()
     stop = threading.Event()
     pool = ThreadPoolExecutor(options.threads, thread_name_prefix="checksum")
     title = f"Reading {tables.some(len(found), 'file')}"
     problems: list[PilotageError] = []
-    specs = []
+    rest = iter(found)
+    reading: deque[tuple[Found, Future[FileSpec]]] = deque()
     try:
         with progress.in_bytes(title, sum(each.size for each in found), options.quiet) as advance:
-            futures = [pool.submit(_hash, each, algorithms, advance, stop) for each in found]
-            for each, future in zip(found, futures, strict=True):
+            while True:
+                for each in islice(rest, AHEAD * options.threads - len(reading)):
+                    reading.append((each, pool.submit(_hash, each, algorithms, advance, stop)))
+                if not reading:
+                    break
+                each, future = reading.popleft()
                 try:
-                    specs.append(_patiently(future, check))
+                    yield _patiently(future, check)
                 except PilotageError as error:
                     problems.append(PilotageError(error.name, f"{one_line(str(each.path))}: {error.detail}"))
     finally:
@@ -244,7 +270,6 @@ def _hashed(found: Sequence[Found], options: Options, check: Check) -> list[File
         pool.shutdown(cancel_futures=True)
     problems += [_changed(each.path) for each in found if not problems and _is_changed(each)]
     _raise(problems, len(found))
-    return specs
 
 
 def _patiently(future: Future[FileSpec], check: Check) -> FileSpec:
@@ -299,15 +324,15 @@ def _changed(path: Path) -> PilotageError:
 # -- telling the server -------------------------------------------------------------------------------------------
 
 
-def _existing(session: Session, name: str, options: Options) -> dict[str, FileSpec]:
-    """The files that the dataset has; asked before hours are spent on reading files for a name that is taken."""
+def _look_for(session: Session, name: str, options: Options) -> None:
+    """Whether the dataset is as it has to be; asked before hours are spent on reading files for a name that is taken."""
     check_name(name, "dataset")
     try:
         view = session.dataset(name)
     except PilotageError as error:
         if error.name != "NOT_FOUND" or options.add:
             raise
-        return {}
+        return
     if not options.add:
         advice = "choose another name" + (", or --add to it" if view.state == DatasetState.OPEN.value else "")
         raise PilotageError(
@@ -317,42 +342,30 @@ def _existing(session: Session, name: str, options: Options) -> dict[str, FileSp
         raise PilotageError(
             "WRONG_STATE", f"dataset {name} is {view.state}; files can be added to an open one only"
         )
-    files = session.dataset_files(name)
-    return {file.lfn: FileSpec(file.lfn, file.size, file.url, file.checksums) for file in files}
 
 
-def _is_there(spec: FileSpec, there: dict[str, FileSpec]) -> bool:
-    other = there.get(spec.lfn)
-    if other is None:
-        return False
-    common = spec.checksums.keys() & other.checksums.keys()
-    if spec.size != other.size or any(spec.checksums[name] != other.checksums[name] for name in common):
-        raise PilotageError("ALREADY_EXISTS", f"{one_line(spec.lfn)} is in the dataset with another content")
-    return True
+def _send(
+    session: Session, name: str, specs: Iterator[FileSpec], n_files: int, options: Options
+) -> DatasetView:
+    if not options.add and n_files <= BATCH:
+        return session.create_dataset(DatasetSpec(name, options.scope, list(specs), options.close))
+    if not options.add:
+        session.create_dataset(DatasetSpec(name, options.scope))
+    n_sent = 0
 
+    def sent(n: int) -> None:
+        nonlocal n_sent
+        n_sent += n
+        advance(n)
 
-def _create(session: Session, name: str, files: list[FileSpec], options: Options) -> DatasetView:
-    first, rest = files[:BATCH], files[BATCH:]
-    spec = DatasetSpec(name, options.scope, first, close=options.close and not rest)
-    view = session.create_dataset(spec)
-    return _add(session, name, rest, options.close, before=len(first)) if rest else view
-
-
-def _add(session: Session, name: str, files: list[FileSpec], close: bool, before: int = 0) -> DatasetView:
-    sent = 0
-    while True:
-        batch = files[sent : sent + BATCH]
-        last = sent + len(batch) >= len(files)
+    with progress.counted(f"Sending {tables.some(n_files, 'file')}", n_files, options.quiet) as advance:
         try:
-            view = session.add_files(name, FileList(batch, close=close and last))
+            return session.send_files(name, specs, close=options.close, sent=sent)
         except PilotageError as error:
-            if before + sent == 0:
+            if options.add and not n_sent:
                 raise
             raise PilotageError(
                 error.name,
-                f"{error.detail}; dataset {name} is open with {before + sent} of {before + len(files)} files",
+                f"{error.detail}; dataset {name} is open with at least {n_sent} of {n_files} files",
                 advice="run the same command again with --add: it sends what is missing",
             ) from error
-        sent += len(batch)
-        if last:
-            return view

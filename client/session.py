@@ -9,9 +9,12 @@ Every failure is a PilotageError of the catalogue: the server's own, or SERVER_U
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
@@ -23,20 +26,40 @@ from protocol import __version__
 from protocol.errors import BY_NAME, PilotageError
 from protocol.files import check_name
 from protocol.messages import (
+    AccountChange,
+    AccountSpec,
+    AccountView,
     DatasetSpec,
     DatasetView,
     ErrorReply,
+    Explanation,
     FileList,
+    FileSpec,
     FileView,
+    GroupChange,
+    GroupSpec,
+    GroupView,
     JobView,
+    NodeStateSpec,
+    NodeView,
     Page,
+    PilotsDrained,
     PilotView,
+    PrioritySpec,
     QueueSpec,
+    QueueStateSpec,
     QueueView,
+    RetryReply,
+    RetrySpec,
+    SiteView,
     StorageSpec,
     StorageView,
     TaskSpec,
     TaskView,
+    TokenSpec,
+    TokenView,
+    TrailEntry,
+    UsageView,
     from_wire,
     to_wire,
 )
@@ -50,8 +73,12 @@ PAGE = 1000
 """Rows asked for at a time; the most that the server gives."""
 FIRST_TOKEN = "admin.token"
 """The file in the state directory with the token that the server made at its first start."""
+FILES_PER_REQUEST = 5_000
+"""Files sent in one request of a stream: it is answered within a second or two."""
+RESEND_SECONDS = (1.0, 3.0)
+"""Pauses before files are sent again that nobody answered."""
 BUSY_SECONDS = 10.0
-"""How long a request is repeated that the server refused only for now (503)."""
+"""How long a request is repeated that the server refused only for now (429, 503)."""
 
 
 class Session:
@@ -127,16 +154,50 @@ class Session:
         """Register a task; a mapping is sent as it is, so that the server judges what a person wrote."""
         return self._one(TaskView, "POST", "/v1/tasks", body=spec)
 
-    def tasks(self, *, state: str | None = None, name: str | None = None) -> Iterator[TaskView]:
-        """Tasks in a state, or with this in their name; the newest first."""
-        return self._all(TaskView, "/v1/tasks", state=state, name=name, order="newest")
+    def tasks(
+        self,
+        *,
+        state: str | None = None,
+        name: str | None = None,
+        owner: str | None = None,
+        group: str | None = None,
+    ) -> Iterator[TaskView]:
+        """Tasks in a state, with this in their name, of an owner or a working group; the newest first."""
+        filters = {"state": state, "name": name, "owner": owner, "group": group}
+        return self._all(TaskView, "/v1/tasks", **filters, order="newest")
 
     def task(self, task: str | int) -> TaskView:
         """A task by its number or its name, with its spec."""
         return self._one(TaskView, "GET", f"/v1/tasks/{_name(task, 'task')}")
 
-    def cancel_task(self, task: str | int) -> TaskView:
-        return self._one(TaskView, "POST", f"/v1/tasks/{_name(task, 'task')}/cancel")
+    def cancel_task(self, task: str | int, *, cascade: bool = False) -> TaskView:
+        """With `cascade` the tasks that come after it are cancelled as well."""
+        path = f"/v1/tasks/{_name(task, 'task')}/cancel" + ("?cascade=yes" if cascade else "")
+        return self._one(TaskView, "POST", path)
+
+    def retry_task(self, task: str | int, wish: RetrySpec | None = None) -> RetryReply:
+        """New attempts for jobs that failed or were cancelled; all of them, unless `wish` says which."""
+        path = f"/v1/tasks/{_name(task, 'task')}/retry"
+        reply = self._one(RetryReply, "POST", path, body=wish or RetrySpec())
+        n_jobs = reply.n_jobs
+        while reply.more and reply.n_jobs:
+            reply = self._one(RetryReply, "POST", path, body=wish or RetrySpec())
+            n_jobs += reply.n_jobs
+        return dataclasses.replace(reply, n_jobs=n_jobs)
+
+    def pause_task(self, task: str | int) -> TaskView:
+        return self._one(TaskView, "POST", f"/v1/tasks/{_name(task, 'task')}/pause")
+
+    def resume_task(self, task: str | int) -> TaskView:
+        return self._one(TaskView, "POST", f"/v1/tasks/{_name(task, 'task')}/resume")
+
+    def set_task_priority(self, task: str | int, priority: int) -> TaskView:
+        body = PrioritySpec(priority)
+        return self._one(TaskView, "POST", f"/v1/tasks/{_name(task, 'task')}/priority", body=body)
+
+    def explain_task(self, task: str | int) -> Explanation:
+        """Why a task does not go on."""
+        return self._one(Explanation, "GET", f"/v1/tasks/{_name(task, 'task')}/why")
 
     def send_bundle(self, digest: str, data: bytes) -> None:
         """Give the server the user's code, a .tar.gz with this SHA-256; sent again it changes nothing."""
@@ -156,6 +217,13 @@ class Session:
     def cancel_job(self, job_id: int) -> JobView:
         return self._one(JobView, "POST", f"/v1/jobs/{job_id}/cancel")
 
+    def retry_job(self, job_id: int) -> JobView:
+        return self._one(JobView, "POST", f"/v1/jobs/{job_id}/retry")
+
+    def explain_job(self, job_id: int) -> Explanation:
+        """Why a job is where it is."""
+        return self._one(Explanation, "GET", f"/v1/jobs/{job_id}/why")
+
     # -- datasets and files -----------------------------------------------------------------------------------
 
     def create_dataset(self, spec: DatasetSpec) -> DatasetView:
@@ -163,6 +231,45 @@ class Session:
 
     def add_files(self, dataset: str, files: FileList) -> DatasetView:
         return self._one(DatasetView, "POST", f"/v1/datasets/{_name(dataset, 'dataset')}/files", body=files)
+
+    def send_files(
+        self,
+        dataset: str,
+        files: Iterable[FileSpec],
+        *,
+        close: bool = False,
+        sent: Callable[[int], None] = lambda n_files: None,
+    ) -> DatasetView:
+        """Add any number of files to an open dataset, some thousands in each request; those that it has are passed over.
+
+        `sent` is told of each request's files. What was sent before an error stays, so sending all of them again goes on.
+        """
+        rest = iter(files)
+        part = list(islice(rest, FILES_PER_REQUEST))
+        n_added = n_known = 0
+        while True:
+            following = list(islice(rest, FILES_PER_REQUEST))
+            view = self._send_part(dataset, part, close and not following)
+            n_added, n_known = n_added + (view.n_added or 0), n_known + (view.n_known or 0)
+            sent(len(part))
+            if not following:
+                return replace(view, n_added=n_added, n_known=n_known)
+            part = following
+
+    def _send_part(self, dataset: str, files: Sequence[FileSpec], close: bool) -> DatasetView:
+        path = f"/v1/datasets/{_name(dataset, 'dataset')}/files"
+        lines = b"".join(json.dumps(to_wire(file)).encode() + b"\n" for file in files)
+        query = {"close": "yes" if close else None}
+        for wait in (*RESEND_SECONDS, None):
+            try:
+                body = self._call("POST", path, query=query, raw=lines, kind="application/x-ndjson")
+                return self._view(DatasetView, body, path)
+            except PilotageError as error:
+                # The answer may be lost, or the way; the files that arrived are known then.
+                if error.name != "SERVER_UNREACHABLE" or wait is None:
+                    raise
+                time.sleep(wait)
+        raise AssertionError("unreachable")
 
     def close_dataset(self, dataset: str) -> DatasetView:
         return self._one(DatasetView, "POST", f"/v1/datasets/{_name(dataset, 'dataset')}/close")
@@ -200,15 +307,91 @@ class Session:
     def create_queue(self, spec: QueueSpec) -> QueueView:
         return self._one(QueueView, "POST", "/v1/queues", body=spec)
 
-    def set_queue_state(self, name: str, state: QueueState) -> QueueView:
-        body = {"state": state.value}
+    def set_queue_state(self, name: str, state: QueueState, reason: str = "") -> QueueView:
+        body = QueueStateSpec(state.value, reason)
         return self._one(QueueView, "POST", f"/v1/queues/{_name(name, 'queue')}/state", body=body)
+
+    def drain_pilot(self, pilot_id: str) -> PilotView:
+        """The pilot takes no further job, and ends when those that it holds have."""
+        return self._one(PilotView, "POST", f"/v1/pilots/{_name(pilot_id, 'pilot')}/drain")
+
+    def drain_pilots(self, queue: str) -> PilotsDrained:
+        """The same for all pilots that are in a queue now."""
+        return self._one(PilotsDrained, "POST", f"/v1/queues/{_name(queue, 'queue')}/drainPilots")
+
+    def nodes(self, *, queue: str | None = None) -> list[NodeView]:
+        """Worker nodes that were put aside, or on which jobs failed within seconds."""
+        query = {"queue": queue}
+        return [self._view(NodeView, item, "/v1/nodes") for item in self._page("/v1/nodes", query).items]
+
+    def set_node_state(self, queue: str, node: str, state: QueueState, reason: str = "") -> NodeView:
+        """`state` is online or offline."""
+        body = NodeStateSpec(node, state.value, reason)
+        return self._one(NodeView, "POST", f"/v1/queues/{_name(queue, 'queue')}/nodes", body=body)
+
+    def sites(self) -> list[SiteView]:
+        return self._whole(SiteView, "/v1/sites")
+
+    def set_site_state(self, name: str, state: QueueState, reason: str = "") -> SiteView:
+        """`state` is online or offline."""
+        body = QueueStateSpec(state.value, reason)
+        return self._one(SiteView, "POST", f"/v1/sites/{_name(name, 'site')}/state", body=body)
 
     def storages(self) -> list[StorageView]:
         return self._whole(StorageView, "/v1/storages")
 
     def create_storage(self, spec: StorageSpec) -> StorageView:
         return self._one(StorageView, "POST", "/v1/storages", body=spec)
+
+    # -- accounting -------------------------------------------------------------------------------------------
+
+    def usage(
+        self, by: str = "owner", *, since: str | None = None, until: str | None = None
+    ) -> list[UsageView]:
+        """What each owner, group or queue used, from one day to another (2026-11-01, UTC, both included)."""
+        page = self._page("/v1/usage", {"by": by, "since": since, "until": until})
+        return [self._view(UsageView, item, "/v1/usage") for item in page.items]
+
+    # -- tokens, accounts, groups, trail ------------------------------------------------------------------------
+
+    def create_token(self, spec: TokenSpec) -> TokenView:
+        """A new token; this answer alone shows it."""
+        return self._one(TokenView, "POST", "/v1/tokens", body=spec)
+
+    def tokens(self, *, name: str | None = None, role: str | None = None) -> Iterator[TokenView]:
+        """Tokens without their secrets, those that are valid no more too; the newest first."""
+        return self._all(TokenView, "/v1/tokens", name=name, role=role, order="newest")
+
+    def revoke_token(self, token_id: int) -> TokenView:
+        return self._one(TokenView, "POST", f"/v1/tokens/{token_id}/revoke")
+
+    def accounts(self) -> list[AccountView]:
+        return self._whole(AccountView, "/v1/accounts")
+
+    def create_account(self, spec: AccountSpec) -> AccountView:
+        return self._one(AccountView, "POST", "/v1/accounts", body=spec)
+
+    def change_account(self, name: str, wish: AccountChange) -> AccountView:
+        return self._one(AccountView, "POST", f"/v1/accounts/{_name(name, 'account')}", body=wish)
+
+    def groups(self) -> list[GroupView]:
+        """The tree, each group before those below it."""
+        return self._whole(GroupView, "/v1/groups")
+
+    def create_group(self, spec: GroupSpec) -> GroupView:
+        return self._one(GroupView, "POST", "/v1/groups", body=spec)
+
+    def change_group(self, name: str, wish: GroupChange) -> GroupView:
+        return self._one(GroupView, "POST", f"/v1/groups/{_name(name, 'group')}", body=wish)
+
+    def remove_group(self, name: str) -> None:
+        self._call("POST", f"/v1/groups/{_name(name, 'group')}/remove")
+
+    def trail(
+        self, *, who: str | None = None, action: str | None = None, subject: str | None = None
+    ) -> Iterator[TrailEntry]:
+        """Administrative actions; the newest first."""
+        return self._all(TrailEntry, "/v1/trail", who=who, action=action, subject=subject, order="newest")
 
     # -- how all of them are said -----------------------------------------------------------------------------
 
@@ -256,21 +439,22 @@ class Session:
         *,
         query: Mapping[str, Any] | None = None,
         body: Any = None,
-        raw: bytes = b"",
+        raw: bytes | None = None,
+        kind: str = "application/gzip",
     ) -> dict[str, Any]:
         given = {key: value for key, value in (query or {}).items() if value is not None}
         address = f"{self.url}{path}" + (f"?{urlencode(given)}" if given else "")
         headers = dict(self._pool.headers)
         data: bytes | None = None
-        if raw:
-            data, headers["Content-Type"] = raw, "application/gzip"
+        if raw is not None:
+            data, headers["Content-Type"] = raw, kind
         elif method != "GET":
             data, headers["Content-Type"] = json.dumps(to_wire(body or {})).encode(), "application/json"
         deadline = time.monotonic() + BUSY_SECONDS
         while True:
             response = self._request(method, address, data, headers)
             wait = _seconds(response.headers.get("Retry-After"))
-            if response.status != 503 or wait is None or time.monotonic() + wait > deadline:
+            if response.status not in (429, 503) or wait is None or time.monotonic() + wait > deadline:
                 return self._read(response, address)
             time.sleep(wait)
 

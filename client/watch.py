@@ -23,7 +23,7 @@ from protocol.states import JobState
 
 LINE_SECONDS = 1.0
 """Least time between two lines about a task where there is no terminal."""
-AWAY = ("SERVER_UNREACHABLE", "SERVER_UNAVAILABLE")
+AWAY = ("SERVER_UNREACHABLE", "SERVER_UNAVAILABLE", "TOO_MANY_REQUESTS")
 
 
 def follow(

@@ -173,6 +173,19 @@ def pilot_options() -> str:
     return table(head, ((code(", ".join(each.opts)), _sentence(each.help)) for each in options))
 
 
+def audit_checks() -> str:
+    """What the audit looks for; a note is no damage."""
+    checks = importlib.import_module("server.findings").CHECKS.values()
+    head = ("check", "over", "it must be that", "otherwise")
+    return table(
+        head,
+        (
+            (code(check.name) + (" (note)" if check.is_note else ""), check.over, check.holds, check.advice)
+            for check in checks
+        ),
+    )
+
+
 def _sentence(text: str) -> str:
     return re.sub(r"  \[default: (.*)\]", r" (default: `\1`)", text)
 
@@ -198,6 +211,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "plugin-hooks": plugin_hooks,
     "routes": routes,
     "pilot-options": pilot_options,
+    "audit-checks": audit_checks,
     "pilot-settings": settings_of("pilot.settings"),
     "daemon-settings": settings_of("pilot.settings", "DAEMON_TABLE"),
     "server-settings": settings_of("server.settings"),

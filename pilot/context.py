@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Optional, Union
 
@@ -52,12 +52,21 @@ class Stop:
 
     def __init__(self) -> None:
         self._event = threading.Event()
+        self._calls: list[Callable[[], None]] = []
         self.error: Optional[PilotageError] = None
         """What jobs are failed with that are held then; None while the pilot works, or if it lets them finish."""
 
-    def set(self, error: Optional[PilotageError]) -> None:
+    def set(self, error: Optional[PilotageError] = None) -> None:
         self.error = error
         self._event.set()
+        for call in self._calls:
+            call()
+
+    def then(self, call: Callable[[], None]) -> None:
+        """Call this when it is set: it ends a wait that is not for this event. At once if it is set already."""
+        self._calls.append(call)
+        if self.is_set():
+            call()
 
     def is_set(self) -> bool:
         return self._event.is_set()
@@ -93,6 +102,8 @@ class Context:
     bell: threading.Event = field(default_factory=threading.Event)
     """Wakes the reporter: there is something to say."""
     stop: Stop = field(default_factory=Stop)
+    drain: Stop = field(default_factory=Stop)
+    """Set when the server wants the pilot to ask for no further job, and to end when those that it holds have."""
     silence: threading.Event = field(default_factory=threading.Event)
     """Set at the very end: no further heartbeat."""
     started: float = field(default_factory=time.monotonic)

@@ -6,17 +6,23 @@ server names. Every call may be repeated: each message is made so that the serve
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import http.client
 import json
 import platform
 import random
+import socket
 import ssl
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Optional, TypeVar
 from urllib.parse import quote
 
 import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.util import Url, parse_url
 
 from protocol import __version__
 from protocol.errors import BY_NAME, PilotageError
@@ -30,6 +36,7 @@ from protocol.messages import (
     PilotRegistration,
     QueueForPilot,
     UpdateReply,
+    WaitReply,
     from_wire,
     to_wire,
 )
@@ -38,8 +45,11 @@ from protocol.redaction import one_line
 M = TypeVar("M")
 
 LARGEST_REPLY = 64 * 1024 * 1024
+LARGEST_WAIT_REPLY = 64 * 1024
+ANSWER_SECONDS = 10.0
+"""The answer to a wait may come so much later than it should."""
 PASSING = frozenset(
-    ("SERVER_UNREACHABLE", "SERVER_UNAVAILABLE", "SERVER_ERROR", "UNAUTHENTICATED", "FORBIDDEN")
+    ("SERVER_UNREACHABLE", "SERVER_UNAVAILABLE", "TOO_MANY_REQUESTS", "SERVER_ERROR", "UNAUTHENTICATED", "FORBIDDEN")
 )
 """Errors that may pass: the same word is said again later. A refused token is one: it may be renewed while results wait."""
 
@@ -47,7 +57,7 @@ CREDENTIALS = frozenset(("UNAUTHENTICATED", "FORBIDDEN"))
 
 _BY_STATUS = {
     400: "BAD_REQUEST", 401: "UNAUTHENTICATED", 403: "FORBIDDEN", 404: "NOT_FOUND", 405: "METHOD_NOT_ALLOWED",
-    408: "SERVER_UNAVAILABLE", 409: "STALE_ATTEMPT", 413: "TOO_LARGE", 429: "SERVER_UNAVAILABLE",
+    408: "SERVER_UNAVAILABLE", 409: "STALE_ATTEMPT", 413: "TOO_LARGE", 429: "TOO_MANY_REQUESTS",
     500: "SERVER_ERROR", 503: "SERVER_UNAVAILABLE",
 }  # fmt: skip
 """What a status means when the body does not say: an answer of something between us and the server."""
@@ -88,6 +98,7 @@ class ServerClient:
         self.url = url
         self._headers = {"User-Agent": user_agent(), "Authorization": f"Bearer {token}"}
         self._timeout = urllib3.Timeout(connect=connect_seconds, read=read_seconds)
+        self._tls, self._connect_seconds = tls, connect_seconds
         # Job control, reporter and heartbeat speak at the same time; one more for the end.
         self._pool = urllib3.PoolManager(num_pools=2, maxsize=4, retries=False, ssl_context=tls)
 
@@ -127,6 +138,10 @@ class ServerClient:
             raise self._unreachable(error) from None
         finally:
             response.close()  # what was not read must not be taken for the next answer
+
+    def waiting(self) -> Waiting:
+        """A connection of its own, on which the pilot waits for work."""
+        return Waiting(self._tls, self._connect_seconds)
 
     def close(self) -> None:
         self._pool.clear()
@@ -172,6 +187,88 @@ class ServerClient:
         return PilotageError(
             "SERVER_UNREACHABLE", f"{self.url}: {one_line(str(error))}", certificate=refused_by_us
         )
+
+
+class Waiting:
+    """The connection on which the pilot waits for work; kept from one wait to the next. It shows its ticket, and no token."""
+
+    def __init__(self, tls: Optional[ssl.SSLContext], connect_seconds: float) -> None:
+        self._tls = tls
+        self._connect_seconds = connect_seconds
+        self._lock = threading.Lock()
+        self._connection: Optional[HTTPConnection] = None
+        self._to: tuple[Any, ...] = ()
+        """Scheme, user, host and port of the connection."""
+        self._ended = False
+
+    def wait(self, url: str, ticket: str, seconds: float) -> bool:
+        """Whether there may be a job now, else `seconds` are over; sooner if it is ended. An error if the server cannot say."""
+        whole = max(1, int(seconds))
+        try:
+            address = parse_url(f"{url}?ticket={quote(str(ticket), safe='')}&timeout={whole}")
+            if address.scheme not in ("http", "https") or not address.host:
+                raise ValueError("no address of the web")
+            status, headers, data = self._ask(address, whole + ANSWER_SECONDS)
+        except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError, ValueError) as error:
+            self.close()
+            raise PilotageError("SERVER_UNREACHABLE", f"{one_line(url)}: {one_line(str(error))}") from None
+        if status != 200:
+            self.close()
+            raise _error(status, headers, data)
+        reply = _read(WaitReply, _object(data))
+        if not isinstance(reply.jobs, bool):
+            raise PilotageError("SERVER_ERROR", f"the answer is no WaitReply: {ascii(data[:100])}")
+        return reply.jobs
+
+    def end(self) -> None:
+        """End the wait that is going on, and all further ones at once; from any thread."""
+        with self._lock:
+            self._ended = True
+            if self._connection is not None and self._connection.sock is not None:
+                with contextlib.suppress(OSError):
+                    # Not the method of a TLS socket, which takes its session from under the thread that reads.
+                    socket.socket.shutdown(self._connection.sock, socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Until the next wait, which may be far."""
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+            self._connection = None
+
+    def _ask(self, address: Url, seconds: float) -> tuple[int, Mapping[str, str], bytes]:
+        kept = self._connection
+        if kept is not None and kept.is_connected and self._to == address[:4]:
+            with contextlib.suppress(http.client.HTTPException, ConnectionError, ssl.SSLError):  # just closed
+                return self._ask_on(kept, address, seconds)
+        return self._ask_on(self._connect(address), address, seconds)
+
+    def _ask_on(
+        self, connection: HTTPConnection, address: Url, seconds: float
+    ) -> tuple[int, Mapping[str, str], bytes]:
+        connection.timeout = seconds
+        headers = {"User-Agent": user_agent()}
+        connection.request("GET", address.request_uri, headers=headers, preload_content=False)
+        response = connection.getresponse()
+        return response.status, response.headers, response.read(LARGEST_WAIT_REPLY)
+
+    def _connect(self, address: Url) -> HTTPConnection:
+        self.close()
+        made = (
+            HTTPSConnection(
+                address.host or "", address.port, timeout=self._connect_seconds, ssl_context=self._tls
+            )
+            if address.scheme == "https"
+            else HTTPConnection(address.host or "", address.port, timeout=self._connect_seconds)
+        )
+        with self._lock:
+            if self._ended:
+                raise OSError("the pilot ends")
+            self._connection, self._to = made, address[:4]
+        made.connect()
+        if self._ended:
+            raise OSError("the pilot ends")
+        return made
 
 
 def _read(cls: type[M], body: Mapping[str, Any]) -> M:

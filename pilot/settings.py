@@ -106,8 +106,13 @@ _HEARTBEAT = (
     Setting("heartbeat", "jitter_percent", Type.NUMBER, 10,
             "each wait is longer or shorter by up to this, so that pilots do not speak in step", minimum=0, maximum=50),
     Setting("heartbeat", "poll_seconds", Type.NUMBER, 5,
-            "between two requests for a job while the server has none and does not say when to ask again",
+            "between two requests for a job while the server has none and does not say when to ask again; doubled each time",
             minimum=0.1, maximum=3600, overridable=(QUEUE,)),
+    Setting("heartbeat", "poll_max_seconds", Type.NUMBER, 30, "the longest such wait", minimum=0.1, maximum=3600,
+            overridable=(QUEUE,)),
+    Setting("heartbeat", "waiting_seconds", Type.NUMBER, 120,
+            "how long at a time a pilot waits for the server to tell it of new jobs; then it asks", minimum=1, maximum=600,
+            overridable=(QUEUE,)),
 )
 
 _CONNECTION = (

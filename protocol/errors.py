@@ -242,6 +242,9 @@ CATALOGUE: tuple[ErrorEntry, ...] = (
     _row("NEVER_ACKNOWLEDGED", 3102, _B.SITE, _C.NONE, _R.NEVER,
          "no pilot acknowledged the job though it was handed out several times",
          "check the network between pilots and server"),
+    _row("KILLS_PILOTS", 3107, _B.PAYLOAD, _C.NONE, _R.NEVER,
+         "pilots fell silent again and again while they ran this job",
+         "look at the memory and the processes of its payload; try it alone on a node"),
     _row("INFRASTRUCTURE_BUDGET_SPENT", 3103, _B.SITE, _C.NONE, _R.NEVER,
          "the job was lost too often for reasons outside the payload",
          "see its attempts: pilotage job show ID"),
@@ -317,6 +320,12 @@ CATALOGUE: tuple[ErrorEntry, ...] = (
          "read its log; the detail shows the last lines"),
     _row("PROGRAM_FAILED", 3220, _B.USER, _C.NONE, _R.NEVER,
          "a program that this command started did not do its work", "read its log, which the detail names"),
+    _row("TOO_MANY_REQUESTS", 3221, _B.USER, _C.NONE, _R.LATER,
+         "too many requests in a short time",
+         "send it again after the time in Retry-After, and less often"),
+    _row("DATABASE_UNREADABLE", 3222, _B.USER, _C.NONE, _R.NEVER,
+         "the database cannot be looked at",
+         "name the installation: --state DIR, or --database URL; the server keeps it in its state directory if not told otherwise"),
 )
 # fmt: on
 

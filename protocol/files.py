@@ -36,11 +36,14 @@ def check_lfn(lfn: str) -> str:
         raise PilotageError(
             "BAD_LFN", f"{shown} contains a slash; a logical name is one plain name, not a path"
         )
-    for character in lfn:
-        if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _BIDIRECTIONAL:
-            raise PilotageError("BAD_LFN", f"{shown} contains the control character U+{ord(character):04X}")
-    if unicodedata.normalize("NFC", lfn) != lfn:
-        raise PilotageError("BAD_LFN", f"{shown} is not in Unicode's composed form (NFC)")
+    if not (lfn.isascii() and lfn.isprintable()):  # as nearly all are; then none of this can be
+        for character in lfn:
+            if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _BIDIRECTIONAL:
+                raise PilotageError(
+                    "BAD_LFN", f"{shown} contains the control character U+{ord(character):04X}"
+                )
+        if unicodedata.normalize("NFC", lfn) != lfn:
+            raise PilotageError("BAD_LFN", f"{shown} is not in Unicode's composed form (NFC)")
     if lfn.startswith("-"):
         raise PilotageError("BAD_LFN", f"{shown} begins with a dash, which commands take for an option")
     return lfn

@@ -187,7 +187,7 @@ class QueueForPilot:
 class GetJobRequest:
     """A pilot is free: what it offers. Repeated with the same `request_id` it yields the same attempts again."""
 
-    request_id: str = bounded(min_length=8, max_length=100, pattern=r"^[A-Za-z0-9._:-]+$")
+    request_id: str = bounded(min_length=3, max_length=100, pattern=r"^[A-Za-z0-9._:-]+$")
     pilot_id: str = bounded(**NAME_FIELD)
     queue: str = bounded(**NAME_FIELD)
     resource_type: ResourceType = bounded(ResourceType.CPU, of=ResourceType)
@@ -243,10 +243,24 @@ class JobSpec:
 
 @message
 class GetJobReply:
-    """The jobs for a pilot; none, and then after how many seconds to ask again (spread it with jitter)."""
+    """The jobs for a pilot; none, and then after how many seconds to ask again (spread it with jitter).
+
+    With a ticket the pilot may wait instead: `GET waitUrl?ticket=…&timeout=…` is answered when there is work for it.
+    """
 
     jobs: List[JobSpec] = bounded(list, of=JobSpec)
     wait_seconds: float = 0.0
+    drain: bool = False
+    """The pilot is to take no further job, and to end when those that it holds have."""
+    ticket: Optional[str] = None
+    wait_url: Optional[str] = None
+
+
+@message
+class WaitReply:
+    """The answer to a pilot that waited: ask for a job now, since there may be one, or its time to wait is over."""
+
+    jobs: bool
 
 
 @message
@@ -290,9 +304,9 @@ class UpdateReply:
     attempt_id: int
     state: str
     command: Command = bounded(Command.CONTINUE, of=Command)
-    error: str = ""
+    error: Optional[str] = None
     """In the answer to several words: the name of the error with which this one was refused, changing nothing."""
-    detail: str = ""
+    detail: Optional[str] = None
     next: Optional[GetJobReply] = bounded(None, of=GetJobReply)
 
 
@@ -334,6 +348,8 @@ class HeartbeatReply:
     """One answer per attempt that the heartbeat named, in its order."""
 
     answers: List[UpdateReply] = bounded(list, of=UpdateReply)
+    drain: bool = False
+    """As in the answer to getJob; for a pilot that waits for work."""
 
 
 @message
@@ -482,12 +498,95 @@ class QueueStateSpec:
 
 
 @request
+class NodeStateSpec:
+    """What an operator wants a worker node to be: online, or offline (put aside: it gets no job)."""
+
+    node: str = bounded(min_length=1, max_length=255)
+    state: str = bounded(max_length=40)
+    reason: str = bounded("", max_length=1000)
+
+
+@request
+class PrioritySpec:
+    """A task's new priority, also for its jobs that wait."""
+
+    priority: int = bounded(ge=-1_000_000, le=1_000_000)
+
+
+@request
+class RetrySpec:
+    """Which jobs of a task are to be tried again; without a word all that failed or were cancelled."""
+
+    failed: bool = bounded(False, description="those that failed")
+    cancelled: bool = bounded(
+        False, description="those that were cancelled; what was not formed yet is formed then"
+    )
+    job_nr: Optional[int] = bounded(
+        None, ge=1, le=BIG, description="this one alone, by its number in the task"
+    )
+
+
+@request
 class StorageSpec:
     """A place for outputs: `file:///srv/data`, or `file:data` under each node's data root (SCRIPT_PREFIX)."""
 
     name: str = bounded(**NAME_FIELD)
     url: str = bounded(min_length=1, **URL)
     site: str = bounded("", description="the site whose pilots are near it", **OPTIONAL_NAME)
+
+
+@request
+class TokenSpec:
+    """A new token: for an account (roles user, group, admin), which is made if it is new, or for pilots."""
+
+    name: str = bounded(description="the account; of a pilot token a name of its own", **NAME_FIELD)
+    role: str = bounded(max_length=40, description="user, group (manages a working group), admin or pilot")
+    group: str = bounded("", description="working group of a new account", **OPTIONAL_NAME)
+    queue: str = bounded("", description="a pilot token may be for one queue only", **OPTIONAL_NAME)
+    expires_seconds: int = bounded(
+        0, ge=0, le=3_153_600_000, description="how long it is valid; 0: until it is revoked"
+    )
+
+
+@request
+class GroupSpec:
+    """A working group: whose share of the resources pays for a task. Shares count among the children of one parent."""
+
+    name: str = bounded(**NAME_FIELD)
+    parent: str = bounded("", **OPTIONAL_NAME)
+    share: int = bounded(100, ge=1, le=1_000_000)
+    max_open_jobs: int = bounded(
+        0,
+        ge=0,
+        le=BIG,
+        description="jobs formed and not ended at a time, those of groups below counted; 0: any",
+    )
+
+
+@request
+class GroupChange:
+    """What is to change in a working group; what is left out stays."""
+
+    parent: Optional[str] = bounded(None, description='"": none', **OPTIONAL_NAME)
+    share: Optional[int] = bounded(None, ge=1, le=1_000_000)
+    max_open_jobs: Optional[int] = bounded(None, ge=0, le=BIG, description="0: any number")
+
+
+@request
+class AccountSpec:
+    """A person or service that owns tasks and datasets."""
+
+    name: str = bounded(**NAME_FIELD)
+    working_group: str = bounded("", **OPTIONAL_NAME)
+    max_open_jobs: int = bounded(0, ge=0, le=BIG, description="jobs formed and not ended at a time; 0: any")
+
+
+@request
+class AccountChange:
+    """What is to change in an account; what is left out stays."""
+
+    working_group: Optional[str] = bounded(None, description='"": none', **OPTIONAL_NAME)
+    max_open_jobs: Optional[int] = bounded(None, ge=0, le=BIG, description="0: any number")
 
 
 # -- what users see -------------------------------------------------------------------------------------------------------
@@ -515,6 +614,10 @@ class DatasetView:
     created: str
     closed: Optional[str] = None
     task_id: Optional[int] = None
+    owner: str = ""
+    n_added: Optional[int] = None
+    n_known: Optional[int] = None
+    """Of files that were sent in a stream: how many are new, and how many were there already."""
 
 
 @message
@@ -539,6 +642,22 @@ class TaskView:
     ended: Optional[str] = None
     errors: Dict[str, int] = bounded(dict)
     spec: Optional[Dict[str, Any]] = None
+    paused: bool = False
+    boost: int = 0
+    working_group: str = ""
+    waiting: Optional[str] = None
+    """Why none of its jobs is formed or handed out, in a line; told of one task, not in lists."""
+
+
+@message
+class RetryReply:
+    """How many jobs are tried again, how many were left as they were, and why."""
+
+    n_jobs: int
+    n_left: int = 0
+    reason: str = ""
+    more: bool = False
+    """There are so many that the request is to be repeated for the rest."""
 
 
 @message
@@ -594,6 +713,38 @@ class JobView:
 
 
 @message
+class QueueFit:
+    """What one queue has to say to a job: whether it hands out jobs, and what is missing there, in plain words."""
+
+    queue: str
+    site: str
+    state: str
+    n_pilots: int = 0
+    """Pilots that are alive there."""
+    n_fitting: int = 0
+    """Those of them that could take the job."""
+    missing: List[str] = bounded(list)
+
+
+@message
+class Explanation:
+    """Why a job or a task is where it is: sentences, the most important first, and what each queue has to say."""
+
+    task_id: int
+    task: str
+    state: str
+    since: str
+    reasons: List[str]
+    job_id: Optional[int] = None
+    job_nr: Optional[int] = None
+    n_before: Optional[int] = None
+    """Jobs that go before it; counted up to a bound."""
+    retry_seconds: Optional[int] = None
+    """Until it may be handed out again."""
+    queues: List[QueueFit] = bounded(list, of=QueueFit)
+
+
+@message
 class JobLog:
     """Where the log archive of each attempt of a job lies."""
 
@@ -620,6 +771,34 @@ class PilotView:
     last_seen: str
     exit_code: Optional[int] = None
     reason: Optional[str] = None
+    draining: bool = False
+    """It takes no further job and ends when those that it holds have."""
+
+
+@message
+class PilotsDrained:
+    """How many pilots were told to take no further job."""
+
+    n_pilots: int
+
+
+@message
+class NodeView:
+    """A worker node that jobs have failed on within seconds, or that an operator put aside."""
+
+    queue: str
+    node: str
+    state: str
+    quick_failures: int = 0
+    since: Optional[str] = None
+    reason: str = ""
+
+
+@message
+class SiteView:
+    name: str
+    state: str
+    state_reason: str = ""
 
 
 @message
@@ -636,12 +815,82 @@ class QueueView:
     n_ready: int = 0
     n_held: int = 0
     n_pilots: int = 0
+    requeue_delay_seconds: int = 0
+    tags: List[str] = bounded(list)
+    country_group: str = ""
+    state_reason: str = ""
+    state_by: str = ""
 
 
 @message
 class StorageView:
     name: str
     url: str
+    site: str = ""
+
+
+@message
+class UsageView:
+    """What an owner, a group or a queue used in a time; only attempts that have ended are counted."""
+
+    name: str
+    n_attempts: int
+    n_completed: int
+    core_hours: float
+    input_bytes: int
+    output_bytes: int
+
+
+@message
+class TokenView:
+    """A token as it may be seen; the token itself only in the answer that made it."""
+
+    token_id: int
+    name: str
+    role: str
+    created: str
+    account: str = ""
+    queue: str = ""
+    expires: Optional[str] = None
+    revoked: Optional[str] = None
+    valid: bool = True
+    token: Optional[str] = None
+
+
+@message
+class GroupView:
+    """A working group; `usage` in core-seconds, halved each half-life, with that of the groups below."""
+
+    name: str
+    parent: str = ""
+    share: int = 100
+    fraction: float = 0.0
+    """Its part of all resources while every group has jobs that wait."""
+    usage: float = 0.0
+    max_open_jobs: int = 0
+    n_open: int = 0
+    """Jobs formed and not ended, with those of the groups below."""
+
+
+@message
+class AccountView:
+    name: str
+    created: str
+    working_group: str = ""
+    max_open_jobs: int = 0
+    n_open: int = 0
+
+
+@message
+class TrailEntry:
+    """One administrative action."""
+
+    entry_id: int
+    at: str
+    who: str
+    action: str
+    subject: str = ""
+    detail: str = ""
 
 
 @message

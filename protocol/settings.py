@@ -47,6 +47,7 @@ SECTIONS = frozenset(
         "spd",
     )
     + ("daemon", "server", "database", "queue", "executor", "reaper", "closer", "client", "rabbit_settings")
+    + ("archive", "availability", "brokerage", "catalogue")
 )
 """The sections of all our programs: an environment variable for one of them is no mistake when another program sees it."""
 

@@ -101,6 +101,9 @@ def _moves() -> dict[tuple[JobState, JobState], frozenset[Actor]]:
         allow(S.READY, target, Actor.PILOT)
     for source in (S.REGISTERED, S.READY, *HELD):
         allow(source, S.CANCELLED, Actor.USER)
+    # Final is final, but for a user who says so, on record: the job then gets a new attempt.
+    for source in (S.FAILED, S.CANCELLED):
+        allow(source, S.READY, Actor.USER)
     return {move: frozenset(actors) for move, actors in table.items()}
 
 
@@ -146,7 +149,7 @@ def task_state(counts: dict[JobState, int], expected: int, cancelled: bool) -> T
     formed = sum(counts.values())
     ended = sum(counts.get(state, 0) for state in FINAL)
     completed = counts.get(S.COMPLETED, 0)
-    if cancelled and completed < expected:
+    if cancelled and (completed < expected or not formed):
         return TaskState.CANCELLED if ended == formed else TaskState.RUNNING
     if formed == 0 and expected > 0:
         return TaskState.REGISTERED
@@ -174,7 +177,7 @@ class DatasetState(str, enum.Enum):
 
 
 class QueueState(str, enum.Enum):
-    """Whether a computing queue hands out jobs."""
+    """Whether a computing queue hands out jobs: all, one at a time, none. Sites and nodes are online or offline."""
 
     ONLINE = "online"
     TEST = "test"

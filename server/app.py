@@ -11,15 +11,15 @@ from flask_swagger_ui import get_swaggerui_blueprint
 from werkzeug.exceptions import HTTPException
 
 from protocol.errors import PilotageError
-from server import openapi, tokens
+from server import openapi, ownership, tokens
 from server.core import Core
-from server.routes import Call, Route, pilot, public, user
+from server.routes import Call, Route, operators, pilot, public, user
 from server.tokens import Role
-from server.wire import Query, error_reply, parse, reply
+from server.wire import JSON_LINES, Query, error_reply, lines, parse, reply
 
 logger = logging.getLogger(__name__)
 
-DOORS = (public.door, pilot.door, user.door)
+DOORS = (public.door, pilot.door, user.door, operators.door)
 DOCUMENT = "/v1/openapi.json"
 PAGES = "/docs"
 SWAGGER = "swagger_ui"
@@ -49,36 +49,62 @@ def create_app(core: Core) -> Flask:
 
 def _endpoint(core: Core, route: Route) -> Callable[..., Response]:
     """The function that Flask calls: who is it, may they, is the body right; then the view, and its reply in one shape."""
+    guard = ownership.guard_of(route)
 
     def endpoint(**parts: str) -> Response:
         with core.database.reading():
             caller = (
-                tokens.caller_of(request.headers.get("Authorization"))
+                core.callers.who(request.headers.get("Authorization"), _address(core))
                 if route.role is not Role.PUBLIC
                 else tokens.NOBODY
             )
             if not caller.may(route.role):
-                _refuse(caller, route)
-            if route.path not in STREAMED:
+                _refuse(core, caller, route)
+            in_lines = route.lines is not None and request.mimetype == JSON_LINES
+            if route.path not in STREAMED and not in_lines:
                 _check_size(core)
             if any("\0" in part for part in parts.values()):
                 raise PilotageError("NOT_FOUND", "no name contains a NUL character")
+            if guard is not None and caller.role is not Role.ADMIN:
+                guard(caller, parts)
+            if request.query_string and route.takes_no_query:
+                Query(request).finish()
             arguments: dict[str, Any] = dict(parts)
             call = Call(core, caller, Query(request), request)
-            content = (
-                route.view(call, parse(route.body, request), **arguments)
-                if route.body
-                else route.view(call, **arguments)
-            )
+            if in_lines:
+                content = route.view(call, lines(route.lines, request), **arguments)
+            elif route.body:
+                content = route.view(call, parse(route.body, request), **arguments)
+            else:
+                content = route.view(call, **arguments)
         return content if isinstance(content, Response) else reply(content, route.status)
 
     return endpoint
 
 
-def _refuse(caller: tokens.Caller, route: Route) -> None:
+def _address(core: Core) -> str:
+    """Where a request comes from: the other end of the connection, or what a balancer says that we know."""
+    address = str(request.environ.get("REMOTE_ADDR") or "")
+    if address in core.limits.proxies:
+        return request.headers.get("X-Forwarded-For", "").rpartition(",")[2].strip() or address
+    return address
+
+
+def _refuse(core: Core, caller: tokens.Caller, route: Route) -> None:
     if caller.role is Role.PUBLIC:
+        core.callers.limit_refusals(_address(core))
         raise PilotageError(
             "UNAUTHENTICATED", f"{route.method} {route.path} needs a token of the role {route.role.value}"
+        )
+    if route.role is Role.ADMIN:
+        logger.warning(
+            "an action of administrators was refused",
+            extra={
+                "who": caller.name,
+                "role": caller.role.value,
+                "method": route.method,
+                "path": request.path,
+            },
         )
     raise PilotageError(
         "FORBIDDEN",

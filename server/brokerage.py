@@ -1,23 +1,41 @@
-"""Which READY jobs fit a pilot, and in which order: by class of needs, then by priority, then first come, first served."""
+"""Which READY jobs fit a pilot, and in which order: by the shares of groups, then priority, then first come, first served.
+
+Jobs with equal needs form a class; those of a class with equal priority wait in one *lane*, in the order in which they
+became READY. A process remembers which lanes there are and how far it has come in each, so that a claim touches one entry
+of an index; every second, and before anybody is told that there is no job, it looks from the start again.
+"""
 
 from __future__ import annotations
 
 import functools
-import heapq
 import json
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from peewee import fn
 
 from protocol.messages import TaskSpec, from_wire, to_wire
 from protocol.resources import Needs, Offer, ResourceType, fits
+from server import shares
 from server.database import Database
-from server.models import Job, JobClass
+from server.models import Attempt, Job, JobClass, Site, WorkingGroup
+from server.shares import Share
 
 WINDOW = 100
-"""So many of the first candidates may change places for a preference."""
+"""So many of the first jobs of a lane may change places for a preference."""
+LOOK_SECONDS = 1.0
+"""How old what a process remembers may become while there is work."""
+FIRST_GUESS_SECONDS = 60.0
+"""How long a job of a class is taken to run while none has ended."""
+NEWS_WEIGHT = 0.2
+"""How much the jobs that ended last count in what their class is expected to use."""
+FRESH_SECONDS = 0.02
+"""How old it may be for saying that there is no job; a job of this process is seen at once."""
 
 
-def needs_of(spec: TaskSpec) -> Needs:
+def needs_of(spec: TaskSpec, working_group: str = "") -> Needs:
     return Needs(
         resource_type=spec.resource_type,
         cores=spec.cores,
@@ -26,48 +44,139 @@ def needs_of(spec: TaskSpec) -> Needs:
         walltime_seconds=spec.walltime_seconds,
         gpus=spec.gpus,
         queue=spec.queue,
+        site=spec.site,
         label=spec.prod_source_label,
+        working_group=working_group or spec.working_group,
+        country_group=spec.country_group,
+        tags=tuple(sorted(set(spec.requires))),
     )
 
 
 def class_of(needs: Needs) -> JobClass:
     """The class of these needs, made if it is new; inside `Database.write`."""
     key = json.dumps(to_wire(needs), sort_keys=True)
-    JobClass.insert(key=key).on_conflict_ignore().execute()
+    JobClass.insert(key=key, core_seconds=FIRST_GUESS_SECONDS * needs.cores).on_conflict_ignore().execute()
     found: JobClass = JobClass.get(JobClass.key == key)
     return found
+
+
+def learn(job_ids: Sequence[int]) -> None:
+    """What these jobs, which have ended, used: what their classes are expected to use from now on; inside `Database.write`."""
+    used = Attempt.cores * (Attempt.ended_at - Attempt.extracted_at)
+    means = (
+        Attempt.select(Job.job_class, fn.AVG(used))
+        .join(Job, on=(Job.attempt_id == Attempt.id))
+        .where(Job.id.in_(job_ids), Attempt.ended_at.is_null(False))
+        .group_by(Job.job_class)
+    )
+    for class_id, mean in means.tuples():
+        expected = JobClass.core_seconds * (1 - NEWS_WEIGHT) + max(mean, 0.001) * NEWS_WEIGHT
+        JobClass.update(core_seconds=expected).where(JobClass.id == class_id).execute()
+
+
+def forget_usage(seconds: float, half_life_seconds: float) -> None:
+    """What groups have used counts less as time goes by; inside `Database.write`."""
+    kept = 0.5 ** (seconds / half_life_seconds)
+    WorkingGroup.update(usage=WorkingGroup.usage * kept).where(WorkingGroup.usage > 0).execute()
 
 
 @functools.lru_cache(maxsize=4096)
 def needs_in(key: str) -> Needs:
     body = json.loads(key)
     body["resourceType"] = ResourceType(body["resourceType"])
-    return from_wire(Needs, body)
+    return replace(from_wire(Needs, body), tags=tuple(body.get("tags", ())))
 
 
-def fitting_classes(offer: Offer) -> list[int]:
-    """Only classes of which a job waits are looked at: those of the past cost nothing."""
-    waiting = Job.select(Job.id).where(Job.job_class == JobClass.id, Job.ready_nr.is_null(False))
-    rows = JobClass.select(JobClass.id, JobClass.key).where(fn.EXISTS(waiting)).tuples()
-    return [class_id for class_id, key in rows if fits(needs_in(key), offer)]
+@dataclass
+class Lane:
+    """READY jobs of one class and priority. `place`: the number of the job claimed last; the next ones are behind it."""
+
+    class_id: int
+    priority: int
+    needs: Needs
+    core_seconds: float
+    place: int
+    empty: bool = False
+
+    def took(self, ready_nr: int) -> None:
+        self.place = max(self.place, ready_nr)
 
 
-def candidates(database: Database, offer: Offer, n: int, same_task: int | None = None) -> list[int]:
-    """Ids of at most `n` READY jobs for this offer, best first; inside `Database.write`.
+class Broker:
+    """What one process remembers of the lanes and of the shares; all of it can be forgotten at any time."""
 
-    Each class is read from its own end of the index, so the cost grows neither with the number of jobs nor with those that
-    do not fit. Jobs of `same_task` go before others of the same priority.
-    """
-    window = max(n, WINDOW) if same_task else n
-    found: list[tuple[int, bool, int, int]] = []
-    for class_id in fitting_classes(offer):
-        query = (
-            Job.select(Job.priority, Job.task, Job.ready_nr, Job.id)
-            .where(Job.job_class == class_id, Job.ready_nr.is_null(False))
-            .order_by(Job.priority.desc(), Job.ready_nr)
-            .limit(window)
-            .tuples()
-        )
-        for priority, task_id, ready_nr, job_id in database.skip_locked(query):
-            found.append((-priority, task_id != same_task, ready_nr, job_id))
-    return [job_id for *_, job_id in heapq.nsmallest(n, found)]
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lanes: list[Lane] = []
+        self._tree: dict[str, Share] = {}
+        self._unsaved: dict[str, float] = {}
+        self._looked = 0.0
+        self._changed = True
+        self.sites_matter = False
+        """Whether there is more than one site, so that it matters at which of them an input lies."""
+
+    def changed(self) -> None:
+        """Jobs have become READY."""
+        self._changed = True
+
+    def lanes(self, database: Database, offer: Offer) -> Iterator[Lane]:
+        """Lanes that fit the offer and may hold a job, best first; at the end, if need be, those of a fresh look; inside `write`."""
+        fresh = self._look(database, LOOK_SECONDS)
+        yield from self._fitting(offer)
+        if not fresh and self._look(database, FRESH_SECONDS):
+            yield from self._fitting(offer)
+
+    def charge(self, lane: Lane, n: int) -> None:
+        """Jobs of this lane were handed out: its group has used what they are expected to use."""
+        group = lane.needs.working_group
+        if group in self._tree:
+            used = n * lane.core_seconds
+            with self._lock:
+                self._tree[group] = replace(self._tree[group], usage=self._tree[group].usage + used)
+                self._unsaved[group] = self._unsaved.get(group, 0.0) + used
+
+    def _fitting(self, offer: Offer) -> list[Lane]:
+        found = [lane for lane in self._lanes if not lane.empty and fits(lane.needs, offer)]
+        if len(found) < 2:
+            return found
+        found.sort(key=lambda lane: (-lane.priority, lane.place))
+        groups = {lane.needs.working_group for lane in found}
+        if len(groups) > 1:
+            turn = {group: index for index, group in enumerate(shares.turns(self._tree, groups))}
+            found.sort(key=lambda lane: turn[lane.needs.working_group])
+        return found
+
+    def _look(self, database: Database, age: float) -> bool:
+        """Read the lanes anew if they may have changed or were read longer than `age` ago; whether they were read."""
+        if not self._changed and time.monotonic() - self._looked < age:
+            return False
+        self._changed = False
+        self._save_usage()
+        lanes = list(_read_lanes())
+        tree = {row.name: Share(row.parent, row.share, row.usage) for row in WorkingGroup.select()}
+        with self._lock:
+            self._lanes, self._tree, self._looked = lanes, tree, time.monotonic()
+        self.sites_matter = Site.select().count() > 1
+        return True
+
+    def _save_usage(self) -> None:
+        with self._lock:
+            unsaved, self._unsaved = self._unsaved, {}
+        for group, used in sorted(unsaved.items()):
+            WorkingGroup.update(usage=WorkingGroup.usage + used).where(WorkingGroup.name == group).execute()
+
+
+def _read_lanes() -> Iterator[Lane]:
+    """By a few look-ups in the index of READY jobs per lane, however many jobs there are."""
+    waiting = Job.ready_nr.is_null(False)
+    class_id = Job.select(fn.MIN(Job.job_class)).where(waiting).scalar()
+    while class_id is not None:
+        of_class = waiting & (Job.job_class == class_id)
+        row = JobClass.get_by_id(class_id)
+        priority = Job.select(fn.MAX(Job.priority)).where(of_class).scalar()
+        while priority is not None:
+            first = Job.select(fn.MIN(Job.ready_nr)).where(of_class, Job.priority == priority).scalar()
+            if first is not None:
+                yield Lane(class_id, priority, needs_in(row.key), row.core_seconds, first - 1)
+            priority = Job.select(fn.MAX(Job.priority)).where(of_class, Job.priority < priority).scalar()
+        class_id = Job.select(fn.MIN(Job.job_class)).where(waiting, Job.job_class > class_id).scalar()

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 
 from peewee import fn
 
 from protocol.errors import PilotageError
-from protocol.files import check_checksums, check_lfn, local_path
 from protocol.messages import DatasetSpec, DatasetView, FileSpec, FileView, Page
 from protocol.states import DatasetState
+from server import registration
 from server.core import Core
-from server.models import Dataset, File, Replica, now
-from server.paging import Cursor, iso, page_of
+from server.models import Dataset, File, Job, Replica, now
+from server.pace import Pace
+from server.paging import Cursor, iso, page_of_all
+from server.registration import MEBIBYTE, Facts
 
-MEBIBYTE = 2**20
-CHUNK = 200
-"""Files registered in one transaction."""
+ATOMIC = 1000
+"""Most files that are registered in one transaction."""
 
 
 def find(name: str) -> Dataset:
@@ -27,52 +31,141 @@ def find(name: str) -> Dataset:
     return dataset
 
 
-def create(core: Core, spec: DatasetSpec) -> DatasetView:
-    """A new dataset with its first files, all or nothing; they come in one request of at most some thousand."""
-    _check_files(spec.files)
+def create(core: Core, spec: DatasetSpec, owner: str = "") -> DatasetView:
+    """A new dataset with its first files: up to `ATOMIC` of them all or nothing, more as `add_files` does."""
+    files = registration.all_new(core, spec.files)
+    first, *rest = _parts(files) or [{}]
+    if rest:
+        with core.database.reading():
+            registration.refuse_taken(core, spec.scope or spec.name, list(files))
 
     def work() -> Dataset:
         if Dataset.get_or_none(Dataset.name == spec.name):
             raise PilotageError("ALREADY_EXISTS", f"there is a dataset {spec.name} already")
-        dataset = Dataset.create(name=spec.name, scope=spec.scope or spec.name)
-        _insert(dataset, spec.files)
-        if spec.close:
+        dataset = Dataset.create(name=spec.name, scope=spec.scope or spec.name, owner=owner)
+        registration.refuse_taken(core, dataset.scope, list(first))
+        registration.insert(core, dataset, first)
+        if spec.close and not rest:
             _close(dataset)
         return dataset
 
-    return view(core.database.write(work))
+    dataset = core.database.write(work)
+    _add_parts(core, spec.name, rest, spec.close)
+    core.to_form.set()
+    return view(dataset)
 
 
-def create_output(name: str, task_id: int) -> Dataset:
+def create_output(name: str, task_id: int, owner: str = "") -> Dataset:
     """The output dataset of a task; inside `Database.write`."""
     if Dataset.get_or_none(Dataset.name == name):
         raise PilotageError(
             "ALREADY_EXISTS", f"there is a dataset {name} already; name another with --output-dataset"
         )
-    return Dataset.create(name=name, scope=name, task_id=task_id)
+    return Dataset.create(name=name, scope=name, task_id=task_id, owner=owner)
 
 
 def add_files(core: Core, name: str, files: Sequence[FileSpec], close: bool) -> DatasetView:
-    """Add files to an open dataset, all or nothing.
+    """Add new files to an open dataset: up to `ATOMIC` of them all or nothing, more in parts of so many.
+
+    Of more, everything that can be wrong is said before the first part is taken, but for what somebody else does meanwhile.
+    """
+    new = registration.all_new(core, files)
+    with core.database.reading():
+        dataset = find(name)
+        if len(new) > ATOMIC:
+            registration.refuse_taken(core, dataset.scope, list(new))
+    _add_parts(core, name, _parts(new) or [{}], close)
+    core.to_form.set()
+    return view(dataset)
+
+
+def _parts(files: Mapping[str, Facts]) -> list[dict[str, Facts]]:
+    rest = iter(files.items())
+    parts = []
+    while part := dict(islice(rest, ATOMIC)):
+        parts.append(part)
+    return parts
+
+
+def _add_parts(core: Core, name: str, parts: Sequence[Mapping[str, Facts]], close: bool) -> None:
+    def work(files: Mapping[str, Facts], is_last: bool) -> None:
+        dataset = _open_and_locked(core, name)
+        registration.refuse_taken(core, dataset.scope, list(files))
+        registration.insert(core, dataset, files)
+        if close and is_last:
+            _close(dataset)
+
+    for index, part in enumerate(parts, start=1):
+        core.database.write(functools.partial(work, part, index == len(parts)))
+
+
+def _open_and_locked(core: Core, name: str) -> Dataset:
+    """A dataset to which files may be added; inside `Database.write`.
 
     One after the other: whoever reads the dataset in the order of the files' ids then never finds one before its place.
     """
-    _check_files(files)
+    dataset = core.database.locked(Dataset.select().where(Dataset.name == name)).first() or find(name)
+    if dataset.state != DatasetState.OPEN.value or dataset.task_id is not None:
+        whose = f"filled by task {dataset.task_id}" if dataset.task_id else dataset.state
+        raise PilotageError(
+            "WRONG_STATE",
+            f"dataset {name} is {whose}; files can be added to an open dataset of your own only",
+        )
+    return dataset
 
-    def work() -> Dataset:
-        dataset = core.database.locked(Dataset.select().where(Dataset.name == name)).first() or find(name)
-        if dataset.state != DatasetState.OPEN.value or dataset.task_id is not None:
-            whose = f"filled by task {dataset.task_id}" if dataset.task_id else dataset.state
-            raise PilotageError(
-                "WRONG_STATE",
-                f"dataset {name} is {whose}; files can be added to an open dataset of your own only",
-            )
-        _insert(dataset, files)
+
+def add_stream(core: Core, name: str, files: Iterator[FileSpec], close: bool) -> DatasetView:
+    """Add any number of files to an open dataset, as they come: a part of them is taken all or nothing, one after the other.
+
+    A file that the dataset has is passed over, so that whoever was interrupted sends all of them again. An error says what
+    was taken before it.
+    """
+    n_added = n_known = 0
+    pace = Pace(200, ATOMIC, core.database.bulk_seconds)
+    try:
+        while chunk := _read_some(core, files, pace.rows):
+            added = core.database.write(functools.partial(_add_some, core, name, chunk.new, pace))
+            n_added, n_known = n_added + added, n_known + chunk.n_lines - added
         if close:
-            _close(dataset)
-        return dataset
+            core.database.write(lambda: _close(_open_and_locked(core, name)))
+    except PilotageError as error:
+        error.fields |= {"n_added": n_added, "n_known": n_known}
+        raise
+    finally:
+        core.to_form.set()
+    shown = view(find(name))
+    shown.n_added, shown.n_known = n_added, n_known
+    return shown
 
-    return view(core.database.write(work))
+
+@dataclass
+class _Chunk:
+    new: dict[str, Facts] = field(default_factory=dict)
+    n_lines: int = 0
+
+    def __bool__(self) -> bool:
+        return self.n_lines > 0
+
+
+def _read_some(core: Core, files: Iterator[FileSpec], n: int) -> _Chunk:
+    chunk = _Chunk()
+    for file in islice(files, n):
+        try:
+            facts = registration.facts_of(core, file)
+        except PilotageError as error:
+            raise PilotageError(error.name, f"file {file.lfn[:200]!a}: {error.detail}") from None
+        if chunk.new.setdefault(file.lfn, facts).difference(facts):
+            raise PilotageError("ALREADY_EXISTS", f"file {file.lfn!a} is there twice, with different facts")
+        chunk.n_lines += 1
+    return chunk
+
+
+def _add_some(core: Core, name: str, files: Mapping[str, Facts], pace: Pace) -> int:
+    with pace.measured(len(files)):
+        dataset = _open_and_locked(core, name)
+        new = registration.missing(core, dataset, files)
+        registration.insert(core, dataset, new)
+    return len(new)
 
 
 def close(core: Core, name: str) -> DatasetView:
@@ -91,8 +184,7 @@ def close(core: Core, name: str) -> DatasetView:
 
 
 def close_output(dataset_id: int) -> None:
-    """Close the output dataset of a task that has ended: its files are those that jobs completed, and no others."""
-    File.delete().where(File.dataset == dataset_id, File.state == "declared").execute()
+    """Close the output dataset of a task that has ended and whose jobs are counted: what others declared has gone with that."""
     _close(Dataset.get_by_id(dataset_id))
 
 
@@ -102,70 +194,60 @@ def _close(dataset: Dataset) -> None:
     ).execute()
 
 
-def _check_files(files: Sequence[FileSpec]) -> None:
-    """Names, checksums and URLs of files to be registered; the error names the first that is wrong."""
-    seen: set[str] = set()
-    for index, file in enumerate(files):
-        try:
-            check_lfn(file.lfn)
-            check_checksums(file.checksums)
-            if file.url.startswith("file:"):
-                local_path(file.url, data_root="/")
-            elif "://" not in file.url:
-                raise PilotageError(
-                    "BAD_PATH", f"{file.url[:200]!a} is no URL; a file of this machine is file:///its/path"
-                )
-        except PilotageError as error:
-            raise PilotageError(error.name, f"files[{index}]: {error.detail}") from None
-        if file.lfn in seen:
-            raise PilotageError("ALREADY_EXISTS", f"files[{index}]: {file.lfn!a} is there twice")
-        seen.add(file.lfn)
-
-
-def _insert(dataset: Dataset, files: Sequence[FileSpec]) -> None:
-    for start in range(0, len(files), CHUNK):
-        chunk = files[start : start + CHUNK]
-        taken = (
-            File.select(File.lfn)
-            .where(File.scope == dataset.scope, File.lfn.in_([file.lfn for file in chunk]))
-            .first()
-        )
-        if taken:
-            raise PilotageError("ALREADY_EXISTS", f"scope {dataset.scope} has a file {taken.lfn!a} already")
-        for file in chunk:
-            checksums = json.dumps(check_checksums(file.checksums))
-            row = File.create(
-                dataset=dataset, scope=dataset.scope, lfn=file.lfn, size=file.size, checksums=checksums
-            )
-            Replica.create(file=row, url=file.url)
-
-
 # -- views ------------------------------------------------------------------------------------------------------------------
 
 
 def view(dataset: Dataset) -> DatasetView:
-    dataset = Dataset.get_by_id(dataset.id)
-    # In two parts, since the sum of large sizes is more than the databases' integers hold.
-    n_files, mebibytes, rest = (
-        File.select(
-            fn.COUNT(File.id),
-            fn.COALESCE(fn.SUM(File.size / MEBIBYTE), 0),
-            fn.COALESCE(fn.SUM(File.size.bin_and(MEBIBYTE - 1)), 0),
+    return views([Dataset.get_by_id(dataset.id)])[0]
+
+
+def views(shown: Sequence[Dataset]) -> list[DatasetView]:
+    found = sizes(shown)
+    return [
+        DatasetView(
+            name=dataset.name,
+            scope=dataset.scope,
+            state=dataset.state,
+            n_files=found[dataset.id][0],
+            size=found[dataset.id][1],
+            created=iso(dataset.created),
+            closed=iso(dataset.closed) if dataset.closed else None,
+            task_id=dataset.task_id,
+            owner=dataset.owner,
         )
-        .where(File.dataset == dataset.id, File.state == "available")
-        .tuples()
-        .first()
+        for dataset in shown
+    ]
+
+
+def sizes(shown: Sequence[Dataset]) -> dict[int, tuple[int, int]]:
+    """By id, the available files of datasets and their bytes: as counted, and of jobs that the closer has not counted yet."""
+    ids = [dataset.id for dataset in shown]
+    # Read together: a job is counted meanwhile, or it is not.
+    kept = Dataset.select(Dataset.id, Dataset.n_files, Dataset.mebibytes, Dataset.bytes_more).where(
+        Dataset.id.in_(ids)
     )
-    return DatasetView(
-        name=dataset.name,
-        scope=dataset.scope,
-        state=dataset.state,
-        n_files=n_files,
-        size=int(mebibytes) * MEBIBYTE + int(rest),
-        created=iso(dataset.created),
-        closed=iso(dataset.closed) if dataset.closed else None,
-        task_id=dataset.task_id,
+    uncounted = (
+        Job.select(
+            File.dataset,
+            fn.COUNT(File.id),
+            fn.SUM(File.size / MEBIBYTE),
+            fn.SUM(File.size.bin_and(MEBIBYTE - 1)),
+        )
+        .join(File, on=(File.job_id == Job.id))
+        .where(
+            Job.task.in_([dataset.task_id for dataset in shown if dataset.task_id is not None]),
+            Job.ended_at.is_null(False),
+            ~Job.counted,
+            File.state == "available",
+            File.dataset.in_(ids),
+        )
+        .group_by(File.dataset)
     )
+    found = dict.fromkeys(ids, (0, 0))
+    for dataset_id, n_files, mebibytes, more in (kept + uncounted).tuples():
+        n, size = found[dataset_id]
+        found[dataset_id] = (n + int(n_files), size + int(mebibytes) * MEBIBYTE + int(more))
+    return found
 
 
 def datasets(cursor: Cursor, state: str = "", name: str = "") -> Page:
@@ -174,29 +256,41 @@ def datasets(cursor: Cursor, state: str = "", name: str = "") -> Page:
         query = query.where(Dataset.state == state)
     if name:
         query = query.where(Dataset.name.contains(name))
-    return page_of(query, Dataset.id, cursor, view)
+    return page_of_all(query, Dataset.id, cursor, views)
 
 
 def files(cursor: Cursor, dataset: str = "", scope: str = "", lfn: str = "") -> Page:
     query = File.select(File, Dataset.name).join(Dataset).where(File.state == "available")
+    total = None
     if dataset:
-        query = query.where(File.dataset == find(dataset).id)
+        found = find(dataset)
+        query = query.where(File.dataset == found.id)
+        if not scope and not lfn:
+            total = sizes([found])[found.id][0]
     if scope:
         query = query.where(File.scope == scope)
     if lfn:
         query = query.where(File.lfn == lfn)
-    return page_of(query, File.id, cursor, file_view)
+    return page_of_all(query, File.id, cursor, file_views, total)
 
 
-def file_view(file: File) -> FileView:
-    replica = Replica.select(Replica.url).where(Replica.file == file.id).order_by(Replica.id).first()
-    return FileView(
-        lfn=file.lfn,
-        scope=file.scope,
-        dataset=file.dataset.name,
-        size=file.size,
-        checksums=json.loads(file.checksums),
-        url=replica.url if replica else "",
-        state=file.state,
-        job_id=file.job_id,
+def file_views(files: Sequence[File]) -> list[FileView]:
+    """Of many files at once; their datasets have been read with them."""
+    ids = [file.id for file in files]
+    replicas = (
+        Replica.select(Replica.file, Replica.url).where(Replica.file.in_(ids)).order_by(Replica.id.desc())
     )
+    urls = {replica.file_id: replica.url for replica in replicas}  # the first one of each file comes last
+    return [
+        FileView(
+            lfn=file.lfn,
+            scope=file.scope,
+            dataset=file.dataset.name,
+            size=file.size,
+            checksums=json.loads(file.checksums),
+            url=urls.get(file.id, ""),
+            state=file.state,
+            job_id=file.job_id,
+        )
+        for file in files
+    ]

@@ -1,27 +1,42 @@
-"""Sites, queues and storages as the operator defines them, and the pilots that register at a queue."""
+"""Sites, queues, nodes and storages as the operator wants them, and the pilots that register at a queue."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from peewee import fn
 
 from protocol.errors import PilotageError
 from protocol.messages import (
+    NodeStateSpec,
+    NodeView,
     Page,
     PilotEnd,
     PilotRegistration,
+    PilotsDrained,
     QueueForPilot,
     QueueSpec,
+    QueueStateSpec,
     QueueView,
+    SiteView,
     StorageSpec,
     StorageView,
 )
-from protocol.resources import ResourceType
-from protocol.states import HELD, JobState, QueueState
+from protocol.resources import Needs, Offer, ResourceType, misfits
+from protocol.states import QueueState
+from server import availability, brokerage, news, trail
 from server.core import Core
-from server.job_executor import lease_clock
-from server.models import Attempt, Job, Pilot, Queue, Site, Storage, Task, now
+from server.leaseclock import lease_clock
+from server.models import Attempt, Job, JobClass, Node, Pilot, Queue, Site, Storage, now
+from server.paging import iso
+from server.recent import pilot_facts
+from server.urls import check_url
 
 LOCAL = "LOCAL"
+OPEN_OR_CLOSED = (QueueState.ONLINE, QueueState.OFFLINE)
+"""What sites and nodes can be."""
 DEFAULT_QUEUES = {"CPU": ResourceType.CPU, "GPU": ResourceType.GPU}
 """The queues of a new installation; a pilot without -q goes to the one of its resource type."""
 
@@ -76,32 +91,95 @@ def create_queue(core: Core, spec: QueueSpec) -> QueueView:
             lease_seconds=lease,
             heartbeat_seconds=heartbeat,
             timefloor_seconds=spec.timefloor_seconds,
+            requeue_delay_seconds=spec.requeue_delay_seconds,
+            tags=json.dumps(sorted(set(spec.tags))),
+            country_group=spec.country_group,
         )
 
     return queue_view(core.database.write(work))
 
 
-def set_queue_state(core: Core, name: str, state: str) -> QueueView:
-    if state not in {each.value for each in QueueState}:
-        raise PilotageError(
-            "BAD_REQUEST", f"state: {state[:40]!a}; a queue is {', '.join(each.value for each in QueueState)}"
-        )
+def _wanted(state: str, states: Iterable[QueueState], what: str) -> QueueState:
+    """The state that an operator names, or BAD_REQUEST."""
+    known = [each.value for each in states]
+    if state not in known:
+        raise PilotageError("BAD_REQUEST", f"state: {state[:40]!a}; a {what} is {' or '.join(known)}")
+    return QueueState(state)
+
+
+def set_queue_state(core: Core, name: str, wish: QueueStateSpec, who: str) -> QueueView:
+    state = _wanted(wish.state, QueueState, "queue")
 
     def work() -> Queue:
         find_queue(name)
-        Queue.update(state=state).where(Queue.name == name).execute()
+        availability.set_state(name, state, wish.reason, who)
         return find_queue(name)
 
-    return queue_view(core.database.write(work))
+    queue = core.database.write(work)
+    core.recent.forget()
+    if state in (QueueState.ONLINE, QueueState.TEST):
+        news.of_queue(core, name)
+    return queue_view(queue)
+
+
+def set_site_state(core: Core, name: str, wish: QueueStateSpec, who: str) -> SiteView:
+    """Open or close a site: of one that is offline no queue hands out jobs, whatever the queues' own states."""
+    state = _wanted(wish.state, OPEN_OR_CLOSED, "site")
+
+    def work() -> Site:
+        moved = Site.update(state=state.value, state_reason=wish.reason).where(Site.name == name).execute()
+        if not moved:
+            known = ", ".join(row.name for row in Site.select(Site.name).order_by(Site.name).limit(20))
+            raise PilotageError("NOT_FOUND", f"no site {name[:200]}; there are {known}")
+        trail.note(who, "site set", name, f"{state.value}: {wish.reason}" if wish.reason else state.value)
+        return Site.get_by_id(name)
+
+    site = core.database.write(work)
+    core.recent.forget()
+    if state is QueueState.ONLINE:
+        availability.announce(core, [queue.name for queue in site.queues])
+    return _site_view(site)
 
 
 def queue_view(queue: Queue) -> QueueView:
-    held = [state.value for state in HELD]
+    return _queue_view(queue, _numbers())
+
+
+def queues() -> Page:
+    numbers = _numbers()
+    return Page(items=[_queue_view(queue, numbers) for queue in Queue.select().order_by(Queue.name)])
+
+
+class _Numbers(NamedTuple):
+    """What waits, runs and lives now, read once for all queues."""
+
+    ready: list[tuple[Needs, int]]
+    held: dict[str, int]
+    pilots: dict[str, int]
+
+
+def _numbers() -> _Numbers:
     ready = (
-        Job.select()
-        .join(Task)
-        .where(Job.state == JobState.READY.value, Task.resource_type == queue.resource_type)
+        Job.select(JobClass.key, fn.COUNT(Job.id))
+        .join(JobClass)
+        .where(Job.ready_nr.is_null(False))
+        .group_by(JobClass.id, JobClass.key)
     )
+    held = Attempt.select(Attempt.queue, fn.COUNT(Attempt.id)).where(Attempt.ended_at.is_null())
+    pilots = Pilot.select(Pilot.queue, fn.COUNT(Pilot.number)).where(alive())
+    return _Numbers(
+        [(brokerage.needs_in(key), n) for key, n in ready.tuples()],
+        dict(held.group_by(Attempt.queue).tuples()),
+        dict(pilots.group_by(Pilot.queue).tuples()),
+    )
+
+
+def alive() -> Any:
+    """The condition that a pilot has not ended and was heard within its lease."""
+    return Pilot.ended.is_null() & (Pilot.lease_until >= lease_clock())
+
+
+def _queue_view(queue: Queue, numbers: _Numbers) -> QueueView:
     return QueueView(
         name=queue.name,
         site=queue.site_id,
@@ -112,24 +190,102 @@ def queue_view(queue: Queue) -> QueueView:
         lease_seconds=queue.lease_seconds,
         heartbeat_seconds=queue.heartbeat_seconds,
         timefloor_seconds=queue.timefloor_seconds,
-        n_ready=ready.count(),
-        n_held=Attempt.select()
-        .where(Attempt.queue == queue.name, Attempt.ended_at.is_null(), Attempt.state.in_(held))
-        .count(),
-        n_pilots=Pilot.select()
-        .where(Pilot.queue == queue.name, Pilot.ended.is_null(), Pilot.lease_until >= lease_clock())
-        .count(),
+        n_ready=sum(n for needs, n in numbers.ready if not misfits(needs, as_offer(queue, needs))),
+        n_held=numbers.held.get(queue.name, 0),
+        n_pilots=numbers.pilots.get(queue.name, 0),
+        requeue_delay_seconds=queue.requeue_delay_seconds,
+        tags=json.loads(queue.tags),
+        country_group=queue.country_group,
+        state_reason=queue.state_reason,
+        state_by=queue.state_by,
     )
 
 
-def queues() -> Page:
-    return Page(items=[queue_view(queue) for queue in Queue.select().order_by(Queue.name)])
+def as_offer(queue: Queue, needs: Needs, pilot: Pilot | None = None) -> Offer:
+    """What a queue offers to jobs with these needs; of a pilot there, what it registered with.
+
+    What only the pilot's own request says (its label, its group, the time it has left) is taken to fit, and without a pilot
+    so is what nodes differ in.
+    """
+    # A pilot's node may have tags of its own, so without one a queue is not refused for a missing tag.
+    tags = (*json.loads(queue.tags), *json.loads(pilot.tags)) if pilot else needs.tags
+    return Offer(
+        resource_type=ResourceType(queue.resource_type),
+        queue=queue.name,
+        cores=max(1, pilot.cores // pilot.slots) if pilot else needs.cores,
+        memory_mb=pilot.memory_mb // pilot.slots if pilot else needs.memory_mb,
+        disk_mb=pilot.disk_mb // pilot.slots if pilot else needs.disk_mb,
+        gpus=pilot.gpus // pilot.slots if pilot else needs.gpus,
+        site=queue.site_id,
+        country_group=queue.country_group or needs.country_group,
+        tags=tags,
+    )
 
 
 def sites() -> Page:
-    return Page(
-        items=[{"name": site.name, "state": site.state} for site in Site.select().order_by(Site.name)]
+    return Page(items=[_site_view(site) for site in Site.select().order_by(Site.name)])
+
+
+def _site_view(site: Site) -> SiteView:
+    return SiteView(site.name, site.state, site.state_reason)
+
+
+# -- nodes ------------------------------------------------------------------------------------------------------------------
+
+
+def nodes(queue: str = "") -> Page:
+    """Nodes that were put aside or on which jobs failed within seconds; those that do well are not kept."""
+    query = Node.select().order_by(Node.queue, Node.name)
+    if queue:
+        query = query.where(Node.queue == find_queue(queue).name)
+    return Page(items=[_node_view(row) for row in query])
+
+
+def set_node_state(core: Core, queue: str, wish: NodeStateSpec, who: str) -> NodeView:
+    """Lift a node that was put aside, or put one aside by hand."""
+    state = _wanted(wish.state, OPEN_OR_CLOSED, "node")
+
+    def work() -> Node:
+        find_queue(queue)
+        if state is QueueState.OFFLINE:
+            facts = {"set_aside": now(), "reason": f"by {who}: {wish.reason}" if wish.reason else f"by {who}"}
+            Node.insert(queue=queue, name=wish.node, **facts).on_conflict(
+                conflict_target=[Node.queue, Node.name], update=facts
+            ).execute()
+        elif (
+            not Node.update(set_aside=None, quick_failures=0, held_until=0, reason="")
+            .where(Node.queue == queue, Node.name == wish.node)
+            .execute()
+        ):
+            raise PilotageError("NOT_FOUND", f"no node {wish.node[:200]} of {queue} was put aside")
+        trail.note(
+            who,
+            "node set",
+            f"{queue} {wish.node}",
+            f"{state.value}: {wish.reason}" if wish.reason else state.value,
+        )
+        return Node.get(Node.queue == queue, Node.name == wish.node)
+
+    node = core.database.write(work)
+    core.recent.forget()
+    if state is QueueState.ONLINE:
+        availability.announce(core, [queue])
+    return _node_view(node)
+
+
+def _node_view(node: Node) -> NodeView:
+    state = QueueState.OFFLINE if node.set_aside is not None else QueueState.ONLINE
+    return NodeView(
+        queue=node.queue_id,
+        node=node.name,
+        state=state.value,
+        quick_failures=node.quick_failures,
+        since=iso(node.set_aside) if node.set_aside is not None else None,
+        reason=node.reason,
     )
+
+
+# -- storages ---------------------------------------------------------------------------------------------------------------
 
 
 def create_storage(core: Core, spec: StorageSpec) -> StorageView:
@@ -137,18 +293,24 @@ def create_storage(core: Core, spec: StorageSpec) -> StorageView:
         raise PilotageError(
             "BAD_REQUEST", f"url: {spec.url[:200]!a} is no URL; a directory is file:///its/path"
         )
+    check_url(spec.url, core.limits.url_schemes)
 
     def work() -> Storage:
         if Storage.get_or_none(Storage.name == spec.name):
             raise PilotageError("ALREADY_EXISTS", f"there is a storage {spec.name} already")
-        return Storage.create(name=spec.name, url=spec.url.rstrip("/"))
+        if spec.site and not Site.get_or_none(Site.name == spec.site):
+            raise PilotageError("NOT_FOUND", f"no site {spec.site}; see 'pilotage site list'")
+        return Storage.create(name=spec.name, url=spec.url.rstrip("/"), site=spec.site or None)
 
-    created = core.database.write(work)
-    return StorageView(created.name, created.url)
+    return _storage_view(core.database.write(work))
 
 
 def storages() -> Page:
-    return Page(items=[StorageView(row.name, row.url) for row in Storage.select().order_by(Storage.name)])
+    return Page(items=[_storage_view(row) for row in Storage.select().order_by(Storage.name)])
+
+
+def _storage_view(storage: Storage) -> StorageView:
+    return StorageView(storage.name, storage.url, storage.site or "")
 
 
 # -- pilots -----------------------------------------------------------------------------------------------------------------
@@ -173,6 +335,7 @@ def register_pilot(core: Core, word: PilotRegistration) -> QueueForPilot:
             "memory_mb": word.memory_mb,
             "disk_mb": word.disk_mb,
             "gpus": word.gpus,
+            "tags": json.dumps(sorted(set(word.tags))),
             "last_seen": now(),
             "lease_until": lease_clock() + queue.lease_seconds,
             "ended": None,
@@ -213,6 +376,16 @@ def _default_queue(resource_type: ResourceType) -> Queue:
     return queue
 
 
+def queue_of_pilot(core: Core, pilot_id: str) -> str:
+    """The queue that a pilot registered at; "" if none did. A second old at most."""
+
+    def load() -> str:
+        row = Pilot.get_or_none(Pilot.pilot_id == pilot_id)
+        return str(row.queue_id) if row else ""
+
+    return core.recent.get(("queue of pilot", pilot_id), load)
+
+
 def end_pilot(core: Core, word: PilotEnd) -> None:
     def work() -> None:
         ended = {"ended": now(), "last_seen": now(), "exit_code": word.exit_code, "reason": word.reason}
@@ -220,3 +393,38 @@ def end_pilot(core: Core, word: PilotEnd) -> None:
             raise PilotageError("NOT_FOUND", f"no pilot {word.pilot_id} is registered")
 
     core.database.write(work)
+
+
+def is_draining(core: Core, pilot_id: str) -> bool:
+    """Whether a pilot is to take no further job; as of a second ago at most."""
+    facts = pilot_facts(core.recent, pilot_id)
+    return facts is not None and facts.draining
+
+
+def drain_pilot(core: Core, pilot_id: str, who: str) -> None:
+    """Tell one pilot to take no further job and to end; one that has ended is left as it is."""
+
+    def work() -> None:
+        known = Pilot.pilot_id == pilot_id
+        if not Pilot.select().where(known).exists():
+            raise PilotageError("NOT_FOUND", f"no pilot {pilot_id[:200]}; see 'pilotage pilot list'")
+        if Pilot.update(draining=True).where(known, Pilot.ended.is_null(), ~Pilot.draining).execute():
+            trail.note(who, "pilot drain", pilot_id)
+
+    core.database.write(work)
+    core.recent.forget()
+
+
+def drain_pilots(core: Core, queue: str, who: str) -> PilotsDrained:
+    """Tell all pilots that are there now in a queue; those that come later are not meant."""
+
+    def work() -> int:
+        find_queue(queue)
+        here = (Pilot.queue == queue) & alive() & ~Pilot.draining
+        drained: int = Pilot.update(draining=True).where(here).execute()
+        trail.note(who, "pilot drain", f"queue {queue}", f"{drained} pilots")
+        return drained
+
+    drained = core.database.write(work)
+    core.recent.forget()
+    return PilotsDrained(drained)

@@ -1,4 +1,4 @@
-"""What runs in the background beside the dispatcher: task-executor, reaper and closer, each at work in one process only."""
+"""What runs in the background beside the dispatcher: task-executor, reaper, closer and more, each at work in one process only."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from server import closer, reaper, task_executor
+from server import archive, availability, closer, reaper, task_executor
 from server.core import Core
 
 logger = logging.getLogger(__name__)
+
+BUSY_SECONDS = 0.05
+"""When a daemon that was called looks again whether it is its turn."""
 
 
 @dataclass
@@ -21,16 +24,26 @@ class Daemon:
     name: str
     period_seconds: float
     run_once: Callable[[float], object]
+    due: threading.Event = field(default_factory=threading.Event)
+    """Set by whoever has something for it to do now."""
     last_pass: float = field(default_factory=time.monotonic)
     failures: int = 0
 
     def loop(self, core: Core, stop: threading.Event) -> None:
-        while not stop.wait(self.period_seconds):
+        while not stop.is_set():
+            called = self.due.wait(self.period_seconds)
+            if stop.is_set():
+                return
+            self.due.clear()
             began = time.monotonic()
             try:
                 with core.database.only_one(self.name) as chosen:
                     if chosen:
                         self.run_once(began - self.last_pass)
+                    elif called:
+                        # Another process is in a pass that may have looked already.
+                        stop.wait(BUSY_SECONDS)
+                        self.due.set()
                 self.failures = 0
             except Exception:  # the top of the thread: whatever it was, the next pass is due
                 self.failures += 1
@@ -49,9 +62,13 @@ class Daemons:
         turn = reaper.Turn()
         self._stop = threading.Event()
         self.all = (
-            Daemon("task-executor", limits.executor_seconds, lambda _: task_executor.run_once(core)),
+            Daemon(
+                "task-executor", limits.executor_seconds, lambda _: task_executor.run_once(core), core.to_form
+            ),
             Daemon("reaper", limits.reaper_seconds, lambda elapsed: reaper.run_once(core, elapsed, turn)),
             Daemon("closer", limits.closer_seconds, lambda _: closer.run_once(core)),
+            Daemon("archiver", limits.archiver_seconds, lambda _: archive.run_once(core)),
+            Daemon("availability", limits.availability_seconds, lambda _: availability.run_once(core)),
         )
         self._threads = [
             threading.Thread(target=daemon.loop, args=(core, self._stop), name=daemon.name, daemon=True)
@@ -64,5 +81,7 @@ class Daemons:
 
     def stop(self) -> None:
         self._stop.set()
+        for daemon in self.all:
+            daemon.due.set()
         for thread in self._threads:
             thread.join(timeout=10)

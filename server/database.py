@@ -1,23 +1,27 @@
 """The one place that knows SQLite from Postgres: opening, writing, numbering, and doing something in one process only.
 
 Everything is written through `Database.write(work)`, which runs `work` in a transaction and comes back when it is on disk.
-On SQLite one writer thread takes all the works that wait at the same time into one transaction, each under a savepoint of
-its own, so that they share one fsync and never wait for a lock. On Postgres each work is a transaction of its own.
+On SQLite whichever thread comes first takes all the works that wait at the same time into one transaction, each under a
+savepoint of its own, so that they share one fsync and never wait for a lock of the file. On Postgres each work is a
+transaction of its own. What is done for every job is said in SQL once and for both: a `Chain` of statements.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import logging
-import queue
+import re
+import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import peewee
 from playhouse.migrations import Runner
@@ -31,17 +35,95 @@ T = TypeVar("T")
 proxy: peewee.DatabaseProxy = peewee.DatabaseProxy()
 """What the models are bound to; `Database` puts the real one in."""
 
+_as_peewee_errors = peewee.__exception_wrapper__
+"""Turns a driver's errors into peewee's, as its own calls do."""
+
 MIGRATIONS = Path(__file__).parent / "migrations"
 GROUP_LIMIT = 64
-"""Most works in one transaction of the SQLite writer."""
+"""Most works in one transaction on SQLite."""
+OLDEST_SQLITE = (3, 35)
+"""The first one with RETURNING."""
 CONFLICT_TRIES = 5
 """How often a work on Postgres is run when another transaction gets into its way each time."""
-CONFLICTS = frozenset({"40001", "40P01", "23505"})
+TAKEN = "23505"
+"""SQLSTATE of a name or number that is there already."""
+CONFLICTS = frozenset({"40001", "40P01", TAKEN})
 """SQLSTATE of serialization failure, deadlock, and a name that another transaction took after this one had looked."""
 UNREACHABLE = (peewee.OperationalError, peewee.InterfaceError, MaxConnectionsExceeded)
 """What says that the database cannot do it now: away, full, or all connections in use."""
 GROUP_SECONDS = 0.02
-"""The writer closes its transaction after this time, so that no reader's snapshot and no waiting request grows old."""
+"""A transaction takes in no more works after this time, so that no reader's snapshot and no waiting request grows old."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows that a chain is given: a table of this name with these columns, each with its type in SQL."""
+
+    name: str
+    columns: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One statement of a chain; what it returns is a table of this name for the statements after it."""
+
+    name: str
+    sql: str
+    columns: Mapping[str, str]
+
+
+class Chain:
+    """Statements that build on each other's rows, compiled once and done as one.
+
+    They are written in the SQL that both databases share: `:name` is a parameter, rows that were given and what earlier
+    parts returned are tables by their names, `{skip_locked}` passes over rows that another transaction has locked. A part
+    sees what earlier parts returned, and must not read the tables that these changed: on Postgres all of them are one
+    statement with one snapshot, on SQLite they run one after the other. The rows of the part `result` come back.
+    """
+
+    def __init__(self, *parts: Rows | Part, result: str, bulk: bool = False) -> None:
+        """One for `bulk` is planned anew each time on Postgres: in between its tables may have grown a thousandfold."""
+        self.parts = parts
+        self.result = result
+        self.prepare = False if bulk else None
+
+    @functools.cached_property
+    def postgres(self) -> str:
+        """One statement for all."""
+        tables = []
+        for part in self.parts:
+            sql = _given_on_postgres(part) if isinstance(part, Rows) else part.sql
+            tables.append(f"{part.name} AS ({sql})")
+        text = f"WITH {', '.join(tables)} SELECT * FROM {self.result}"
+        text = text.replace("{skip_locked}", "FOR UPDATE SKIP LOCKED")
+        return re.sub(r"(?<!:):(\w+)", r"%(\1)s", text.replace("%", "%%"))
+
+    @functools.cached_property
+    def sqlite(self) -> list[tuple[Part, str, list[str]]]:
+        """Each statement, and the names of the parameters that it takes: rows travel as JSON."""
+        known: dict[str, Rows | Part] = {}
+        statements = []
+        for part in self.parts:
+            if isinstance(part, Part):
+                used = [each for name, each in known.items() if re.search(rf"\b{name}\b", part.sql)]
+                tables = ", ".join(_table_on_sqlite(each) for each in used)
+                text = f"WITH {tables} {part.sql}" if used else part.sql
+                text = text.replace("{skip_locked}", "")
+                statements.append((part, text, re.findall(r"(?<!:):(\w+)", text)))
+            known[part.name] = part
+        return statements
+
+
+def _given_on_postgres(rows: Rows) -> str:
+    columns = ", ".join(
+        f"CAST(each->>{index} AS {kind}) AS {name}" for index, (name, kind) in enumerate(rows.columns.items())
+    )
+    return f"SELECT {columns} FROM jsonb_array_elements(CAST(:{rows.name} AS jsonb)) AS each"
+
+
+def _table_on_sqlite(rows: Rows | Part) -> str:
+    columns = ", ".join(f"json_extract(value, '$[{index}]')" for index in range(len(rows.columns)))
+    return f"{rows.name}({', '.join(rows.columns)}) AS (SELECT {columns} FROM json_each(:{rows.name}))"
 
 
 class Database:
@@ -50,6 +132,14 @@ class Database:
     def __init__(self, url: str) -> None:
         """`sqlite:////absolute/path` or `postgresql://user@host:port/name`; raises BAD_SETTINGS for anything else."""
         self.is_sqlite = url.startswith("sqlite:")
+        self.bulk_seconds = 0.01 if self.is_sqlite else 0.05
+        """How long a transaction of many rows is to take: on SQLite everybody waits for it, else who wants the same rows."""
+        if self.is_sqlite and sqlite3.sqlite_version_info < OLDEST_SQLITE:
+            raise PilotageError(
+                "BAD_SETTINGS",
+                f"this Python has SQLite {sqlite3.sqlite_version}, and {'.'.join(map(str, OLDEST_SQLITE))} or newer is"
+                " needed; take a newer Python, or Postgres",
+            )
         self._peewee = _open(url)
         proxy.initialize(self._peewee)
         self._writer = _Writer(self._peewee) if self.is_sqlite else None
@@ -60,27 +150,52 @@ class Database:
             names: list[str] = Runner(self._peewee, str(MIGRATIONS)).up()
         return names
 
-    def write(self, work: Callable[[], T]) -> T:
+    def write(self, work: Callable[[], T], *, atomic: bool = True) -> T:
         """Run `work` in a transaction; what it returns is on disk when this returns, what it raises undoes it.
 
         It may be run more than once: on Postgres again when another transaction came between, so it keeps nothing outside.
+        A work that is one chain needs no transaction around it on Postgres (`atomic=False`), which saves two round trips.
         """
         try:
-            return self._writer.run(work) if self._writer is not None else self._write_on_postgres(work)
+            return (
+                self._writer.run(work) if self._writer is not None else self._write_on_postgres(work, atomic)
+            )
         except UNREACHABLE as error:
             raise _unavailable(error) from error
 
-    def _write_on_postgres(self, work: Callable[[], T]) -> T:
-        for _ in range(CONFLICT_TRIES - 1):
+    def together(self, work: Callable[[], T]) -> T:
+        """Run a work made of several `write`s: on SQLite they share a transaction, and so an fsync; on Postgres each has its own."""
+        return self.write(work) if self.is_sqlite else work()
+
+    def run(self, chain: Chain, **values: Any) -> list[Any]:
+        """The rows of a chain's result; inside `write`. Rows that it is given are lists of tuples."""
+        for part in chain.parts:
+            if isinstance(part, Rows):
+                values[part.name] = json.dumps(values[part.name])
+        connection = self._peewee.connection()
+        if not self.is_sqlite:
+            with _as_peewee_errors:
+                return connection.execute(chain.postgres, values, prepare=chain.prepare).fetchall()
+        result: list[Any] = []
+        with _as_peewee_errors:
+            for part, text, names in chain.sqlite:
+                rows = connection.execute(text, {name: values[name] for name in names}).fetchall()
+                if part.columns:
+                    values[part.name] = json.dumps(rows)
+                if part.name == chain.result:
+                    result = rows
+        return result
+
+    def _write_on_postgres(self, work: Callable[[], T], atomic: bool) -> T:
+        for left in reversed(range(CONFLICT_TRIES)):
             try:
-                with self._connected(), self._peewee.atomic():
+                with self._connected(), self._peewee.atomic() if atomic else contextlib.nullcontext():
                     return work()
             except (peewee.OperationalError, peewee.IntegrityError) as error:
-                if _sqlstate(error) not in CONFLICTS:
+                if not left or _sqlstate(error) not in (CONFLICTS if atomic else CONFLICTS - {TAKEN}):
                     raise
                 logger.debug("a transaction is run again: %s", error)
-        with self._connected(), self._peewee.atomic():
-            return work()
+        raise AssertionError("unreachable")
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
@@ -112,17 +227,15 @@ class Database:
         """The same, but rows that another transaction has locked are passed over; of a join, lock the rows `of` these tables."""
         return query if self.is_sqlite else query.for_update(of=of or None, skip_locked=True)
 
-    def next_numbers(self, sequence: str, n: int) -> range:
-        """The next `n` numbers of a sequence; inside `write` only."""
-        if self.is_sqlite:
-            statement = "UPDATE counter SET value = value + ? WHERE name = ?"
-            self._peewee.execute_sql(statement, (n, sequence))
-            last = self._peewee.execute_sql(
-                "SELECT value FROM counter WHERE name = ?", (sequence,)
-            ).fetchone()[0]
-        else:
-            statement = "UPDATE counter SET value = value + %s WHERE name = %s RETURNING value"
-            last = self._peewee.execute_sql(statement, (n, sequence)).fetchone()[0]
+    def next_numbers(self, sequence: str, n: int) -> Sequence[int]:
+        """The next `n` numbers of a sequence, in order; inside `write` only. On Postgres nobody waits for another's numbers."""
+        if not self.is_sqlite:
+            cursor = self._peewee.execute_sql(
+                f"SELECT nextval('{sequence}') FROM generate_series(1, %s)", (n,)
+            )
+            return [number for (number,) in cursor.fetchall()]
+        statement = "UPDATE counter SET value = value + ? WHERE name = ? RETURNING value"
+        last = self._peewee.execute_sql(statement, (n, sequence)).fetchone()[0]
         return range(last - n + 1, last + 1)
 
     @contextlib.contextmanager
@@ -181,8 +294,15 @@ def _open(url: str) -> Any:
         }
         return peewee.SqliteDatabase(path, pragmas=pragmas)
     if parts.scheme in ("postgresql", "postgres"):
+        # What was answered is on disk, whatever the cluster is set to: as synchronous=full is on SQLite.
+        options = [*parse_qs(parts.query).get("options", ()), "-c synchronous_commit=on"]
         return PooledPostgresqlDatabase(
-            url, max_connections=40, stale_timeout=300, timeout=10, prefer_psycopg3=True
+            url,
+            max_connections=40,
+            stale_timeout=300,
+            timeout=10,
+            prefer_psycopg3=True,
+            options=" ".join(options),
         )
     raise PilotageError(
         "BAD_SETTINGS",
@@ -195,89 +315,96 @@ def _sqlstate(error: peewee.PeeweeException) -> str:
     return str(getattr(getattr(error, "orig", None), "sqlstate", None) or "")
 
 
-_Item = tuple[Callable[[], Any], Future[Any]]
-"""A work that waits, and where its outcome is told."""
+class _Work:
+    """A work that waits, and what came of it."""
+
+    def __init__(self, run: Callable[[], Any]) -> None:
+        self.run = run
+        self.done = False
+        self.result: Any = None
+        self.error: BaseException | None = None
 
 
 class _Writer:
-    """The one thread that writes to SQLite."""
+    """Writes to SQLite, one transaction at a time: the thread that gets the lock does what all the others wait for too."""
 
     def __init__(self, database: Any) -> None:
         self._database = database
-        self._works: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._loop, name="database-writer", daemon=True)
-        self._thread.start()
+        self._waiting: deque[_Work] = deque()
+        self._lock = threading.Lock()
+        self._owner: int | None = None
+        self._stopped = False
 
-    def run(self, work: Callable[[], T]) -> T:
-        if threading.current_thread() is self._thread:
-            return work()
-        future: Future[T] = Future()
-        self._works.put((work, future))
-        if self._ended.is_set():
-            self._refuse_waiting()
-        return future.result()
+    def run(self, run: Callable[[], T]) -> T:
+        if self._owner == threading.get_ident():
+            return self._within(run)
+        work = _Work(run)
+        self._waiting.append(work)
+        with self._lock:
+            self._owner = threading.get_ident()
+            try:
+                while not work.done:
+                    self._group()
+            finally:
+                self._owner = None
+        if work.error is not None:
+            raise work.error
+        result: T = work.result
+        return result
 
     def stop(self) -> None:
-        """End when what waits before this is written; what comes later is refused."""
-        self._works.put(None)
-        self._thread.join()
+        """End when what is being written is; what comes later is refused."""
+        with self._lock:
+            self._stopped = True
 
-    def _loop(self) -> None:
-        running = True
-        while running:
-            item = self._works.get()
-            if item is None:
-                break
-            running = self._group(item)
-        if not self._database.is_closed():
-            self._database.close()
-        self._ended.set()
-        self._refuse_waiting()
+    def _within(self, run: Callable[[], T]) -> T:
+        """A work of a work: undone alone when it raises."""
+        connection = self._database.connection()
+        connection.execute("SAVEPOINT within")
+        try:
+            result = run()
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK TO within")
+                connection.execute("RELEASE within")
+            raise
+        connection.execute("RELEASE within")
+        return result
 
-    def _refuse_waiting(self) -> None:
-        with contextlib.suppress(queue.Empty):
-            while True:
-                item = self._works.get_nowait()
-                if item is not None:
-                    item[1].set_exception(PilotageError("SERVER_UNAVAILABLE", "the server is stopping"))
+    def _group(self) -> None:
+        """One transaction: the works that wait.
 
-    def _group(self, item: _Item | None) -> bool:
-        """One transaction: the first work and those that wait behind it. False when the writer is told to stop.
-
-        Outcomes are told when the transaction is on disk, also those that are errors: they may rest on what a neighbour wrote.
+        Their outcomes are told when the transaction is on disk, also those that are errors: they may rest on what a
+        neighbour wrote.
         """
-        taken: list[_Item] = []
-        tell: list[Callable[[], None]] = []
+        taken: list[_Work] = []
         begin = time.monotonic()
         try:
+            if self._stopped:
+                raise PilotageError("SERVER_UNAVAILABLE", "the server is stopping")
             self._database.connect(reuse_if_open=True)
             with self._database.atomic("IMMEDIATE"):
-                while item is not None:
-                    taken.append(item)
-                    tell.append(self._outcome(*item))
-                    if len(taken) >= GROUP_LIMIT or time.monotonic() - begin > GROUP_SECONDS:
-                        break
-                    try:
-                        item = self._works.get_nowait()
-                    except queue.Empty:
-                        break
-        except Exception as error:  # noqa: BLE001  the transaction itself: no work of it came to be
-            logger.error("a transaction failed: %s", error)
-            if not taken and item is not None:
-                taken.append(item)
-            tell = [functools.partial(future.set_exception, error) for _, future in taken]
-        for each in tell:
-            each()
-        return item is not None
+                while self._waiting and len(taken) < GROUP_LIMIT and time.monotonic() - begin < GROUP_SECONDS:
+                    taken.append(self._waiting.popleft())
+                    self._do(taken[-1])
+        except BaseException as error:  # the transaction itself: no work of it came to be
+            if not self._stopped:
+                logger.error("a transaction failed: %s", error)
+            if not taken:
+                taken.append(self._waiting.popleft())
+            for work in taken:
+                work.error = error
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            for work in taken:
+                work.done = True
 
-    def _outcome(self, work: Callable[[], Any], future: Future[Any]) -> Callable[[], None]:
-        """Run one work under a savepoint of its own; how to tell what came of it."""
+    def _do(self, work: _Work) -> None:
+        """Run one work under a savepoint of its own."""
         try:
-            with self._database.savepoint():
-                result = work()
+            work.result = self._within(work.run)
         except Exception as error:  # the work's own: its savepoint is undone, the others go on
             if not self._database.connection().in_transaction:
                 raise  # SQLite gave up the whole transaction, as it may when the disk is full
-            return functools.partial(future.set_exception, error)
-        return functools.partial(future.set_result, result)
+            work.error = error

@@ -43,6 +43,7 @@ class Site(Table):
 
     name = TextField(primary_key=True)
     state = TextField(default="online")
+    state_reason = TextField(default="")
 
 
 class Storage(Table):
@@ -72,6 +73,10 @@ class Queue(Table):
     """JSON list of what its nodes offer to jobs that require it: software, CVMFS, ..."""
     country_group = TextField(default="")
     state_reason = TextField(default="")
+    state_by = TextField(default="")
+    """Who set the state; "" for a queue that is as it was made."""
+    state_attempt_id = BigIntegerField(default=0)
+    """The last attempt there was when the state was set: what attempts before it came to says nothing about it."""
 
 
 class Node(Table):
@@ -82,6 +87,8 @@ class Node(Table):
     quick_failures = IntegerField(default=0)
     first_attempt_id = BigIntegerField(default=0)
     """The first failure of the present row: a success after it ends the row."""
+    held_until = BigIntegerField(default=0)
+    """Gets no job before this (lease clock), while it is not clear whether node or jobs are at fault."""
     set_aside = DoubleField(null=True)
     reason = TextField(default="")
 
@@ -99,6 +106,12 @@ class Dataset(Table):
     created = DoubleField(default=now)
     closed = DoubleField(null=True)
     task_id = BigIntegerField(null=True, index=True)
+    owner = TextField(default="")
+    n_files = BigIntegerField(default=0)
+    mebibytes = BigIntegerField(default=0)
+    bytes_more = BigIntegerField(default=0)
+    """Available files, and their size in two parts, since the sum may be more than the databases' integers hold; without
+    those of jobs that the closer has not counted."""
 
 
 class File(Table):
@@ -133,6 +146,8 @@ class JobClass(Table):
 
     id = BigAutoField()
     key = TextField(unique=True)
+    core_seconds = DoubleField(default=60.0)
+    """What one attempt uses, as a moving average over those that ended lately."""
 
 
 class Task(Table):
@@ -151,7 +166,11 @@ class Task(Table):
     last_file_id = BigIntegerField(default=0)
     all_formed = BooleanField(default=False, index=True)
     cancelled = BooleanField(default=False)
+    cancelled_by = TextField(null=True)
+    """Who has cancelled it, while jobs of it may still have to be ended."""
     paused = BooleanField(default=False)
+    unsettled = BooleanField(default=False)
+    """Whether jobs of it may still wait as before its last pause, resumption or change of priority."""
     working_group = TextField(default="")
     country_group = TextField(default="")
     boost = IntegerField(default=0)
@@ -160,9 +179,24 @@ class Task(Table):
     n_failed = IntegerField(default=0)
     n_cancelled = IntegerField(default=0)
     """Jobs that have ended and that the closer has counted (`Job.counted`)."""
+    n_attempts = BigIntegerField(default=0)
+    """Attempts of those jobs."""
     created = DoubleField(default=now)
     started = DoubleField(null=True)
     ended = DoubleField(null=True, index=True)
+    archived = BooleanField(default=False)
+    """Whether all of its jobs have left the hot tables."""
+
+    @property
+    def job_priority(self) -> int:
+        return int(self.priority + self.boost)
+
+
+Task.add_index(
+    Task.index(Task.ended, where=Task.ended.is_null(False) & ~Task.archived, name="task_to_archive")
+)
+Task.add_index(Task.index(Task.id, where=Task.unsettled, name="task_unsettled"))
+Task.add_index(Task.index(Task.id, where=Task.cancelled_by.is_null(False), name="task_being_cancelled"))
 
 
 class TaskDependency(Table):
@@ -229,7 +263,7 @@ class JobInput(Table):
     """Which file a job reads; each file of a task is read by exactly one of its jobs."""
 
     task = ForeignKeyField(Task, index=False)
-    file = ForeignKeyField(File, index=False)
+    file = ForeignKeyField(File)
     job = ForeignKeyField(Job, backref="job_inputs")
 
     class Meta:
@@ -270,7 +304,6 @@ class Attempt(Table):
     error = TextField(null=True)
     error_detail = TextField(null=True)
     storage = ForeignKeyField(Storage, null=True, index=False)
-    log_url = TextField(default="")
     log_size = BigIntegerField(null=True)
     log_checksums = TextField(null=True)
     metrics = TextField(null=True)
@@ -378,7 +411,10 @@ class AdminEvent(Table):
 
 
 class ArchivedJob(Table):
-    """A job of a task that ended a while ago, out of the hot tables: its numbers, and all the rest as one JSON text."""
+    """A job of a task that ended a while ago, out of the hot tables: its numbers, and all the rest as one JSON text.
+
+    A user may have it tried again: then there is a hot job of the same number, and this keeps its earlier attempts.
+    """
 
     id = BigIntegerField(primary_key=True)
     task_id = BigIntegerField()
@@ -391,6 +427,16 @@ class ArchivedJob(Table):
 
     class Meta:
         indexes = ((("task_id", "job_nr"), True),)
+
+
+ArchivedJob.add_index(
+    ArchivedJob.index(
+        ArchivedJob.task_id,
+        ArchivedJob.error,
+        where=ArchivedJob.error.is_null(False),
+        name="archived_job_error",
+    )
+)
 
 
 class Usage(Table):

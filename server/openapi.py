@@ -13,6 +13,7 @@ import protocol
 from protocol.messages import ErrorReply
 from server.routes import Route
 from server.tokens import Role
+from server.wire import JSON_LINES
 
 _REFERENCE = "#/components/schemas/{model}"
 
@@ -27,7 +28,7 @@ def document(routes: Iterable[Route]) -> dict[str, Any]:
     spec.components.security_scheme("token", {"type": "http", "scheme": "bearer"})
     known: set[str] = set()
     for route in routes:
-        for cls in (route.body, route.reply, ErrorReply):
+        for cls in (route.body, route.lines, route.reply, ErrorReply):
             _add_schema(spec, cls, known)
         path = re.sub(r"<(\w+)>", r"{\1}", route.path)
         spec.path(path=path, operations={route.method.lower(): _operation(route)})
@@ -65,6 +66,9 @@ def _operation(route: Route) -> dict[str, Any]:
     }
     if route.body is not None:
         content = {"application/json": {"schema": {"$ref": _REFERENCE.format(model=route.body.__name__)}}}
+        if route.lines is not None:
+            # Of each line; OpenAPI has no word for a sequence of them.
+            content[JSON_LINES] = {"schema": {"$ref": _REFERENCE.format(model=route.lines.__name__)}}
         operation["requestBody"] = {"required": True, "content": content}
     if route.role is not Role.PUBLIC:
         operation["security"] = [{"token": []}]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from server import job_executor
+from server import brokerage, job_executor
 from server.core import Core
 
 
@@ -21,10 +21,11 @@ def run_once(core: Core, elapsed_seconds: float, turn: Turn | None = None) -> in
     Processes that share a database take turns: each gives its own `turn`, and the clock goes no faster for them all.
     """
     step = min(max(elapsed_seconds, 0.0), core.limits.reaper_seconds)
-    clock = job_executor.advance_lease_clock(core, step, turn.seen if turn else None)
+    seen = turn.seen if turn else None
+    clock = job_executor.advance_lease_clock(core, step, seen)
     if turn:
         turn.seen = clock
-    expired = 0
-    while batch := job_executor.expire(core):
-        expired += batch
-    return expired
+    if seen is None or clock == seen + int(step * 1000):
+        half_life = core.limits.share_half_life_seconds
+        core.database.write(lambda: brokerage.forget_usage(step, half_life))
+    return job_executor.expire(core)

@@ -8,7 +8,8 @@ from pathlib import Path
 from protocol.errors import PilotageError
 from protocol.logs import LOGGING_ROWS
 from protocol.settings import Setting, Settings, Table, load_program
-from protocol.values import Type
+from protocol.values import Bounds, Places, Type, parse
+from server.urls import URL_SCHEMES
 
 # fmt: off
 TABLE = Table("server", (
@@ -19,10 +20,18 @@ TABLE = Table("server", (
             "database, first token, bundles and logs; on a disk of this machine", options=("--state",)),
     Setting("server", "threads", Type.INTEGER, 16, "requests worked on at the same time, per worker", minimum=1, maximum=1024),
     Setting("server", "workers", Type.INTEGER, 1, "gunicorn workers; more than one only on Postgres", minimum=1, maximum=256),
+    Setting("server", "one_core_per_worker", Type.FLAG, True,
+            "keep the threads of each worker on one core, which halves what a request costs"),
     Setting("server", "max_body_mb", Type.INTEGER, 16, "largest body of a request", minimum=1, maximum=1024),
     Setting("server", "bundle_limit_mb", Type.INTEGER, 64, "largest bundle of user code (--ship)", minimum=1, maximum=4096),
     Setting("server", "certfile", Type.PATH, "", "the server's certificate (PEM); with it, https is spoken", options=("--certfile",)),
     Setting("server", "keyfile", Type.PATH, "", "its private key (PEM, mode 0600)", options=("--keyfile",)),
+    Setting("server", "proxies", Type.LIST, "",
+            "addresses of balancers before this server; a client's own address is then the last one in X-Forwarded-For"),
+    Setting("server", "wait_port", Type.INTEGER, 0, "port at which pilots without work wait for some; 0: a free one",
+            minimum=0, maximum=65535),
+    Setting("server", "wait_url", Type.TEXT, "",
+            "the server's address for pilots whose /v1/wait a balancer leads to wait_port; empty: they go to that port themselves"),
 
     Setting("database", "url", Type.DATABASE_URL, "",
             "sqlite:///FILE or postgresql://USER@HOST/NAME; empty: SQLite in the state directory. "
@@ -41,11 +50,61 @@ TABLE = Table("server", (
     Setting("executor", "period_seconds", Type.NUMBER, 1, "between two passes of the task-executor", minimum=0.05, maximum=3600),
     Setting("reaper", "period_seconds", Type.NUMBER, 5, "between two passes of the reaper; each lets leases age by as much",
             minimum=0.05, maximum=3600),
+    Setting("brokerage", "chain_boost", Type.INTEGER, 0, "added to a task's priority for each step of its chain that lies before it",
+            minimum=-1_000_000, maximum=1_000_000),
+    Setting("brokerage", "tag_boosts", Type.LIST, "", "tags of tasks and what each adds to the priority: smb:100, calibration:50"),
+    Setting("availability", "period_seconds", Type.NUMBER, 10, "between two looks at what the queues' attempts came to",
+            minimum=0.05, maximum=3600),
+    Setting("availability", "attempts", Type.INTEGER, 20, "a queue is judged by so many of its last attempts", minimum=20, maximum=10_000),
+    Setting("availability", "failed_percent", Type.NUMBER, 50,
+            "if more of them failed by the fault of node, site or storage, the queue is set to test; 100: never",
+            minimum=1, maximum=100),
+    Setting("availability", "test_successes", Type.INTEGER, 5, "jobs that must complete, one after the other, to set it online again",
+            minimum=1, maximum=1000),
+    Setting("catalogue", "allowed_paths", Type.LIST, "",
+            "directories below which files may be registered by file: URLs; empty: everywhere but in /etc, /proc, /dev and the like"),
+    Setting("catalogue", "url_schemes", Type.LIST, ", ".join(URL_SCHEMES), "what the URLs of registered files may begin with"),
     Setting("closer", "period_seconds", Type.NUMBER, 1, "between two passes of the closer", minimum=0.05, maximum=3600),
+    Setting("archive", "after_seconds", Type.NUMBER, 3600, "after the end of a task its jobs stay in the hot tables for so long",
+            minimum=0, maximum=31_536_000),
+    Setting("archive", "period_seconds", Type.NUMBER, 1, "between two passes of the archiver", minimum=0.05, maximum=3600),
 
     *LOGGING_ROWS,
 ))
 # fmt: on
+
+
+LARGEST_BOOST = 1_000_000
+
+
+def tag_boosts(settings: Settings) -> tuple[tuple[str, int], ...]:
+    """`[brokerage] tag_boosts` as tags and numbers; BAD_SETTINGS for an entry that is none."""
+    boosts = []
+    for entry in settings.items("brokerage", "tag_boosts"):
+        tag, _, number = (part.strip() for part in entry.rpartition(":"))
+        digits = number[1:] if number[:1] in ("+", "-") else number
+        if not (
+            tag and digits.isascii() and digits.isdigit() and len(digits) < 9 and int(digits) <= LARGEST_BOOST
+        ):
+            raise PilotageError(
+                "BAD_SETTINGS",
+                f"{settings.origin('brokerage', 'tag_boosts')}: {entry[:80]!a} is no TAG:NUMBER, as smb:100;"
+                f" at most {LARGEST_BOOST:,}",
+            )
+        boosts.append((tag, int(number)))
+    return tuple(boosts)
+
+
+def _check_wait_url(settings: Settings) -> None:
+    """BAD_SETTINGS for what is neither empty nor an address."""
+    text = settings.text("server", "wait_url")
+    try:
+        if text:
+            parse(Type.URL, text, Bounds(), Places(None, None))
+    except ValueError as error:
+        raise PilotageError(
+            "BAD_SETTINGS", f"{settings.origin('server', 'wait_url')}: wait_url {error}"
+        ) from None
 
 
 def load(
@@ -63,6 +122,8 @@ def load(
             "BAD_SETTINGS",
             f"{settings.origin('server', given)}: certfile and keyfile go together, only {given} is set",
         )
+    tag_boosts(settings)
+    _check_wait_url(settings)
     lease, heartbeat = (settings.integer("queue", f"{name}_seconds") for name in ("lease", "heartbeat"))
     if lease < 2 * heartbeat:
         raise PilotageError(

@@ -1,114 +1,201 @@
-"""Form jobs from the contents of datasets, with controlled loading: a bounded stock of READY jobs, never all at once."""
+"""Form jobs from the contents of datasets, with controlled loading: a bounded stock of READY jobs, never all at once.
+
+Jobs of equal needs and priority share a stock, whatever their tasks. A pass asks how full each stock is; it looks at tasks
+only where there is room, and never holds more of them, or of their files, than one chunk.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from protocol import templates
+from peewee import JOIN, fn
+
 from protocol.messages import TaskSpec
 from protocol.states import DatasetState
-from server import job_executor
+from server import dependencies, forming, job_executor, operations, quotas, wake
 from server.core import Core
-from server.job_executor import NewJob
-from server.models import File, Job, Task
-from server.specs import spec_of
+from server.forming import NewJob
+from server.models import Dataset, File, Job, JobClass, Task
+from server.pace import Pace
+from server.quotas import Quotas
+from server.specs import output_names, spec_of
 
-CHUNK = 50
-"""Jobs formed in one transaction, so that no transaction takes longer than a few milliseconds."""
+PASS_JOBS = 5_000
+"""Most jobs that a pass forms of one stock: then the others have their turn, and this one goes on in the next pass."""
+PAGE = 100
+"""Tasks looked at in one go."""
+
+
+@dataclass(frozen=True)
+class Stock:
+    """READY jobs of one class and priority."""
+
+    class_id: int
+    priority: int
 
 
 def run_once(core: Core) -> int:
-    """One pass: promote retries that are due, then top up the stock, high priorities first; how many jobs were formed."""
+    """One pass: promote retries that are due, then top up the stocks, high priorities first; how many jobs were formed."""
     job_executor.promote(core)
+    operations.settle_all(core)
     with core.database.reading():
-        query = Task.select().where(~Task.all_formed, ~Task.cancelled)
-        tasks = list(query.order_by(Task.priority.desc(), Task.id))
-    return sum(_top_up(core, task) for task in tasks)
+        budget = functools.cache(quotas.now)
+        return sum(_top_up(core, stock, budget) for stock in _wanted())
 
 
-def _top_up(core: Core, task: Task) -> int:
-    """Form jobs of a task until the stock of its class and priority is full.
+def _wanted() -> list[Stock]:
+    """The stocks for which some task has more to form."""
+    priority = Task.priority + Task.boost
+    query = _forming(Task.select(Task.job_class, priority.alias("of_jobs"), fn.MIN(Task.id)))
+    rows = query.group_by(Task.job_class, priority).tuples()
+    by_order = sorted(rows, key=lambda row: (-row[1], row[2]))
+    return [Stock(class_id, jobs_priority) for class_id, jobs_priority, _ in by_order]
 
-    Each class has a stock of its own, so that jobs which nobody serves now do not keep others from being formed.
+
+def _forming(query: Any) -> Any:
+    """The tasks that have something to form, or the end of forming to be noted."""
+    new_files = File.select(File.id).where(
+        File.dataset == Task.input_dataset, File.state == "available", File.id > Task.last_file_id
+    )
+    has_more = (
+        Task.input_dataset.is_null()
+        | (Dataset.state == DatasetState.CLOSED.value)
+        | (Dataset.task_id.is_null() & fn.EXISTS(new_files))
+    )
+    return query.join(Dataset, JOIN.LEFT_OUTER, on=(Task.input_dataset == Dataset.id)).where(
+        ~Task.all_formed, ~Task.cancelled, ~Task.paused, has_more, dependencies.is_free()
+    )
+
+
+def _top_up(core: Core, stock: Stock, budget: Callable[[], Quotas]) -> int:
+    """Form jobs until a stock is full, as far as the quotas of the tasks allow.
+
+    Each class and priority has a stock of its own, so that jobs which nobody serves now do not keep others from being formed.
     """
-    with core.database.reading():
-        room = core.limits.ready_stock - _stock(task) if _has_more(task) else 0
+    missing = core.limits.ready_stock - _n_ready(stock, core.limits.ready_stock)
+    if missing <= 0:
+        return 0
+    class_key = JobClass.get_by_id(stock.class_id).key
+    room = left = min(missing, PASS_JOBS)
+    for task in _tasks_of(stock):
+        allowed = budget().room(task)
+        formed = _form(core, task, left if allowed is None else min(left, allowed), class_key)
+        budget().took(task, formed)
+        left -= formed
+        if left <= 0:
+            break
+    if left <= 0 and missing > room:
+        core.to_form.set()
+    return room - left
+
+
+def _n_ready(stock: Stock, limit: int) -> int:
+    """How many jobs of it may be claimed now; counted up to the limit."""
+    query = Job.select(Job.ready_nr).where(
+        Job.job_class == stock.class_id, Job.priority == stock.priority, Job.ready_nr.is_null(False)
+    )
+    return int(query.limit(limit).count())
+
+
+def _tasks_of(stock: Stock) -> Iterator[Task]:
+    """First come, first served."""
+    last = 0
+    while True:
+        query = _forming(Task.select(Task, Dataset)).where(
+            Task.id > last, Task.job_class == stock.class_id, Task.priority + Task.boost == stock.priority
+        )
+        tasks = list(query.order_by(Task.id).limit(PAGE))
+        yield from tasks
+        if len(tasks) < PAGE:
+            return
+        last = tasks[-1].id
+
+
+def _form(core: Core, task: Task, n: int, class_key: str) -> int:
+    """Form at most `n` jobs of a task; how many there were."""
+    if n <= 0 or not _is_enough(task):
+        return 0
+    pace = Pace(seconds=core.database.bulk_seconds)
     formed = 0
-    while room > formed:
-        new = core.database.write(functools.partial(_form_some, core, task.id, min(CHUNK, room - formed)))
+    while formed < n:
+        new, ready = core.database.write(functools.partial(_form_some, core, task.id, n - formed, pace))
+        if ready:
+            core.broker.changed()
+            wake.poke(core, {class_key: ready})
         formed += new
         if not new:
             break
     return formed
 
 
-def _has_more(task: Task) -> bool:
-    """Whether there is something to form, or the end of forming to be noted; cheap, for each task that waits for files."""
+def _is_enough(task: Task) -> bool:
+    """Whether what is new in an open dataset makes a job: a dataset that grows slowly costs no transaction per pass."""
     if task.input_dataset_id is None or task.input_dataset.state == DatasetState.CLOSED.value:
         return True
-    available = File.select().where(
+    size = spec_of(task).files_per_job
+    return bool(_next_files(task).offset(size - 1).limit(1).exists())
+
+
+def _next_files(task: Task) -> Any:
+    """Files that no job of the task reads yet, in order."""
+    query = File.select(File.id, File.lfn).where(
         File.dataset == task.input_dataset_id, File.state == "available", File.id > task.last_file_id
     )
-    return bool(available.exists())
+    return query.order_by(File.id)
 
 
-def _stock(task: Task) -> int:
-    """How many jobs of the task's class and priority may be claimed now."""
-    query = Job.select().where(
-        Job.job_class == task.job_class_id, Job.priority == task.priority, Job.ready_nr.is_null(False)
-    )
-    return int(query.count())
+def _form_some(core: Core, task_id: int, n: int, pace: Pace) -> tuple[int, int]:
+    """Form a chunk of at most `n` jobs of a task; inside `Database.write`. How many, and how many of them may be claimed.
 
-
-def _form_some(core: Core, task_id: int, n: int) -> int:
-    """Form at most `n` jobs of a task; inside `Database.write`. The task's row remembers how far it has come."""
+    The task's row remembers how far it has come.
+    """
     task = core.database.locked(Task.select().where(Task.id == task_id)).get()
-    if task.all_formed or task.cancelled:
-        return 0
+    if task.all_formed or task.cancelled or task.paused:
+        return 0, 0
     spec = spec_of(task)
-    if task.input_dataset_id is None:
-        n = min(n, spec.n_jobs - task.n_formed)
-        groups: list[Sequence[File]] = [()] * n
-        all_formed = task.n_formed + n >= spec.n_jobs
-    else:
+    rows_of_job = 1 + (spec.files_per_job if task.input_dataset_id is not None else 0) + len(spec.outputs)
+    n = max(1, min(n, pace.rows // rows_of_job))
+    with pace.measured(n * rows_of_job):
         groups, all_formed = _next_groups(task, spec, n)
-    jobs = [_new_job(task, spec, task.n_formed + index, files) for index, files in enumerate(groups, start=1)]
-    job_executor.form(core, task, jobs)
-    last_file_id = groups[-1][-1].id if groups and groups[-1] else task.last_file_id
-    Task.update(n_formed=task.n_formed + len(jobs), last_file_id=last_file_id, all_formed=all_formed).where(
-        Task.id == task.id
-    ).execute()
-    return len(jobs)
+        jobs = [
+            _new_job(task, spec, task.n_formed + index, files) for index, files in enumerate(groups, start=1)
+        ]
+        ready = forming.form(core, task, jobs)
+        last_file_id = groups[-1][-1][0] if groups and groups[-1] else task.last_file_id
+        Task.update(
+            n_formed=task.n_formed + len(jobs), last_file_id=last_file_id, all_formed=all_formed
+        ).where(Task.id == task.id).execute()
+    return len(jobs), ready
 
 
-def _next_groups(task: Task, spec: TaskSpec, n: int) -> tuple[list[Sequence[File]], bool]:
+Group = Sequence[tuple[int, str]]
+"""The inputs of a job: id and name of each."""
+
+
+def _next_groups(task: Task, spec: TaskSpec, n: int) -> tuple[list[Group], bool]:
     """The inputs of the next `n` jobs, and whether these are the last ones.
 
     An open dataset may still grow, so its last, incomplete group waits. The outputs of another task become available in
     any order, and the task's row remembers but one place, so they wait until that task has ended.
     """
+    if task.input_dataset_id is None:
+        n = min(n, spec.n_jobs - task.n_formed)
+        return [()] * n, task.n_formed + n >= spec.n_jobs
     size = spec.files_per_job
     closed = task.input_dataset.state == DatasetState.CLOSED.value
     if not closed and task.input_dataset.task_id is not None:
         return [], False
-    available = (
-        File.select()
-        .where(File.dataset == task.input_dataset_id, File.state == "available", File.id > task.last_file_id)
-        .order_by(File.id)
-        .limit(n * size + 1)
-    )
-    files = list(available)
+    files = list(_next_files(task).limit(n * size + 1).tuples())
     used = files[: n * size]
     if not closed:
         used = used[: len(used) - len(used) % size]
-    groups: list[Sequence[File]] = [used[start : start + size] for start in range(0, len(used), size)]
+    groups: list[Group] = [used[start : start + size] for start in range(0, len(used), size)]
     return groups, closed and len(files) == len(used)
 
 
-def _new_job(task: Task, spec: TaskSpec, job_nr: int, files: Sequence[File]) -> NewJob:
-    lfn = files[0].lfn if files else ""
-    values = {"lfn": lfn, "stem": templates.stem(lfn), "task_id": str(task.id), "job_nr": str(job_nr)}
-    return NewJob(
-        job_nr, [file.id for file in files], [templates.fill(template, values) for template in spec.outputs]
-    )
+def _new_job(task: Task, spec: TaskSpec, job_nr: int, files: Group) -> NewJob:
+    lfn = files[0][1] if files else ""
+    return NewJob(job_nr, [file_id for file_id, _ in files], output_names(spec, task.id, job_nr, lfn))

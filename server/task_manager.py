@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 
 from peewee import fn
 
@@ -11,15 +13,18 @@ from protocol.errors import PilotageError
 from protocol.files import check_lfn
 from protocol.messages import Page, TaskSpec, TaskView
 from protocol.resources import ResourceType
-from protocol.states import FINAL, DatasetState, JobState, TaskState, task_state
-from server import brokerage, catalogue, job_executor
+from protocol.states import DatasetState, JobState, TaskState, task_state
+from server import archive, brokerage, cancelling, catalogue, dependencies, tallies
 from server.core import Core
-from server.models import Attempt, Bundle, Dataset, File, Job, Queue, Task, now
-from server.paging import Cursor, iso, page_of
-from server.specs import dump, spec_of
+from server.models import Account, Bundle, Dataset, File, Job, Queue, Site, Task, now
+from server.paging import Cursor, iso, page_of_all
+from server.specs import dump
+from server.tallies import Tally, expected_jobs
+from server.tallies import counts_of as counts_of
+from server.tallies import state_of as state_of
 
-CANCEL_CHUNK = 25
-"""Jobs cancelled in one transaction."""
+ANSWER_SECONDS = 1.0
+"""How long the answer to a cancellation waits for the jobs to end."""
 LONGEST_COMMAND = 65_536
 """Bytes of all words together; Linux takes 128 KiB in one word and more in all, but nobody should."""
 LONGEST_ENVIRONMENT_VALUE = 32_000
@@ -33,21 +38,35 @@ def register(core: Core, spec: TaskSpec, owner: str) -> TaskView:
         if Task.get_or_none(Task.name == spec.name):
             raise PilotageError("ALREADY_EXISTS", f"there is a task {spec.name} already")
         _check_against_database(spec)
+        group = spec.working_group or _group_of(owner)
+        after = dependencies.resolve(spec, owner, group)
+        input_dataset = Dataset.get(Dataset.name == spec.input_dataset) if spec.input_dataset else None
         task = Task.create(
             name=spec.name,
             owner=owner,
             spec=dump(spec),
             resource_type=spec.resource_type.value,
             priority=spec.priority,
-            job_class=brokerage.class_of(brokerage.needs_of(spec)),
-            input_dataset=Dataset.get(Dataset.name == spec.input_dataset) if spec.input_dataset else None,
+            boost=dependencies.boost(core.limits, spec, input_dataset),
+            job_class=brokerage.class_of(brokerage.needs_of(spec, group)),
+            input_dataset=input_dataset,
+            working_group=group,
+            country_group=spec.country_group,
         )
+        dependencies.keep(task.id, after)
         if spec.outputs:
-            output = catalogue.create_output(spec.output_dataset or f"{spec.name}.out", task.id)
+            output = catalogue.create_output(spec.output_dataset or f"{spec.name}.out", task.id, owner)
             Task.update(output_dataset=output).where(Task.id == task.id).execute()
         return Task.get_by_id(task.id)
 
-    return view(core.database.write(work), with_spec=True)
+    task = core.database.write(work)
+    core.to_form.set()
+    return view(task, with_spec=True)
+
+
+def _group_of(owner: str) -> str:
+    account = Account.get_or_none(Account.name == owner)
+    return str(account.working_group) if account else ""
 
 
 def _check(spec: TaskSpec) -> None:
@@ -140,6 +159,8 @@ def _check_against_database(spec: TaskSpec) -> None:
                 "BAD_REQUEST",
                 f"queue {queue.name} is a {queue.resource_type} queue and the task asks for {spec.resource_type}",
             )
+    if spec.site and not Site.get_or_none(Site.name == spec.site):
+        raise PilotageError("NOT_FOUND", f"no site {spec.site}; see 'pilotage site list'")
     if spec.bundle and not Bundle.get_or_none(Bundle.digest == spec.bundle):
         raise PilotageError(
             "NOT_FOUND", f"no bundle {spec.bundle}; send it first: PUT /v1/bundles/{spec.bundle}"
@@ -159,69 +180,43 @@ def _is_id(text: str) -> bool:
 
 
 def cancel(core: Core, id_or_name: str, caller: str) -> TaskView:
-    """End a task: no further job is formed, and those that have not ended are cancelled, a chunk at a time."""
+    """End a task: no further job is formed, and those that have not ended are cancelled, a chunk at a time.
 
-    def stop_forming() -> int:
-        task = find(id_or_name)
-        if task.ended is None:
-            Task.update(cancelled=True).where(Task.id == task.id, Task.ended.is_null()).execute()
-        return int(task.id)
-
-    task_id = core.database.write(stop_forming)
+    What is not done when the answer is due, the closer goes on with.
+    """
     with core.database.reading():
-        unfinished = Job.state.not_in([state.value for state in FINAL])
-        while ids := [
-            job.id for job in Job.select(Job.id).where(Job.task == task_id, unfinished).limit(CANCEL_CHUNK)
-        ]:
-            job_executor.cancel(core, ids, caller, f"task {task_id} was cancelled")
-        return view(Task.get_by_id(task_id))
+        task = find(id_or_name)
+        cancelling.cancel_task(core, task.id, caller, ANSWER_SECONDS)
+        return view(Task.get_by_id(task.id))
 
 
 # -- reports ----------------------------------------------------------------------------------------------------------------
 
 
-def counts_of(task: Task) -> dict[JobState, int]:
-    rows = Job.select(Job.state, fn.COUNT(Job.id)).where(Job.task == task.id).group_by(Job.state).tuples()
-    return {JobState(state): n for state, n in rows}
-
-
-def expected_jobs(task: Task) -> int:
-    """How many jobs the task has when all are formed; of an open input dataset, as many as its files give now."""
-    spec = spec_of(task)
-    if task.all_formed:
-        return int(task.n_formed)
-    if task.input_dataset_id is None:
-        return spec.n_jobs
-    n_files = File.select().where(File.dataset == task.input_dataset_id, File.state == "available").count()
-    expected = -(-n_files // spec.files_per_job)
-    # An open dataset may grow: there is always one more to come.
-    return expected + (task.input_dataset.state == DatasetState.OPEN.value)
-
-
-def state_of(task: Task) -> TaskState:
-    return task_state(counts_of(task), expected_jobs(task), task.cancelled)
-
-
 def view(task: Task, with_spec: bool = False) -> TaskView:
-    counts = counts_of(task)
+    shown = views([task])[0]
+    shown.spec = json.loads(task.spec) if with_spec else None
+    return shown
+
+
+def views(shown: Sequence[Task]) -> list[TaskView]:
+    """Of many tasks, in few questions for all of them together."""
+    found = tallies.of([task.id for task in shown])
+    outputs = catalogue.sizes([task.output_dataset for task in shown if task.output_dataset_id is not None])
+    return [_view(task, found[task.id], outputs.get(task.output_dataset_id, (0, 0))[0]) for task in shown]
+
+
+def _view(task: Task, tally: Tally, n_outputs: int) -> TaskView:
     expected = expected_jobs(task)
     output = task.output_dataset
-    n_outputs = (
-        File.select().where(File.dataset == output.id, File.state == "available").count() if output else 0
-    )
-    errors = (
-        Job.select(Job.error, fn.COUNT(Job.id))
-        .where(Job.task == task.id, Job.state == JobState.FAILED.value)
-        .group_by(Job.error)
-    )
     return TaskView(
         task_id=task.id,
         name=task.name,
         owner=task.owner,
-        state=task_state(counts, expected, task.cancelled).value,
+        state=task_state(tally.counts, expected, task.cancelled).value,
         n_jobs=expected,
-        counts={state.value: counts[state] for state in JobState if state in counts},
-        n_attempts=Attempt.select().join(Job, on=(Attempt.job == Job.id)).where(Job.task == task.id).count(),
+        counts={state.value: tally.counts[state] for state in JobState if state in tally.counts},
+        n_attempts=tally.n_attempts,
         created=iso(task.created),
         resource_type=task.resource_type,
         priority=task.priority,
@@ -231,19 +226,33 @@ def view(task: Task, with_spec: bool = False) -> TaskView:
         n_outputs=n_outputs,
         started=iso(task.started) if task.started else None,
         ended=iso(task.ended) if task.ended else None,
-        errors=dict(errors.tuples()),
-        spec=json.loads(task.spec) if with_spec else None,
+        errors=_errors(task) if tally.counts.get(JobState.FAILED) else {},
+        paused=task.paused,
+        boost=task.boost,
+        working_group=task.working_group,
     )
 
 
-def tasks(cursor: Cursor, state: str = "", name: str = "") -> Page:
+def _errors(task: Task) -> dict[str, int]:
+    """Failed jobs by error; those that wait for another try have one too, and those that were cancelled another."""
+    failed = JobState.FAILED.value
+    hot = Job.select(Job.error, fn.COUNT(Job.id)).where(
+        Job.task == task.id, Job.error.is_null(False), Job.state == failed
+    )
+    return dict(Counter(archive.errors_of(task.id, failed)) + Counter(dict(hot.group_by(Job.error).tuples())))
+
+
+def tasks(cursor: Cursor, state: str = "", name: str = "", owner: str = "", group: str = "") -> Page:
     query = Task.select()
+    if owner:
+        query = query.where(Task.owner == owner)
+    if group:
+        query = query.where(Task.working_group == group)
     if name:
         query = query.where(Task.name.contains(name))
     if state:
-        matching = [task.id for task in query if state_of(task).value == state]
-        query = Task.select().where(Task.id.in_(matching))
-    return page_of(query, Task.id, cursor, view)
+        query = query.where(tallies.is_in(TaskState(state)))
+    return page_of_all(query, Task.id, cursor, views)
 
 
 def end(core: Core, task_id: int) -> bool:
@@ -251,17 +260,12 @@ def end(core: Core, task_id: int) -> bool:
 
     def work() -> bool:
         task = core.database.locked(Task.select().where(Task.id == task_id)).get()
-        if task.ended is not None:
-            return False
-        counts = counts_of(task)
-        formed = sum(counts.values())
-        if formed != sum(counts.get(state, 0) for state in FINAL) or not (task.all_formed or task.cancelled):
+        if not Task.select().where(Task.id == task_id, tallies.may_end()).exists():
             return False
         if task.output_dataset_id is not None:
             catalogue.close_output(task.output_dataset_id)
         # Not all_formed too: of a task that was cancelled before, the jobs not formed count as not done.
-        last = Job.select(fn.MAX(Job.changed)).where(Job.task == task.id).scalar()
-        Task.update(ended=last or now()).where(Task.id == task.id).execute()
+        Task.update(ended=now()).where(Task.id == task.id).execute()
         return True
 
     return core.database.write(work)

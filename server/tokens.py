@@ -7,46 +7,66 @@ import hashlib
 import hmac
 import os
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from protocol.errors import PilotageError
-from server.models import Token, now
+from server.models import Counter, Token, now
 
 
 class Role(enum.Enum):
-    """What a token may do; an admin may do everything."""
+    """What a token may do; an admin may do everything. GROUP is a user who also manages the working group of the account."""
 
     PUBLIC = "public"
     PILOT = "pilot"
     USER = "user"
+    GROUP = "group"
     ADMIN = "admin"
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Who sent a request. `queue` "" is every queue."""
+    """Who sent a request: the account, or the name of a pilot token. `queue` "" is every queue."""
 
     name: str
     role: Role
     queue: str = ""
+    token_id: int = field(default=0, compare=False)
 
     def may(self, role: Role) -> bool:
-        return role is Role.PUBLIC or self.role is Role.ADMIN or self.role is role
+        return (
+            role is Role.PUBLIC
+            or self.role is Role.ADMIN
+            or self.role is role
+            or (role is Role.USER and self.role is Role.GROUP)
+        )
 
 
 NOBODY = Caller("", Role.PUBLIC)
+KEY_EPOCH = "key_epoch"
+"""The counter of the restored backups; there is none before the first."""
 FIRST_TOKENS = {Role.ADMIN: "admin.token", Role.PILOT: "pilot.token"}
+LONGEST = 500
+"""Characters of a token that may be one of ours."""
 
 
-def _hash(token: str) -> str:
-    return hashlib.sha256(token.encode()).hexdigest()
+def hash_of(token: str) -> str:
+    return hashlib.sha256(token.encode("utf-8", "replace")).hexdigest()
 
 
-def create(name: str, role: Role, queue: str = "") -> str:
-    """A new token, kept only as a hash; inside `Database.write`."""
+def create(
+    name: str, role: Role, queue: str = "", account: str | None = None, expires: float | None = None
+) -> str:
+    """A new token, kept only as a hash; inside `Database.write`. `expires`: seconds since 1970."""
     token = f"{role.value}-{secrets.token_urlsafe(32)}"
-    Token.create(name=name, role=role.value, queue=queue or None, hash=_hash(token))
+    Token.create(
+        name=name,
+        role=role.value,
+        account=account,
+        queue=queue or None,
+        hash=hash_of(token),
+        expires=expires,
+    )
     return token
 
 
@@ -54,7 +74,8 @@ def write_first_tokens(directory: Path) -> None:
     """Make the first token of each role in a file that only its owner can read; those that are there and valid stay."""
     for role, file_name in FIRST_TOKENS.items():
         path = directory / file_name
-        if path.exists() and Token.get_or_none(Token.hash == _hash(path.read_text().strip())):
+        known = path.exists() and Token.get_or_none(Token.hash == hash_of(path.read_text().strip()))
+        if known and is_valid(known):
             continue
         path.unlink(missing_ok=True)
         write_secret(path, create(role.value, role) + "\n")
@@ -77,19 +98,40 @@ def server_key(directory: Path) -> bytes:
     return bytes.fromhex(path.read_text().strip())
 
 
+def epoch_key(key: bytes) -> bytes:
+    """The key of the attempt tokens of this epoch. A restored backup begins a new one: tokens from before it fit no more."""
+    row = Counter.get_or_none(Counter.name == KEY_EPOCH)
+    return hmac.new(key, str(row.value).encode(), hashlib.sha256).digest() if row is not None else key
+
+
+def is_valid(row: Token) -> bool:
+    return row.revoked is None and (row.expires is None or row.expires >= now())
+
+
+def token_in(authorization: str) -> str:
+    """The token of an `Authorization: Bearer` header, or "" if that is none."""
+    scheme, _, token = authorization.partition(" ")
+    return token if scheme.lower() == "bearer" and len(token) <= LONGEST else ""
+
+
 def caller_of(authorization: str | None) -> Caller:
     """Who stands behind an `Authorization: Bearer` header; NOBODY without one, UNAUTHENTICATED for a token that is not valid."""
     if not authorization:
         return NOBODY
-    scheme, _, token = authorization.partition(" ")
-    if scheme.lower() != "bearer" or not token or len(token) > 500:
+    token = token_in(authorization)
+    if not token:
         raise PilotageError("UNAUTHENTICATED", "the Authorization header must read 'Bearer TOKEN'")
-    row = Token.get_or_none(Token.hash == _hash(token))
+    return caller_with(hash_of(token))
+
+
+def caller_with(digest: str) -> Caller:
+    """Who has the token with this hash, as the database knows it now."""
+    row = Token.get_or_none(Token.hash == digest)
     if row is None:
         raise PilotageError("UNAUTHENTICATED", "the token is not known here")
-    if row.revoked is not None or (row.expires is not None and row.expires < now()):
+    if not is_valid(row):
         raise PilotageError("UNAUTHENTICATED", "the token has expired or was revoked")
-    return Caller(row.name, Role(row.role), row.queue or "")
+    return Caller(row.account or row.name, Role(row.role), row.queue or "", row.id)
 
 
 def new_nonce() -> str:
@@ -97,11 +139,18 @@ def new_nonce() -> str:
 
 
 def attempt_token(key: bytes, attempt_id: int, nonce: str) -> str:
-    """The token of an attempt: the same bytes from any process, also after a restart, and nothing secret in the database."""
-    return hmac.new(key, f"{attempt_id}:{nonce}".encode(), hashlib.sha256).hexdigest()
+    """The token of an attempt: the same bytes from any process, also after a restart, and nothing secret in the database.
+
+    It carries the nonce in the open, so that the attempt's row need not be read to see whether a token is genuine.
+    """
+    mac = hmac.digest(key, f"{attempt_id}:{nonce}".encode(), "sha256").hex()
+    return f"{nonce}.{mac}"
 
 
-def is_token_of(key: bytes, attempt_id: int, nonce: str, token: str) -> bool:
-    return hmac.compare_digest(
+def nonce_in(key: bytes, attempt_id: int, token: str) -> str | None:
+    """The nonce that a token of this attempt carries; None if this server has not given it out."""
+    nonce = token.rpartition(".")[0]
+    genuine = hmac.compare_digest(
         attempt_token(key, attempt_id, nonce).encode(), token.encode("utf-8", "replace")
     )
+    return nonce if genuine else None

@@ -82,6 +82,7 @@ COMPONENTS: Dict[str, Component] = {
         Component("openssl", on_path("openssl")),
         Component("second-filesystem", filesystems.no_second, f"{MAKE_COMPONENTS}, or a tmpfs on /dev/shm"),
         Component("mount", filesystems.no_mount, "run the tests as root on a machine that allows mount"),
+        Component("haproxy", on_path("haproxy")),
         Component("blake3", _module("blake3"), "make dev"),
     )
 }

@@ -32,6 +32,7 @@ need procps has ps
 need e2fsprogs has mkfs.ext4
 need mount has mount
 need util-linux has setpriv
+need haproxy has haproxy
 
 if [ -z "$missing" ]; then
     echo "components: all there"

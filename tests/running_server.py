@@ -18,7 +18,7 @@ import urllib.error
 import urllib.request
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Dict, Iterator, Mapping, Optional
+from typing import Any, Dict, Iterator, Mapping, Optional, Union
 
 import pytest
 
@@ -71,6 +71,13 @@ class RunningServer:
     @property
     def pilot_token(self) -> Path:
         return self.directory / "pilot.token"
+
+    @property
+    def installation(self) -> Union[Path, str]:
+        """What an audit looks at: the URL of the database that it was given, or its state directory."""
+        if "--database" in self.options:
+            return self.options[self.options.index("--database") + 1]
+        return self.extra.get("PILOTAGE_DATABASE__URL") or self.directory
 
     def start(self) -> None:
         """Start it and wait until it answers."""

@@ -18,7 +18,7 @@ OURS: Dict[str, Set[str]] = {
     "protocol": set(),
     "copytools": {"protocol"},
     "pilot": {"protocol", "copytools"},
-    "server": {"protocol"},
+    "server": {"protocol", "copytools"},
     "client": {"protocol", "copytools"},
     "daq": {"protocol"},
 }
@@ -48,11 +48,14 @@ THEIRS: Dict[str, Set[str]] = {
 """folder → packages from PyPI that it may import; the standard library is everybody's."""
 
 ONLY_IN: Dict[str, Tuple[str, ...]] = {
-    "click": ("*/cli.py", "client/commands/*.py"),
+    "click": ("*/cli.py", "client/commands/*.py", "server/commands/*.py"),
     "urllib3": ("pilot/server_client.py", "client/session.py"),
     "blake3": ("copytools/checksum.py", "daq/*.py"),
 }
 """package → the only files that may import it."""
+
+LIKE_THE_OTHERS = {"server/commands/*.py": "client"}
+"""Commands of another folder than client/: they print as all commands do."""
 
 COMMANDS = "client/cli.py"
 """The one file that may import the command groups of other folders (`x.cli`): it joins them into `pilotage`."""
@@ -147,7 +150,8 @@ def broken(found: Import) -> str | None:
         return f"{top} may be imported only in {', '.join(ONLY_IN[top])}"
     if top in FOLDERS:
         joined = found.file == COMMANDS and (found.module == top or found.is_of(f"{top}.cli"))
-        return None if top in OURS[folder] or joined else f"{folder}/ may not import {top}/"
+        alike = any(path.match(pattern) and top == other for pattern, other in LIKE_THE_OTHERS.items())
+        return None if top in OURS[folder] or joined or alike else f"{folder}/ may not import {top}/"
     return None if top in THEIRS[folder] else f"{folder}/ may not import {top}"
 
 

@@ -124,13 +124,27 @@ def show_error(error: Exception) -> None:
 COMMANDS = {
     "demo": Lazy("client.commands.demo:demo", "the main job on this machine, from start to end"),
     "server": Lazy("server.cli:server", "start, stop and look after a server", "server"),
+    "audit": Lazy(
+        "server.commands.audit:audit", "check that jobs, datasets and files are as they must be", "server"
+    ),
+    "db": Lazy("server.commands.db:db", "schema, backup, restore, and what becomes of old data", "server"),
     "pilot": Lazy("client.commands.pilot:pilot", "run a pilot; see which there are"),
     "task": Lazy("client.commands.tasks:task", "submit, watch and cancel tasks"),
     "job": Lazy("client.commands.jobs:job", "jobs, their attempts and their logs"),
     "dataset": Lazy("client.commands.datasets:dataset", "register, look into and fetch datasets"),
     "file": Lazy("client.commands.files:file", "find files in all datasets"),
+    "usage": Lazy("client.commands.usage:usage", "core-hours and bytes by owner, group and queue"),
     "queue": Lazy("client.commands.queues:queue", "computing queues: make, see, open and close them"),
+    "site": Lazy("client.commands.sites:site", "sites: see, open and close them"),
+    "node": Lazy("client.commands.nodes:node", "worker nodes that were put aside"),
     "storage": Lazy("client.commands.storages:storage", "storages that take the outputs"),
+    "token": Lazy("client.commands.tokens:token", "tokens: make, see and revoke them"),
+    "account": Lazy(
+        "client.commands.accounts:account", "accounts: who owns tasks, in which group, with which quota"
+    ),
+    "group": Lazy("client.commands.groups:group", "working groups: the tree of shares, and quotas"),
+    "trail": Lazy("client.commands.trail:trail", "what was done by whom"),
+    "bench": Lazy("server.bench.cli:bench", "measure how fast this version is on this machine", "server"),
     "daq": Lazy("daq.cli:daq", "the DAQ emulator, and a reader of .spd files"),
     "config": Lazy("client.commands.config:config", "settings, their values and where each comes from"),
 }

@@ -12,7 +12,17 @@ import click
 
 from client import settings, tables
 from client.session import Session
+from protocol.messages import Explanation
+from protocol.redaction import one_line
 
+_QUEUES = (
+    tables.Column("queue", lambda fit: fit.queue),
+    tables.Column("site", lambda fit: fit.site),
+    tables.Column("state", lambda fit: fit.state),
+    tables.Column("pilots", lambda fit: fit.n_pilots, right=True),
+    tables.Column("could take it", lambda fit: fit.n_fitting, right=True),
+    tables.Column("what is missing", lambda fit: "; ".join(fit.missing)),
+)
 F = TypeVar("F", bound=Callable[..., Any])
 
 _CONFIG = "settings_file"
@@ -81,3 +91,21 @@ def print_list(
         tables.say(nothing)
     if len(shown) < len(rows):
         tables.say(f"There are more than these {limit}; --limit 0 shows all.")
+
+
+def print_explanation(told: Explanation, as_json: bool) -> None:
+    """Why something is where it is: a sentence per line, and what each queue has to say."""
+    if as_json:
+        return tables.show(told)
+    what = (
+        f"Job {told.job_id}, number {told.job_nr} of task {told.task},"
+        if told.job_id
+        else f"Task {told.task}"
+    )
+    tables.write(one_line(f"{what} is {told.state} since {tables.when(told.since)} (UTC):"))
+    for reason in told.reasons:
+        tables.write(one_line(f"- {reason}"))
+    if told.queues:
+        tables.write("")
+        tables.print_table(told.queues, _QUEUES)
+    return None

@@ -42,8 +42,8 @@ def dataset() -> None:
 )
 @click.argument("name", metavar="NAME")
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
-@click.option("--checksum", "algorithms", multiple=True, type=click.Choice(tuple(ALGORITHMS)),
-              help="Checksum to learn; may be repeated.  [default: all that this machine can]")  # fmt: skip
+@click.option("--checksum", "algorithms", multiple=True, type=click.Choice((*ALGORITHMS, registrator.NO_CHECKSUM)),
+              help="Checksum to learn; may be repeated; none: the files are not read.  [default: all that this machine can]")  # fmt: skip
 @click.option(
     "--close/--no-close", default=True, show_default=True, help="Close the dataset when its files are in."
 )
@@ -67,8 +67,9 @@ def register(
     view = registrator.register(session, name, paths, registrator.Options(quiet=as_json, **options))  # type: ignore[arg-type]
     if as_json:
         return tables.show(view)
+    known = f" {view.n_known} of the files given were in it already." if view.n_known else ""
     tables.write(
-        f"Dataset {view.name}: {tables.some(view.n_files, 'file')}, {tables.size(view.size)}, {view.state}."
+        f"Dataset {view.name}: {tables.some(view.n_files, 'file')}, {tables.size(view.size)}, {view.state}.{known}"
     )
     tables.say(f"next: pilotage task submit --input {view.name} -- COMMAND '{{input}}'")
     return None

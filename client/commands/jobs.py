@@ -1,4 +1,4 @@
-"""`pilotage job`: list, show and cancel jobs, and read the logs of their attempts."""
+"""`pilotage job`: list, show, explain, cancel and retry jobs, and read the logs of their attempts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ from rich.text import Text
 
 from client import joblog, tables
 from client.commands import Group
-from client.commands.common import examples, json_option, limit_option, print_list, with_session
+from client.commands.common import (
+    examples,
+    json_option,
+    limit_option,
+    print_explanation,
+    print_list,
+    with_session,
+)
 from client.session import Session
 from client.tables import Column
 from protocol.errors import BY_NAME
@@ -77,12 +84,21 @@ def list_jobs(
     session: Session, *, task: str | None, state: str | None, error: str | None, limit: int, as_json: bool
 ) -> None:
     """List jobs."""
-    nothing = (
-        "No such job."
-        if task or state or error
-        else "No job yet; a task makes them: pilotage task submit --help"
-    )
+    nothing = _nothing(task, state, error)
     print_list(session.jobs(task=task, state=state, error=error), _COLUMNS, limit, as_json, nothing)
+
+
+def _nothing(task: str | None, state: str | None, error: str | None) -> str:
+    """What an empty list says: of what there is none, and what to do."""
+    if not (task or state or error):
+        return "No job yet; a task makes them: pilotage task submit --help"
+    of_task = f" of task {task}" if task else ""
+    if not (state or error):
+        return f"No job{of_task} was formed yet; see: pilotage task why {task}"
+    which = (
+        f"is {state}" + (f" with the error {error}" if error else "") if state else f"has the error {error}"
+    )
+    return f"No job{of_task} {which}."
 
 
 @job.command(epilog=examples("pilotage job show 17", "pilotage job show 17 --json"))
@@ -146,6 +162,32 @@ def log(session: Session, *, job_id: int, attempt: int | None, save: Path | None
     if as_json:
         return tables.show(JobLog(view.job_id, joblog.chosen(view, attempt)))
     joblog.show(view, attempt, save, session.data_root)
+    return None
+
+
+@job.command(epilog=examples("pilotage job why 17", "pilotage job why 17 --json"))
+@click.argument("job_id", type=int, metavar="ID")
+@json_option
+@with_session
+def why(session: Session, *, job_id: int, as_json: bool) -> None:
+    """Say why a job is where it is.
+
+    Which queues could take it, what is missing in each, how many jobs are before it, when it is tried again, what ended it.
+    """
+    print_explanation(session.explain_job(job_id), as_json)
+
+
+@job.command(epilog=examples("pilotage job retry 17"))
+@click.argument("job_id", type=int, metavar="ID")
+@json_option
+@with_session
+def retry(session: Session, *, job_id: int, as_json: bool) -> None:
+    """Try a job again that failed or was cancelled: a new attempt, with both budgets whole."""
+    view = session.retry_job(job_id)
+    if as_json:
+        return tables.show(view)
+    tables.write(f"Job {view.job_id} of task {view.task} is {view.state}.")
+    tables.say(f"next: pilotage job why {view.job_id}")
     return None
 
 

@@ -14,6 +14,7 @@ COMMANDS = {
     "daemon": Lazy("pilot.cli:daemon", "start pilots on this machine again and again", "fast"),
     "list": Lazy("client.commands.pilots:list_pilots", "list pilots, the newest first"),
     "show": Lazy("client.commands.pilots:show", "show one pilot"),
+    "drain": Lazy("client.commands.pilots:drain", "let pilots end when their jobs have"),
 }
 
 

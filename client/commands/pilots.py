@@ -1,4 +1,4 @@
-"""`pilotage pilot list` and `show`: what the server knows of its pilots."""
+"""`pilotage pilot list`, `show` and `drain`: what the server knows of its pilots, and how to let them end."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from client import tables
 from client.commands.common import examples, json_option, limit_option, print_list, with_session
 from client.session import Session
 from client.tables import Column
+from protocol.messages import PilotView
 from protocol.states import PilotState
 
 _COLUMNS = (
     Column("pilot", lambda pilot: pilot.pilot_id),
-    Column("state", lambda pilot: pilot.state),
+    Column("state", lambda pilot: _state(pilot)),
     Column("node", lambda pilot: pilot.node),
     Column("queue", lambda pilot: pilot.queue),
     Column("type", lambda pilot: pilot.resource_type),
@@ -55,7 +56,7 @@ def show(session: Session, *, pilot_id: str, as_json: bool) -> None:
     tables.print_facts(
         {
             "pilot": view.pilot_id,
-            "state": view.state,
+            "state": _state(view),
             "ended": ended,
             "node": view.node,
             "queue": f"{view.queue} at {view.site} ({view.resource_type})",
@@ -66,4 +67,31 @@ def show(session: Session, *, pilot_id: str, as_json: bool) -> None:
             "last word": tables.when(view.last_seen),
         }
     )
+    return None
+
+
+def _state(view: PilotView) -> str:
+    return f"{view.state}, draining" if view.draining and view.exit_code is None else view.state
+
+
+@click.command(epilog=examples("pilotage pilot drain PILOT", "pilotage pilot drain --queue CPU"))
+@click.argument("pilot_id", required=False, metavar="PILOT")
+@click.option("--queue", metavar="QUEUE", help="All pilots that are in this queue now.")
+@json_option
+@with_session
+def drain(session: Session, *, pilot_id: str | None, queue: str | None, as_json: bool) -> None:
+    """Let pilots end: they take no further job, and end when those that they hold have. Needs an admin's token."""
+    if bool(pilot_id) == bool(queue):
+        raise click.UsageError("name a pilot, or --queue QUEUE for all that are there")
+    if queue:
+        drained = session.drain_pilots(queue)
+        if as_json:
+            return tables.show(drained)
+        tables.write(f"{tables.some(drained.n_pilots, 'pilot')} of {queue} will take no further job.")
+        tables.say(f"next: pilotage queue set {queue} drain   # or new pilots there go on")
+        return None
+    view = session.drain_pilot(str(pilot_id))
+    if as_json:
+        return tables.show(view)
+    tables.write(f"Pilot {view.pilot_id} is {_state(view)}, with {tables.some(view.n_held, 'job')}.")
     return None

@@ -24,6 +24,7 @@ _COLUMNS = (
     Column("ready", lambda queue: queue.n_ready, right=True),
     Column("running", lambda queue: queue.n_held, right=True),
     Column("storage", lambda queue: queue.storage),
+    Column("reason", lambda queue: queue.state_reason),
 )
 _DEFAULT = QueueSpec(name="x")
 _SECONDS: dict[str, Any] = {"type": int, "metavar": "S", "show_default": True}
@@ -60,6 +61,11 @@ def show(session: Session, *, name: str, as_json: bool) -> None:
 @click.argument("name", metavar="QUEUE")
 @click.option("--site", default=_DEFAULT.site, show_default=True)
 @click.option("--gpu", is_flag=True, help="Its pilots have a GPU.")
+@click.option("--tag", "--tags", "tags", multiple=True, metavar="TAG,...",
+              help="What its nodes have that jobs may require; may be repeated.")  # fmt: skip
+@click.option(
+    "--country", "country_group", default="", metavar="GROUP", help="The country group of its nodes."
+)
 @click.option("--storage", default="", help="Takes the outputs.  [default: the server's first]")
 @click.option(
     "--copytool", "copytools", multiple=True, help="Copytool its pilots use; may be repeated, best first."
@@ -79,28 +85,49 @@ def show(session: Session, *, name: str, as_json: bool) -> None:
     help="Pilots older than this ask for no further job; 0: no limit.",
     **_SECONDS,
 )
+@click.option(
+    "--requeue-delay",
+    "requeue_delay_seconds",
+    default=0,
+    help="A lost job waits so long for its pilot before another one may have it.",
+    **_SECONDS,
+)
 @json_option
 @with_session
 def create(
-    session: Session, *, gpu: bool, copytools: tuple[str, ...], as_json: bool, **options: object
+    session: Session,
+    *,
+    gpu: bool,
+    copytools: tuple[str, ...],
+    tags: tuple[str, ...],
+    as_json: bool,
+    **options: object,
 ) -> None:
     """Define a queue. Needs an admin's token."""
     kind = ResourceType.GPU if gpu else ResourceType.CPU
-    spec = QueueSpec(resource_type=kind, copytools=list(copytools), **options)  # type: ignore[arg-type]
+    words = [tag.strip() for text in tags for tag in text.split(",") if tag.strip()]
+    spec = QueueSpec(resource_type=kind, copytools=list(copytools), tags=words, **options)  # type: ignore[arg-type]
     _print(session.create_queue(spec), as_json)
 
 
-@queue.command("set", epilog=examples("pilotage queue set CPU drain", "pilotage queue set CPU online"))
+@queue.command(
+    "set",
+    epilog=examples(
+        "pilotage queue set CPU drain --reason 'power cut at 18:00'", "pilotage queue set CPU online"
+    ),
+)
 @click.argument("name", metavar="QUEUE")
 @click.argument("state", type=click.Choice([each.value for each in QueueState]))
+@click.option("--reason", default="", metavar="TEXT", help="Shown to whoever asks why a job waits.")
 @json_option
 @with_session
-def set_state(session: Session, *, name: str, state: str, as_json: bool) -> None:
+def set_state(session: Session, *, name: str, state: str, reason: str, as_json: bool) -> None:
     """Open or close a queue. Needs an admin's token.
 
-    online and test hand out jobs; drain and offline hand out none, and leave running jobs alone.
+    online hands out jobs, test one at a time; drain and offline hand out none, and leave running jobs alone. The server
+    sets a queue to test by itself when too many attempts fail there, and online again; one that was closed by hand stays.
     """
-    _print(session.set_queue_state(name, QueueState(state)), as_json)
+    _print(session.set_queue_state(name, QueueState(state), reason), as_json)
 
 
 def _print(view: QueueView, as_json: bool) -> None:
@@ -110,13 +137,21 @@ def _print(view: QueueView, as_json: bool) -> None:
         {
             "queue": f"{view.name} at {view.site}",
             "type": view.resource_type,
-            "state": view.state,
+            "state": _state(view),
             "storage": view.storage,
             "copytools": ", ".join(view.copytools) or "any that knows the address",
             "lease": f"{view.lease_seconds} s, heartbeat every {view.heartbeat_seconds} s",
+            "requeue delay": f"{view.requeue_delay_seconds} s" if view.requeue_delay_seconds else None,
+            "tags": ", ".join(view.tags),
+            "country": view.country_group,
             "timefloor": f"{view.timefloor_seconds} s" if view.timefloor_seconds else None,
             "jobs": f"{view.n_ready} ready, {view.n_held} running",
             "pilots": view.n_pilots,
         }
     )
     return None
+
+
+def _state(view: QueueView) -> str:
+    by = f", by {view.state_by}" if view.state_by else ""
+    return f"{view.state}{by}" + (f": {view.state_reason}" if view.state_reason else "")

@@ -11,7 +11,11 @@ from client.session import Session
 from client.tables import Column
 from protocol.messages import StorageSpec
 
-_COLUMNS = (Column("storage", lambda storage: storage.name), Column("address", lambda storage: storage.url))
+_COLUMNS = (
+    Column("storage", lambda storage: storage.name),
+    Column("address", lambda storage: storage.url),
+    Column("site", lambda storage: storage.site),
+)
 
 
 @click.group(cls=Group)
@@ -36,11 +40,17 @@ def list_storages(session: Session, *, limit: int, as_json: bool) -> None:
 )
 @click.argument("name", metavar="STORAGE")
 @click.argument("url", metavar="URL")
+@click.option(
+    "--site",
+    default="",
+    metavar="SITE",
+    help="Whose pilots are near it: they get jobs with inputs there first.",
+)
 @json_option
 @with_session
-def create(session: Session, *, name: str, url: str, as_json: bool) -> None:
+def create(session: Session, *, name: str, url: str, site: str, as_json: bool) -> None:
     """Define a storage. Needs an admin's token."""
-    view = session.create_storage(StorageSpec(name=name, url=url))
+    view = session.create_storage(StorageSpec(name=name, url=url, site=site))
     if as_json:
         return tables.show(view)
     tables.write(f"Storage {view.name}: {view.url}")

@@ -1,4 +1,4 @@
-"""`pilotage task`: submit, list, show, watch and cancel tasks."""
+"""`pilotage task`: submit, list, show, watch, explain, pause, retry and cancel tasks."""
 
 from __future__ import annotations
 
@@ -12,12 +12,19 @@ from rich.text import Text
 
 from client import bundle, tables, watch
 from client.commands import Group
-from client.commands.common import examples, json_option, limit_option, print_list, with_session
+from client.commands.common import (
+    examples,
+    json_option,
+    limit_option,
+    print_explanation,
+    print_list,
+    with_session,
+)
 from client.session import Session
 from client.tables import Column
 from protocol.errors import PilotageError
 from protocol.files import NAME
-from protocol.messages import TaskView, wire_name
+from protocol.messages import RetrySpec, TaskView, wire_name
 from protocol.redaction import one_line
 from protocol.resources import ResourceType
 from protocol.states import TaskState
@@ -80,6 +87,16 @@ def task() -> None:
 @click.option("--max-attempts", type=int, metavar="N", help="Tries that the payload may fail.  [default: 3]")
 @click.option("--max-losses", type=int, metavar="N", help="Tries that nodes may lose.  [default: 10]")
 @click.option("--queue", metavar="QUEUE", help="Only pilots of this queue.")
+@click.option("--site", metavar="SITE", help="Only pilots of this site.")
+@click.option(
+    "--requires", multiple=True, metavar="TAG", help="What queue or node must have; may be repeated."
+)
+@click.option("--tag", "tags", multiple=True, metavar="TAG", help="A word about the task; may be repeated.")
+@click.option(
+    "--after", multiple=True, metavar="TASK", help="Begin when this task has completed; may be repeated."
+)
+@click.option("--group", "working_group", metavar="GROUP", help="Whose share pays.  [default: yours]")
+@click.option("--country", "country_group", metavar="GROUP", help="For pilots of this country group.")
 @click.option(
     "--label", "prod_source_label", metavar="LABEL", help="Only pilots of this label (-j).  [default: user]"
 )
@@ -121,8 +138,8 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
         if options["resource_type"] not in (None, ResourceType.GPU.value):
             raise click.UsageError("--gpu and --resource-type cpu exclude each other")
         options["resource_type"] = ResourceType.GPU.value
-    options["command"] = list(options["command"])
-    options["outputs"] = list(options["outputs"])
+    for name in ("command", "outputs", "requires", "tags", "after"):
+        options[name] = list(options[name])
     options["environment"] = dict(_pair(text) for text in options["environment"])
     return {wire_name(name): value for name, value in options.items() if value not in (None, [], {})}
 
@@ -178,14 +195,16 @@ def _wait(session: Session, view: TaskView, as_json: bool) -> int:
 @task.command("list", epilog=examples("pilotage task list", "pilotage task list --state RUNNING --json"))
 @click.option("--state", type=click.Choice([each.value for each in TaskState], case_sensitive=False))
 @click.option("--name", metavar="TEXT", help="A part of the name.")
+@click.option("--owner", metavar="NAME", help="Of this user.")
+@click.option("--group", metavar="GROUP", help="Of this working group.")
 @limit_option
 @json_option
 @with_session
-def list_tasks(session: Session, *, state: str | None, name: str | None, limit: int, as_json: bool) -> None:
+def list_tasks(session: Session, *, limit: int, as_json: bool, **filters: str | None) -> None:
     """List tasks, the newest first."""
     print_list(
-        session.tasks(state=state, name=name), _COLUMNS, limit, as_json,
-        "No such task." if state or name else "No task yet; begin with: pilotage task submit --help",
+        session.tasks(**filters), _COLUMNS, limit, as_json,
+        "No such task." if any(filters.values()) else "No task yet; begin with: pilotage task submit --help",
     )  # fmt: skip
 
 
@@ -201,13 +220,17 @@ def show(session: Session, *, task: str, as_json: bool) -> None:
     tables.print_facts(
         {
             "task": f"{view.task_id} ({view.name}), of {view.owner}",
-            "state": view.state,
+            "state": f"{view.state}, paused" if view.paused else view.state,
+            "waiting": view.waiting,
             "jobs": Text.assemble(f"{view.n_jobs}: ", tables.counts(view.counts))
             if view.counts
             else view.n_jobs,
             "attempts": view.n_attempts,
             "errors": ", ".join(f"{name} {count}" for name, count in view.errors.items()),
-            "type": f"{view.resource_type}, priority {view.priority}",
+            "type": f"{view.resource_type}, priority {view.priority}"
+            + (f" + {view.boost}" if view.boost else ""),
+            "group": view.working_group,
+            "after": ", ".join((view.spec or {}).get("after", [])),
             "command": " ".join((view.spec or {}).get("command", [])),
             "input": view.input_dataset,
             "output": view.output_dataset
@@ -242,15 +265,99 @@ def watch_tasks(session: Session, *, tasks: tuple[str, ...], interval: float, as
     return 0 if all(view.state == TaskState.COMPLETED.value for view in views) else 1
 
 
-@task.command(epilog=examples("pilotage task cancel hello"))
+@task.command(epilog=examples("pilotage task why hello", "pilotage task why hello --json"))
 @click.argument("task", metavar="TASK")
 @json_option
 @with_session
-def cancel(session: Session, *, task: str, as_json: bool) -> None:
-    """Cancel a task and all of its jobs that have not ended."""
-    view = session.cancel_task(task)
+def why(session: Session, *, task: str, as_json: bool) -> None:
+    """Say why a task does not go on, and which queues could take its jobs."""
+    print_explanation(session.explain_task(task), as_json)
+
+
+@task.command(
+    epilog=examples(
+        "pilotage task retry hello",
+        "pilotage task retry hello --failed",
+        "pilotage task retry hello --job 17   # its number in the task",
+    )
+)
+@click.argument("task", metavar="TASK")
+@click.option("--failed", is_flag=True, help="Only jobs that failed.")
+@click.option("--cancelled", is_flag=True, help="Only jobs that were cancelled.")
+@click.option(
+    "--job", "job_nr", type=click.IntRange(min=1), metavar="N", help="Only this job, by its number."
+)
+@json_option
+@with_session
+def retry(
+    session: Session, *, task: str, failed: bool, cancelled: bool, job_nr: int | None, as_json: bool
+) -> None:
+    """Try jobs again that failed or were cancelled: new attempts, with both budgets whole.
+
+    The task goes on if it had ended, and its output dataset is open again until then. Not where a later task has read that.
+    """
+    reply = session.retry_task(task, RetrySpec(failed, cancelled, job_nr))
+    if as_json:
+        return tables.show(reply)
+    left = f"; {tables.some(reply.n_left, 'job')} not: {reply.reason}" if reply.n_left else ""
+    tables.write(one_line(f"Task {task}: {tables.some(reply.n_jobs, 'job')} tried again{left}."))
+    tables.say(f"next: pilotage task watch {task}")
+    return None
+
+
+@task.command(epilog=examples("pilotage task pause hello"))
+@click.argument("task", metavar="TASK")
+@json_option
+@with_session
+def pause(session: Session, *, task: str, as_json: bool) -> None:
+    """Form and hand out no further job of a task; those that run go on."""
+    _print_short(session.pause_task(task), as_json)
+
+
+@task.command(epilog=examples("pilotage task resume hello"))
+@click.argument("task", metavar="TASK")
+@json_option
+@with_session
+def resume(session: Session, *, task: str, as_json: bool) -> None:
+    """Let a paused task go on."""
+    _print_short(session.resume_task(task), as_json)
+
+
+@task.command(
+    "set-priority",
+    epilog=examples("pilotage task set-priority hello 100", "pilotage task set-priority hello -- -5"),
+)
+@click.argument("task", metavar="TASK")
+@click.argument("priority", type=int, metavar="N")
+@json_option
+@with_session
+def set_priority(session: Session, *, task: str, priority: int, as_json: bool) -> None:
+    """Give a task another priority, and its jobs that wait; higher goes first."""
+    _print_short(session.set_task_priority(task, priority), as_json)
+
+
+@task.command(epilog=examples("pilotage task cancel hello", "pilotage task cancel step-1 --cascade"))
+@click.argument("tasks", nargs=-1, required=True, metavar="TASK...")
+@click.option(
+    "--cascade", is_flag=True, help="Also the tasks after it: those that wait for it or read its output."
+)
+@json_option
+@with_session
+def cancel(session: Session, *, tasks: tuple[str, ...], cascade: bool, as_json: bool) -> None:
+    """Cancel tasks and all of their jobs that have not ended."""
+    views = []
+    for task in tasks:
+        views.append(session.cancel_task(task, cascade=cascade))
+        if not as_json:
+            _print_short(views[-1], as_json)
+    if as_json:
+        tables.show(views[0] if len(views) == 1 else views)
+
+
+def _print_short(view: TaskView, as_json: bool) -> None:
     if as_json:
         return tables.show(view)
     jobs = tables.counts(view.counts).plain or "no job was formed"
-    tables.write(f"Task {view.task_id} ({view.name}) is {view.state}: {jobs}.")
+    state = f"{view.state}, paused" if view.paused else view.state
+    tables.write(f"Task {view.task_id} ({view.name}) is {state}, priority {view.priority}: {jobs}.")
     return None

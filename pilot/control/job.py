@@ -26,6 +26,9 @@ from protocol.states import JobState
 
 logger = logging.getLogger(__name__)
 
+IN_VAIN_SECONDS = (0.2, 5.0)
+"""First and longest pause of a pilot that was told of jobs and got none."""
+
 
 class Why(enum.Enum):
     """Why a pilot asks for no further job; the words go into the log and to the server."""
@@ -38,6 +41,7 @@ class Why(enum.Enum):
     CREDENTIALS = "the server refused the pilot's token"
     UNFIT = "the node is not fit for work any more"
     REFUSED = "the server refused the request for a job"
+    DRAINED = "it was told to take no further job"
     STOPPED = "it was told to end"
 
 
@@ -50,6 +54,12 @@ class Asking:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._backoff = _backoff(context)
+        self._waiting = context.client.waiting()
+        for end in (context.stop, context.drain):
+            end.then(self._waiting.end)
+        self._idle_polls = 0
+        self._is_woken = False
+        self._in_vain = Backoff(*IN_VAIN_SECONDS)
         self._task_id: Optional[int] = None
         self._last_work = time.monotonic()
         self._failing_since: Optional[float] = None
@@ -81,8 +91,12 @@ class Asking:
             self._backoff.reset()
             self._failing_since = None
             if reply.jobs:
+                self._is_idle_no_more()
                 return reply.jobs[0]
             request = None
+            if reply.drain:
+                self.why = Why.DRAINED
+                return None
             self._wait_for_work(reply)
         return None
 
@@ -93,6 +107,8 @@ class Asking:
         most = settings.integer("limits", "max_jobs")
         if self._context.stop.is_set():
             self.why = Why.STOPPED
+        elif self._context.drain.is_set():
+            self.why = Why.DRAINED
         elif most and self.obtained >= most:
             self.why = Why.MAX_JOBS
         elif self._context.seconds_left() <= 0:
@@ -164,8 +180,14 @@ class Asking:
             return is_passing(second)
         return True
 
+    def _is_idle_no_more(self) -> None:
+        self._idle_polls = 0
+        self._is_woken = False
+        self._in_vain.reset()
+        self._waiting.close()
+
     def _wait_for_work(self, reply: GetJobReply) -> None:
-        """As long as the server says, spread by jitter; the pilot ends if it was without work for too long."""
+        """Until the server tells of new jobs or it is time to ask; the pilot ends if it was without work for too long."""
         settings = self._context.settings
         idle_left = self._last_work + settings.integer("limits", "idle_seconds") - time.monotonic()
         if self._context.jobs.in_work():
@@ -173,11 +195,45 @@ class Asking:
         if idle_left <= 0:
             self.why = Why.IDLE
             return
-        jitter = settings.number("heartbeat", "jitter_percent") / 100
-        wait = (reply.wait_seconds or settings.number("heartbeat", "poll_seconds")) * random.uniform(
-            1 - jitter, 1 + jitter
-        )
-        self._context.stop.wait(max(0.0, min(wait, idle_left, self._context.seconds_left())))
+        most = max(0.0, min(idle_left, self._context.seconds_left()))
+        if self._is_woken:
+            # Woken, and others were quicker; or the job is not yet to be seen by the process that was asked. Once more.
+            self._is_woken = False
+            self._context.stop.wait(min(self._in_vain.next(), most))
+            return
+        asked = time.monotonic()
+        if reply.ticket and reply.wait_url:
+            self._is_woken = self._is_told_of_jobs(reply.wait_url, reply.ticket, most)
+            if self._is_woken or self._context.drain.is_set():
+                return
+        pause = self._next_poll(reply) - (time.monotonic() - asked)
+        self._context.stop.wait(max(0.0, min(pause, most)))
+
+    def _is_told_of_jobs(self, url: str, ticket: str, most: float) -> bool:
+        """Wait without asking, as the server offers; where that fails the pilot polls."""
+        seconds = min(most, self._jittered(self._context.settings.number("heartbeat", "waiting_seconds")))
+        try:
+            told = self._waiting.wait(url, ticket, seconds)
+        except PilotageError as error:
+            if not self._context.stop.is_set():
+                logger.info("the pilot polls", extra={"error": error.name, "detail": error.detail})
+            return False
+        if not told:
+            self._in_vain.reset()
+        return told
+
+    def _next_poll(self, reply: GetJobReply) -> float:
+        """Seconds; twice as long each time, up to a bound."""
+        settings = self._context.settings
+        first = reply.wait_seconds or settings.number("heartbeat", "poll_seconds")
+        longest = max(first, settings.number("heartbeat", "poll_max_seconds"))
+        wait = min(longest, first * 2.0 ** min(self._idle_polls, 30))
+        self._idle_polls += 1
+        return self._jittered(wait)
+
+    def _jittered(self, seconds: float) -> float:
+        jitter = self._context.settings.number("heartbeat", "jitter_percent") / 100
+        return seconds * random.uniform(1 - jitter, 1 + jitter)
 
     def _hand_over(self, spec: JobSpec) -> None:
         """The job enters the pilot."""

@@ -33,6 +33,9 @@ def heartbeat(context: Context) -> None:
             if error.name == "NOT_FOUND":
                 _register_again(context)
             continue
+        if reply.drain and not context.drain.is_set():
+            logger.info("the server wants this pilot to take no further job")
+            context.drain.set()
         for answer in reply.answers:
             job = held.get(answer.attempt_id)
             if job is not None:

@@ -14,12 +14,17 @@ from peewee import (
 )
 
 COLUMNS = (
+    ("job_class", "core_seconds", "DOUBLE PRECISION NOT NULL DEFAULT 60"),
     ("storage", "site", "TEXT"),
     ("queue", "requeue_delay_seconds", "INTEGER NOT NULL DEFAULT 0"),
     ("queue", "tags", "TEXT NOT NULL DEFAULT '[]'"),
     ("queue", "country_group", "TEXT NOT NULL DEFAULT ''"),
+    ("site", "state_reason", "TEXT NOT NULL DEFAULT ''"),
     ("queue", "state_reason", "TEXT NOT NULL DEFAULT ''"),
+    ("queue", "state_by", "TEXT NOT NULL DEFAULT ''"),
+    ("queue", "state_attempt_id", "BIGINT NOT NULL DEFAULT 0"),
     ("task", "paused", "BOOLEAN NOT NULL DEFAULT FALSE"),
+    ("task", "unsettled", "BOOLEAN NOT NULL DEFAULT FALSE"),
     ("task", "working_group", "TEXT NOT NULL DEFAULT ''"),
     ("task", "country_group", "TEXT NOT NULL DEFAULT ''"),
     ("task", "boost", "INTEGER NOT NULL DEFAULT 0"),
@@ -44,13 +49,17 @@ COLUMNS = (
 
 STATEMENTS = (
     "UPDATE job SET ended_at = changed WHERE state IN ('COMPLETED', 'FAILED', 'CANCELLED')",
-    "UPDATE attempt SET request_nr = (SELECT count(*) FROM attempt AS before"
-    " WHERE before.request_id = attempt.request_id AND before.id < attempt.id)",
-    "UPDATE attempt SET lease_seconds = coalesce((SELECT q.lease_seconds FROM queue AS q WHERE q.name = attempt.queue), 60)",
+    # Of a million rows only those are written that get another value.
+    "UPDATE attempt SET request_nr = n.nr FROM (SELECT id, row_number() OVER (PARTITION BY request_id ORDER BY id) - 1"
+    " AS nr FROM attempt) AS n WHERE n.id = attempt.id AND n.nr > 0",
+    "UPDATE attempt SET lease_seconds = q.lease_seconds FROM queue AS q"
+    " WHERE q.name = attempt.queue AND q.lease_seconds <> 60",
     'DROP INDEX "job_task_id_state"',
     'DROP INDEX "attempt_pilot_id"',
     'DROP INDEX "attempt_request_id"',
     'DROP INDEX "attempt_live"',
+    "CREATE INDEX task_unsettled ON task (id) WHERE unsettled",
+    'ALTER TABLE attempt DROP COLUMN "log_url"',
     "CREATE INDEX job_open ON job (task_id) WHERE ended_at IS NULL",
     "CREATE INDEX job_uncounted ON job (task_id) WHERE ended_at IS NOT NULL AND NOT counted",
     "CREATE INDEX job_error ON job (task_id, error) WHERE error IS NOT NULL",
@@ -66,9 +75,9 @@ def up(migrator: Any, db: Any) -> None:
         db.execute_sql(statement)
     if not isinstance(db, SqliteDatabase):
         # A number may be drawn without waiting for whoever drew the last one.
-        db.execute_sql("CREATE SEQUENCE ready_numbers")
+        db.execute_sql("CREATE SEQUENCE ready_nr")
         db.execute_sql(
-            "SELECT setval('ready_numbers', greatest(1, (SELECT value FROM counter WHERE name = 'ready_nr')))"
+            "SELECT setval('ready_nr', greatest(1, (SELECT value FROM counter WHERE name = 'ready_nr')))"
         )
     _create_tables(db)
 
@@ -79,6 +88,7 @@ def _create_tables(db: Any) -> None:
         name = TextField()
         quick_failures = IntegerField(default=0)
         first_attempt_id = BigIntegerField(default=0)
+        held_until = BigIntegerField(default=0)
         set_aside = DoubleField(null=True)
         reason = TextField(default="")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from protocol.errors import BY_NAME
@@ -9,20 +10,42 @@ from protocol.messages import (
     BundleRef,
     DatasetSpec,
     DatasetView,
+    Explanation,
     FileList,
+    FileSpec,
     JobView,
+    NodeStateSpec,
+    NodeView,
     Page,
+    PilotsDrained,
     PilotView,
+    PrioritySpec,
     QueueSpec,
     QueueStateSpec,
     QueueView,
+    RetryReply,
+    RetrySpec,
+    SiteView,
     StorageSpec,
     StorageView,
     TaskSpec,
     TaskView,
 )
 from protocol.states import DatasetState, JobState, PilotState, TaskState
-from server import bundles, catalogue, computing, job_executor, job_manager, task_manager
+from server import (
+    accounting,
+    bundles,
+    catalogue,
+    computing,
+    explain,
+    groups,
+    job_executor,
+    job_manager,
+    operations,
+    ownership,
+    task_manager,
+    trail,
+)
 from server.routes import Call, Door
 from server.tokens import Role
 from server.wire import path_id
@@ -40,28 +63,68 @@ def _values(states: Any) -> tuple[str, ...]:
 @door.route("POST", "/v1/tasks", Role.USER, TaskSpec, TaskView, 201)
 def submit_task(call: Call, spec: TaskSpec) -> TaskView:
     """Register a task."""
+    groups.check_use(call.caller, spec.working_group)
     return task_manager.register(call.core, spec, call.caller.name)
 
 
 @door.route("GET", "/v1/tasks", Role.USER, None, Page)
 def list_tasks(call: Call) -> Page:
-    """Tasks, by state or a part of the name."""
+    """Tasks, by state, a part of the name, owner or working group."""
     cursor = call.query.cursor()
     state, name = call.query.text("state", _values(TaskState)), call.query.text("name")
+    owner, group = call.query.text("owner"), call.query.text("group")
     call.query.finish()
-    return task_manager.tasks(cursor, state, name)
+    return task_manager.tasks(cursor, state, name, owner, group)
 
 
 @door.route("GET", "/v1/tasks/<task>", Role.USER, None, TaskView)
 def show_task(call: Call, task: str) -> TaskView:
     """One task, by its number or name, with its specification."""
-    return task_manager.view(task_manager.find(task), with_spec=True)
+    found = task_manager.find(task)
+    shown = task_manager.view(found, with_spec=True)
+    shown.waiting = explain.hint(found)
+    return shown
 
 
-@door.route("POST", "/v1/tasks/<task>/cancel", Role.USER, None, TaskView)
+@door.route("GET", "/v1/tasks/<task>/why", Role.USER, None, Explanation)
+def explain_task(call: Call, task: str) -> Explanation:
+    """Why a task does not go on: in plain words, with what each queue has to say."""
+    return explain.task(call.core, task_manager.find(task))
+
+
+@door.route("POST", "/v1/tasks/<task>/cancel", Role.USER, None, TaskView, filtered=True)
 def cancel_task(call: Call, task: str) -> TaskView:
-    """Cancel a task and all of its jobs that have not ended."""
-    return task_manager.cancel(call.core, task, call.caller.name)
+    """Cancel a task and all of its jobs that have not ended; with `cascade=yes` the tasks that come after it as well."""
+    cascade = call.query.text("cascade", ("yes", "no")) == "yes"
+    call.query.finish()
+    if cascade:
+        ownership.check_dependents(call.caller, task)
+    operations.cancel(call.core, task, call.caller.name, cascade)
+    return task_manager.view(task_manager.find(task))
+
+
+@door.route("POST", "/v1/tasks/<task>/retry", Role.USER, RetrySpec, RetryReply)
+def retry_task(call: Call, wish: RetrySpec, task: str) -> RetryReply:
+    """Try jobs again that failed or were cancelled: new attempts, with both budgets whole."""
+    return operations.retry(call.core, task, wish, call.caller.name)
+
+
+@door.route("POST", "/v1/tasks/<task>/pause", Role.USER, None, TaskView)
+def pause_task(call: Call, task: str) -> TaskView:
+    """Form and hand out no further job of a task; those that run go on."""
+    return task_manager.view(operations.pause(call.core, task, call.caller.name))
+
+
+@door.route("POST", "/v1/tasks/<task>/resume", Role.USER, None, TaskView)
+def resume_task(call: Call, task: str) -> TaskView:
+    """Let a paused task go on."""
+    return task_manager.view(operations.resume(call.core, task, call.caller.name))
+
+
+@door.route("POST", "/v1/tasks/<task>/priority", Role.USER, PrioritySpec, TaskView)
+def set_task_priority(call: Call, wish: PrioritySpec, task: str) -> TaskView:
+    """Give a task another priority, and its jobs that have not ended."""
+    return task_manager.view(operations.set_priority(call.core, task, wish.priority, call.caller.name))
 
 
 # -- jobs -------------------------------------------------------------------------------------------------------------------
@@ -91,13 +154,27 @@ def cancel_job(call: Call, job: str) -> JobView:
     return job_manager.details(job_manager.find(found.id))
 
 
+@door.route("POST", "/v1/jobs/<job>/retry", Role.USER, None, JobView)
+def retry_job(call: Call, job: str) -> JobView:
+    """Try a job again that failed or was cancelled."""
+    job_id = path_id(job, "job")
+    operations.retry_job(call.core, job_id, call.caller.name)
+    return job_manager.details(job_manager.find(job_id))
+
+
+@door.route("GET", "/v1/jobs/<job>/why", Role.USER, None, Explanation)
+def explain_job(call: Call, job: str) -> Explanation:
+    """Why a job is where it is: what keeps it, which queues could take it, what is missing in each, how many are before it."""
+    return explain.job(call.core, path_id(job, "job"))
+
+
 # -- datasets and files -----------------------------------------------------------------------------------------------------
 
 
 @door.route("POST", "/v1/datasets", Role.USER, DatasetSpec, DatasetView, 201)
 def create_dataset(call: Call, spec: DatasetSpec) -> DatasetView:
     """Register a dataset, with its first files."""
-    return catalogue.create(call.core, spec)
+    return catalogue.create(call.core, spec, call.caller.name)
 
 
 @door.route("GET", "/v1/datasets", Role.USER, None, Page)
@@ -115,10 +192,17 @@ def show_dataset(call: Call, name: str) -> DatasetView:
     return catalogue.view(catalogue.find(name))
 
 
-@door.route("POST", "/v1/datasets/<name>/files", Role.USER, FileList, DatasetView)
-def add_files(call: Call, files: FileList, name: str) -> DatasetView:
-    """Add files to an open dataset."""
-    return catalogue.add_files(call.core, name, files.files, files.close)
+@door.route(
+    "POST", "/v1/datasets/<name>/files", Role.USER, FileList, DatasetView, filtered=True, lines=FileSpec
+)
+def add_files(call: Call, files: FileList | Iterator[FileSpec], name: str) -> DatasetView:
+    """Add files to an open dataset: a list, or any number of them as JSON lines (with `close=yes` it is closed then)."""
+    if isinstance(files, FileList):
+        call.query.finish()
+        return catalogue.add_files(call.core, name, files.files, files.close)
+    close = call.query.text("close", ("yes", "no")) == "yes"
+    call.query.finish()
+    return catalogue.add_stream(call.core, name, files, close)
 
 
 @door.route("POST", "/v1/datasets/<name>/close", Role.USER, None, DatasetView)
@@ -150,6 +234,19 @@ def put_bundle(call: Call, digest: str) -> BundleRef:
     return bundles.store(call.core, digest, call.request.stream, call.caller.name)
 
 
+# -- accounting -------------------------------------------------------------------------------------------------------------
+
+
+@door.route("GET", "/v1/usage", Role.USER, None, Page)
+def show_usage(call: Call) -> Page:
+    """Core-hours and bytes by owner, group or queue, from the day `since` to the day `until` (UTC, both included)."""
+    by = call.query.text("by", tuple(accounting.BY)) or "owner"
+    since, until = call.query.day("since", "1970-01-01"), call.query.day("until", "9999-12-30")
+    call.query.finish()
+    lines = accounting.report(call.core, by, since, until)
+    return Page(items=lines, total=len(lines))
+
+
 # -- resources --------------------------------------------------------------------------------------------------------------
 
 
@@ -168,6 +265,13 @@ def show_pilot(call: Call, pilot: str) -> PilotView:
     return job_manager.pilot(pilot)
 
 
+@door.route("POST", "/v1/pilots/<pilot>/drain", Role.ADMIN, None, PilotView)
+def drain_pilot(call: Call, pilot: str) -> PilotView:
+    """Tell a pilot to take no further job and to end."""
+    computing.drain_pilot(call.core, pilot, call.caller.name)
+    return job_manager.pilot(pilot)
+
+
 @door.route("GET", "/v1/queues", Role.USER, None, Page)
 def list_queues(call: Call) -> Page:
     """All queues, with what waits and runs in each."""
@@ -178,7 +282,14 @@ def list_queues(call: Call) -> Page:
 @door.route("POST", "/v1/queues", Role.ADMIN, QueueSpec, QueueView, 201)
 def create_queue(call: Call, spec: QueueSpec) -> QueueView:
     """Define a queue."""
-    return computing.create_queue(call.core, spec)
+    return trail.noted(
+        call.core,
+        call.caller.name,
+        "queue create",
+        spec.name,
+        trail.facts(spec, "site", "storage"),
+        lambda: computing.create_queue(call.core, spec),
+    )
 
 
 @door.route("GET", "/v1/queues/<name>", Role.USER, None, QueueView)
@@ -190,7 +301,27 @@ def show_queue(call: Call, name: str) -> QueueView:
 @door.route("POST", "/v1/queues/<name>/state", Role.ADMIN, QueueStateSpec, QueueView)
 def set_queue_state(call: Call, wish: QueueStateSpec, name: str) -> QueueView:
     """Set a queue online, test, drain or offline."""
-    return computing.set_queue_state(call.core, name, wish.state)
+    return computing.set_queue_state(call.core, name, wish, call.caller.name)
+
+
+@door.route("POST", "/v1/queues/<name>/drainPilots", Role.ADMIN, None, PilotsDrained)
+def drain_pilots(call: Call, name: str) -> PilotsDrained:
+    """Tell the pilots that are in a queue now to take no further job and to end."""
+    return computing.drain_pilots(call.core, name, call.caller.name)
+
+
+@door.route("POST", "/v1/queues/<name>/nodes", Role.ADMIN, NodeStateSpec, NodeView)
+def set_node_state(call: Call, wish: NodeStateSpec, name: str) -> NodeView:
+    """Put a worker node of a queue aside, or lift one that was."""
+    return computing.set_node_state(call.core, name, wish, call.caller.name)
+
+
+@door.route("GET", "/v1/nodes", Role.USER, None, Page)
+def list_nodes(call: Call) -> Page:
+    """Worker nodes that were put aside or on which jobs failed within seconds, by queue."""
+    queue = call.query.text("queue")
+    call.query.finish()
+    return computing.nodes(queue)
 
 
 @door.route("GET", "/v1/storages", Role.USER, None, Page)
@@ -203,7 +334,14 @@ def list_storages(call: Call) -> Page:
 @door.route("POST", "/v1/storages", Role.ADMIN, StorageSpec, StorageView, 201)
 def create_storage(call: Call, spec: StorageSpec) -> StorageView:
     """Define a storage."""
-    return computing.create_storage(call.core, spec)
+    return trail.noted(
+        call.core,
+        call.caller.name,
+        "storage create",
+        spec.name,
+        spec.url,
+        lambda: computing.create_storage(call.core, spec),
+    )
 
 
 @door.route("GET", "/v1/sites", Role.USER, None, Page)
@@ -211,3 +349,9 @@ def list_sites(call: Call) -> Page:
     """All sites."""
     call.query.finish()
     return computing.sites()
+
+
+@door.route("POST", "/v1/sites/<name>/state", Role.ADMIN, QueueStateSpec, SiteView)
+def set_site_state(call: Call, wish: QueueStateSpec, name: str) -> SiteView:
+    """Set a site online or offline: of one that is offline no queue hands out jobs."""
+    return computing.set_site_state(call.core, name, wish, call.caller.name)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 HANDED_ON = ("Content-Type", "Retry-After", "X-Content-SHA256")
@@ -45,18 +46,25 @@ class Proxy:
 
     def _hand_on(self, request: BaseHTTPRequestHandler) -> None:
         body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
-        headers = {name: value for name, value in request.headers.items() if name.lower() != "connection"}
         for _ in range(self.times.get(request.path, 1)):
-            connection = http.client.HTTPConnection(self._server, timeout=30)
-            try:
-                connection.request(request.command, request.path, body, headers)
-                answer = connection.getresponse()
-                data = answer.read()
-            finally:
-                connection.close()
+            answer, data = self._send(request, body)
         if self._is_lost(request.path):
             request.close_connection = True
             return
+        self._reply(request, answer, data)
+
+    def _send(self, request: BaseHTTPRequestHandler, body: bytes) -> tuple[http.client.HTTPResponse, bytes]:
+        """What the server says to this request."""
+        headers = {name: value for name, value in request.headers.items() if name.lower() != "connection"}
+        connection = http.client.HTTPConnection(self._server, timeout=30)
+        try:
+            connection.request(request.command, request.path, body, headers)
+            answer = connection.getresponse()
+            return answer, answer.read()
+        finally:
+            connection.close()
+
+    def _reply(self, request: BaseHTTPRequestHandler, answer: http.client.HTTPResponse, data: bytes) -> None:
         request.send_response(answer.status)
         for name in HANDED_ON:
             if answer.headers.get(name):
@@ -74,10 +82,19 @@ class Proxy:
             return True
 
 
+P = TypeVar("P", bound=Proxy)
+
+
 @contextmanager
 def between(url: str) -> Iterator[Proxy]:
     """A proxy before the server at this address."""
-    proxy = Proxy(url)
+    with running(Proxy(url)) as proxy:
+        yield proxy
+
+
+@contextmanager
+def running(proxy: P) -> Iterator[P]:
+    """Let it serve within the block."""
     thread = threading.Thread(target=proxy._http.serve_forever, args=(0.05,))
     thread.start()
     try:

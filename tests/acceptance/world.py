@@ -25,6 +25,7 @@ from protocol.files import local_path
 from protocol.messages import JobView, QueueSpec, TaskSpec, TaskView, wire_name
 from protocol.resources import ResourceType
 from protocol.states import SUCCESS, JobState
+from tests.auditing import assert_clean
 from tests.running_server import RunningServer, environment
 from tests.waiting import wait_until
 
@@ -332,6 +333,7 @@ class World:
             if self.server.process is not None:
                 for task in self._tasks:
                     self.audit(self.session.task(task))
+                    assert_clean(self.server.installation, task=str(task), data_root=self.data_root)
         finally:
             self.session.close()
 

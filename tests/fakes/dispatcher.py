@@ -94,6 +94,9 @@ class Dispatcher:
         self.storage = storage
         self.queue = QueueForPilot("CPU", "LOCAL", ResourceType.CPU, lease_seconds=60, heartbeat_seconds=20)
         self.wait_seconds = 0.2
+        self.wait_url = ""
+        """Where a pilot may wait with the ticket that it then gets; "": an old server, which knows no tickets."""
+        self.drain = False
         self.waiting: List[JobSpec] = []
         self.held: Dict[int, Held] = {}
         self.said: List[Said] = []
@@ -182,7 +185,10 @@ class Dispatcher:
             self.by_request[request.request_id] = specs
             self.held.update({spec.attempt_id: Held(spec) for spec in specs})
         specs = self.by_request[request.request_id]
-        return GetJobReply(specs, 0.0 if specs else self.wait_seconds)
+        if specs:
+            return GetJobReply(specs)
+        ticket = "the-ticket" if self.wait_url else None
+        return GetJobReply([], self.wait_seconds, self.drain, ticket, self.wait_url or None)
 
     def _update(self, body: Dict[str, Any]) -> UpdateReply:
         word = from_wire(AttemptUpdate, body)
@@ -205,7 +211,7 @@ class Dispatcher:
             held = self.held.get(named.attempt_id)
             command = Command.STOP if held is None or held.stop else Command.CONTINUE
             answers.append(UpdateReply(named.attempt_id, held.state if held else "", command))
-        return HeartbeatReply(answers)
+        return HeartbeatReply(answers, self.drain)
 
     def fault_for(self, verb: str) -> Optional[Fault]:
         with self._lock:

@@ -53,7 +53,8 @@ def test_every_option_of_submit_reaches_the_server(pilotage: Pilotage, session: 
         "filesPerJob": 1, "outputs": ["a-{job_nr}", "b-{job_nr}"], "outputDataset": "all-options-results",
         "environment": {"A": "1", "B": "x=y"}, "resourceType": "gpu", "cores": 3, "memoryMb": 100, "diskMb": 200,
         "walltimeSeconds": 300, "gpus": 2, "priority": 7, "maxAttempts": 5, "maxLosses": 6, "queue": "GPU",
-        "prodSourceLabel": "ptest", "dataType": "raw", "bundle": "",
+        "prodSourceLabel": "ptest", "dataType": "raw", "bundle": "", "site": "", "workingGroup": "", "countryGroup": "",
+        "requires": [], "tags": [], "after": [],
     }  # fmt: skip
     assert json.loads(done.out)["name"] == "all-options"
 
@@ -150,6 +151,7 @@ def test_a_file_that_is_no_task_is_refused(
 
 def test_a_task_is_found_by_name_and_number_and_in_lists(pilotage: Pilotage, session: Session) -> None:
     view = session.submit_task(TaskSpec(name="findable", command=["true"], n_jobs=1))
+    wait_until(lambda: session.task("findable").counts, what="jobs")
     by_name, by_number = pilotage("task", "show", "findable"), pilotage("task", "show", view.task_id)
     assert by_name.out == by_number.out
     assert "findable" in by_name.out and "command" in by_name.out

@@ -89,8 +89,9 @@ def test_an_answer_in_another_shape_is_an_error_of_the_server(body: Any) -> None
     assert caught.value.name == "SERVER_ERROR"
 
 
-def test_a_server_that_is_busy_is_asked_again_after_its_time() -> None:
-    busy = Answer(503, {**REFUSAL, "error": "SERVER_UNAVAILABLE"}, (("Retry-After", "0"),))
+@pytest.mark.parametrize(("status", "name"), [(503, "SERVER_UNAVAILABLE"), (429, "TOO_MANY_REQUESTS")])
+def test_a_server_that_is_busy_is_asked_again_after_its_time(status: int, name: str) -> None:
+    busy = Answer(status, {**REFUSAL, "error": name}, (("Retry-After", "0"),))
     with standing_in(busy, busy, Answer(201, TASK)) as server, Session(server.url, "x") as session:
         assert session.submit_task({"name": "t"}).name == "t"
     assert len(server.seen) == 3

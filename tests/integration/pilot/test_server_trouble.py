@@ -303,7 +303,7 @@ def test_a_server_that_hangs_holds_up_no_heartbeat(
 
 def test_waits_between_questions_are_spread(site: Site, dispatcher: Dispatcher) -> None:
     dispatcher.wait_seconds = 0.3
-    site.run("--idle", "3")
+    site.run("--idle", "3", PILOTAGE_HEARTBEAT__POLL_MAX_SECONDS="0.3")
     times = [said.at for said in dispatcher.said if said.verb == "getJob"]
     waits = [later - earlier for earlier, later in zip(times, times[1:])][:-1]
     assert all(0.26 < wait < 0.6 for wait in waits)

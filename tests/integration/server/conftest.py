@@ -16,7 +16,8 @@ from server.app import create_app
 from server.core import Core, Limits
 from server.database import Database, proxy
 from server.tokens import Role
-from tests.integration.server.world import KEY, Bearer, World
+from tests.integration.server.tenants import Tenants
+from tests.integration.server.world import KEY, OWNER, Bearer, World
 from tests.postgres import Cluster
 
 POSTGRES = pytest.param("postgres", marks=pytest.mark.component("postgres"))
@@ -178,6 +179,13 @@ def client(core: Core, application: tuple[Flask, CurrentCore]) -> FlaskClient:
 
 @pytest.fixture
 def bearer(core: Core) -> Bearer:
-    """A token of each role."""
-    roles = (Role.PILOT, Role.USER, Role.ADMIN)
-    return Bearer(core.database.write(lambda: {role: tokens.create(role.value, role) for role in roles}))
+    """A token of each role; the user is the owner of what `World` makes."""
+    names = {Role.PILOT: "pilot", Role.USER: OWNER, Role.GROUP: "manager", Role.ADMIN: "admin"}
+    return Bearer(
+        core.database.write(lambda: {role: tokens.create(name, role) for role, name in names.items()})
+    )
+
+
+@pytest.fixture
+def tenants(core: Core, client: FlaskClient, bearer: Bearer) -> Tenants:
+    return Tenants(core, client, bearer)

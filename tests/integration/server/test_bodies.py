@@ -20,8 +20,9 @@ from flask.testing import FlaskClient
 from protocol import messages
 from protocol.messages import wire_name
 from server import app as app_module
+from server import task_manager
 from server.core import Core
-from server.models import Task
+from server.models import Account, Task, WorkingGroup
 from server.tokens import Role
 from tests.integration.server.http import Speaker, refusal
 from tests.integration.server.world import Bearer, World
@@ -141,7 +142,27 @@ BODIES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "timefloorSeconds": 0,
         },
     ),
-    "QueueStateSpec": ("admin", "/v1/queues/CPU/state", {"state": "online"}),
+    "QueueStateSpec": ("admin", "/v1/queues/CPU/state", {"state": "online", "reason": "mended"}),
+    "NodeStateSpec": (
+        "admin",
+        "/v1/queues/CPU/nodes",
+        {"node": "n1", "state": "offline", "reason": "bad disk"},
+    ),
+    "PrioritySpec": ("user", "/v1/tasks/t/priority", {"priority": 5}),
+    "RetrySpec": ("user", "/v1/tasks/again/retry", {"failed": False, "cancelled": True}),
+    "TokenSpec": (
+        "admin",
+        "/v1/tokens",
+        {"name": "new", "role": "user", "group": "spd", "queue": "", "expiresSeconds": 60},
+    ),
+    "GroupSpec": (
+        "admin",
+        "/v1/groups",
+        {"name": "new", "parent": "spd", "share": 5, "maxOpenJobs": 5},
+    ),
+    "GroupChange": ("admin", "/v1/groups/spd.sim", {"parent": "", "share": 5, "maxOpenJobs": 5}),
+    "AccountSpec": ("admin", "/v1/accounts", {"name": "new", "workingGroup": "spd", "maxOpenJobs": 5}),
+    "AccountChange": ("admin", "/v1/accounts/bob", {"workingGroup": "spd", "maxOpenJobs": 5}),
     "StorageSpec": ("admin", "/v1/storages", {"name": "NEW", "url": "file:///new"}),
 }
 """class → role, address, and a body with every field that is right."""
@@ -267,11 +288,20 @@ def speaker(core: Core, client: FlaskClient, bearer: Bearer) -> Speaker:
     """In a world with a dataset, an open one, a task, and a job that pilot p1 holds."""
     world = World(core)
     world.dataset(1, "open", close=False, first=500)
+    core.database.write(_tenants)
     job = world.job_with_outputs()
+    world.task("again", n_jobs=1)
+    task_manager.cancel(core, "again", "ada")
     for cls in ("AttemptUpdate", "Heartbeat"):
         body = BODIES[cls][2]
         (body["attempts"][0] if "attempts" in body else body)["attemptToken"] = job.attempt_token
     return Speaker(client, bearer)
+
+
+def _tenants() -> None:
+    WorkingGroup.create(name="spd")
+    WorkingGroup.create(name="spd.sim", parent="spd")
+    Account.create(name="bob")
 
 
 def test_there_is_a_right_body_for_each_route_that_takes_one() -> None:
@@ -351,6 +381,8 @@ def test_all_that_is_wrong_is_told_at_once(speaker: Speaker) -> None:
 # -- what is no JSON, or no JSON object of ours -----------------------------------------------------------------------------
 
 NESTED = 100_000
+EMPTY = ("FileList", "GroupChange", "AccountChange", "RetrySpec")
+"""Bodies in which everything may be left out."""
 
 RAW: dict[str, bytes] = {
     "empty": b"",
@@ -387,7 +419,7 @@ def test_b12_b13_what_is_no_right_json_is_refused(core: Core, speaker: Speaker, 
     who = speaker.as_(Role(role))
     with World(core).unchanged():
         for case, data in RAW.items():
-            if case == "an empty object" and name == "FileList":
+            if case == "an empty object" and name in EMPTY:
                 continue  # no file to be added: nothing is wrong with it
             if len(data) > NESTED and name not in ("TaskSpec", "AttemptUpdate"):
                 continue  # large ones for a body of each kind

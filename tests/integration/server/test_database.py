@@ -120,22 +120,27 @@ def test_many_more_writers_than_connections_all_get_their_turn(core: Core) -> No
     assert len(names()) == 61
 
 
-# -- one writer, many works (SQLite) ----------------------------------------------------------------------------------------
+# -- one transaction, many works (SQLite) ----------------------------------------------------------------------------------------
 
 
 class Writer:
-    """Hands works to the writer of SQLite while it is busy, so that they share the next transaction."""
+    """Lets works wait on SQLite while a transaction is being made, so that they share the next one or this one."""
 
     def __init__(self, core: Core) -> None:
         self.core = core
-        self.statements: list[str] = []
-        core.database.write(lambda: proxy.connection().set_trace_callback(self.statements.append))
+        self.n_commits = 0
+        self._commit = core.database._peewee.commit
+        core.database._peewee.commit = self._counted
+
+    def _counted(self) -> None:
+        self._commit()
+        self.n_commits += 1
 
     def together(self, *works: Callable[[], Any]) -> list[BaseException | Any]:
         """The outcome of each."""
         busy, free = threading.Event(), threading.Event()
         outcomes: list[Any] = [None] * len(works)
-        queue = self.core.database._writer._works  # type: ignore[union-attr]
+        waiting = self.core.database._writer._waiting  # type: ignore[union-attr]
 
         def block() -> None:
             busy.set()
@@ -157,15 +162,15 @@ class Writer:
         for index in range(len(works)):
             threads.append(threading.Thread(target=run, args=(index,)))
             threads[-1].start()
-            wait_until(lambda index=index: queue.qsize() == index + 1, what="the work to wait in the queue")
-        self.statements.clear()
+            wait_until(lambda index=index: len(waiting) == index + 1, what="the work to wait in the queue")
+        self.n_commits = 0
         free.set()
         for thread in threads:
             thread.join(20)
         return outcomes
 
     def commits(self) -> int:
-        return sum(statement.startswith("COMMIT") for statement in self.statements)
+        return self.n_commits
 
 
 @pytest.fixture
@@ -255,7 +260,7 @@ def test_when_sqlite_gives_up_the_transaction_in_the_middle_nothing_of_it_is_tol
 
 def test_after_the_end_of_the_writer_a_work_is_refused_and_does_not_wait_for_ever(writer: Writer) -> None:
     outcomes = writer.together(
-        create("a"), lambda: writer.core.database._writer._works.put(None), create("b")
+        create("a"), lambda: setattr(writer.core.database._writer, "_stopped", True), create("b")
     )  # type: ignore[union-attr]
     assert outcomes[0] == "a"
     assert outcomes[2] == "b" or getattr(outcomes[2], "name", "") == "SERVER_UNAVAILABLE"

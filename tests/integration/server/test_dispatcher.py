@@ -13,7 +13,7 @@ from server import dispatcher, settings
 
 def listen(host: str, port: int) -> socket.socket:
     loaded: Any = settings.load({"server__host": host, "server__port": str(port)}, environ={})
-    return dispatcher._listen(loaded)
+    return dispatcher._listen(loaded, "port")
 
 
 def test_a_port_that_is_taken_is_told_in_one_line() -> None:

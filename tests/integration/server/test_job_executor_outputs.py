@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from protocol.messages import LogReport, OutputReport
 from protocol.states import JobState
 from server import catalogue, job_executor, job_manager
-from server.models import File, Pilot, Replica
+from server.models import File, Replica
 from server.paging import Cursor
 from tests.integration.server.world import MD5, World
 
@@ -78,18 +77,12 @@ def test_g7_completed_publishes_the_outputs_where_this_attempt_wrote_them(world:
     assert [replica.storage_id for replica in Replica.select().where(Replica.file > 1)] == ["LOCAL", "LOCAL"]
 
 
-STEPS: dict[str, Callable[[pytest.MonkeyPatch, Callable[..., Any]], None]] = {
-    "in the middle of the registration": lambda patch, die: patch.setattr(
-        Replica, "create", die(1, Replica.create)
-    ),
-    "before the attempt's move": lambda patch, die: patch.setattr(
-        job_executor, "_move_attempt", die(0, job_executor._move_attempt)
-    ),
-    "before the job's move": lambda patch, die: patch.setattr(
-        job_executor, "_set_job", die(0, job_executor._set_job)
-    ),
-    "at the very end": lambda patch, die: patch.setattr(Pilot, "update", die(0, Pilot.update)),
+STEPS = {
+    "before the attempt's move": 0,
+    "between the moves and the registration": 1,
+    "at the very end": 2,
 }
+"""So many chains of statements are done before the server dies."""
 
 
 class Died(Exception):
@@ -103,21 +96,21 @@ def test_g1_a_registration_that_fails_on_its_way_leaves_nothing(
     job = world.job_with_outputs()
     world.say(job, JobState.STAGE_OUT)
     word = world.completed(job)
+    real = world.core.database.run
+    done = []
 
-    def die(after: int, real: Callable[..., Any]) -> Callable[..., Any]:
-        left = [after]
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            if left[0] == 0:
-                raise Died(step)
-            left[0] -= 1
-            return real(*args, **kwargs)
-
-        return call
+    def run(chain: Any, **values: Any) -> Any:
+        if len(done) == STEPS[step]:
+            raise Died(step)
+        rows = real(chain, **values)
+        done.append(chain)
+        if len(done) == 2 and STEPS[step] == 2:
+            raise Died(step)
+        return rows
 
     with world.unchanged():
         with monkeypatch.context() as patch, pytest.raises(Died):
-            STEPS[step](patch, die)
+            patch.setattr(world.core.database, "run", run)
             job_executor.update(world.core, word)
     job_executor.update(world.core, word)
     assert world.state() is JobState.COMPLETED

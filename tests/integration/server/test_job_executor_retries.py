@@ -121,11 +121,11 @@ def test_a_job_may_be_lost_as_often_as_the_task_says_by_silence(world: World, ma
     world.ready(max_attempts=1, max_losses=max_losses)
     for _ in range(max_losses):
         [job] = world.claim()
-        world.say(job, S.RUNNING)
+        world.say(job, S.STAGE_IN)
         world.pass_seconds(65)
         assert world.state() is S.READY
     [job] = world.claim()
-    world.say(job, S.RUNNING)
+    world.say(job, S.STAGE_IN)
     world.pass_seconds(65)
     row = world.job()
     assert (row.state, row.error) == (S.FAILED.value, "INFRASTRUCTURE_BUDGET_SPENT")

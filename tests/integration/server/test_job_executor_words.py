@@ -22,7 +22,7 @@ from protocol.messages import (
 )
 from protocol.states import PILOT_OWNED, SUCCESS, JobState
 from server import job_executor, job_manager
-from server.models import STATE_TIMES, Attempt, File, Replica
+from server.models import STATE_TIMES, Attempt, File, Pilot, Replica
 from tests.integration.server.world import MD5, World, at_once, refusing
 
 S = JobState
@@ -230,7 +230,7 @@ def test_f08_completed_sent_fifty_times_at_once_is_one_transition(world: World) 
         ("f00000.b", "available"),
     ]
     assert Replica.select().where(Replica.file.in_(outputs)).count() == 2
-    assert world.rows()["Pilot"][0][-1] == 1, "n_done"
+    assert Pilot.get().n_done == 1
     history = job_manager.details(world.job()).history or []
     assert [line.state for line in history].count("COMPLETED") == 1
 
@@ -394,7 +394,7 @@ def test_heartbeats_and_ends_of_one_pilot_at_once_hinder_each_other_for_no_resul
     for future in at_once(works):
         future.result()
     assert {world.state(job.job_id) for job in jobs} == {S.COMPLETED}
-    assert world.rows()["Pilot"][0][-1] == 12
+    assert Pilot.get().n_done == 12
 
 
 # -- the log ----------------------------------------------------------------------------------------------------------------

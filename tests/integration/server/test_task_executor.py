@@ -11,10 +11,11 @@ import pytest
 from protocol.messages import DatasetSpec, FileSpec
 from protocol.resources import ResourceType
 from protocol.states import JobState
-from server import catalogue, job_executor, task_executor, task_manager
+from server import catalogue, forming, task_executor, task_manager
 from server.core import Limits
 from server.database import proxy
 from server.models import File, Job, JobInput, Task
+from server.pace import Pace
 from tests.integration.server.world import World, at_once, files, giving_back
 from tests.waiting import wait_until
 
@@ -286,12 +287,13 @@ class Died(Exception):
 def test_f01_a_crash_between_chunks_forms_no_job_twice_and_loses_no_file(
     world: World, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    monkeypatch.setattr(task_executor, "CHUNK", 5)
+    # Three rows per job: five jobs in a transaction.
+    monkeypatch.setattr(task_executor, "Pace", lambda seconds: Pace(15, 15, 1000))
     world.dataset(13)
     world.task(outputs=["{stem}.o"])
     target: Any = {
         "before the second chunk": (task_executor, "_form_some"),
-        "in the second chunk": (job_executor, "form"),
+        "in the second chunk": (forming, "form"),
         "at its end": (Task, "update"),
     }[step]
     real, calls = getattr(*target), []
@@ -317,7 +319,7 @@ def test_a_task_that_is_cancelled_while_its_jobs_are_formed_is_left_with_none_al
 ) -> None:
     """The cancellation comes when the jobs are made and not yet to be seen: it has to wait, or it passes them by."""
     world.task(n_jobs=20)
-    real = job_executor.form
+    real = forming.form
     cancel = giving_back(lambda: task_manager.cancel(world.core, "t", "ada"))
     cancelling = threading.Thread(target=cancel)
 
@@ -329,13 +331,14 @@ def test_a_task_that_is_cancelled_while_its_jobs_are_formed_is_left_with_none_al
         waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
         return not cancelling.is_alive() or proxy.execute_sql(waiting).fetchone()[0] > 0
 
-    def form(*args: Any) -> None:
-        real(*args)
+    def form(*args: Any) -> int:
+        ready = real(*args)
         cancelling.start()
         wait_until(ended_or_waits, what="the cancellation to end or to wait")
+        return ready
 
     with monkeypatch.context() as patch:
-        patch.setattr(job_executor, "form", form)
+        patch.setattr(forming, "form", form)
         world.form()
     cancelling.join(20)
     assert world.form() == 0

@@ -40,6 +40,7 @@ from server.tokens import Role
 
 T = TypeVar("T")
 KEY = b"k" * 32
+OWNER = "ada"
 MD5 = {"md5": "0123456789abcdef" * 2}
 CHATTER = frozenset({"last_seen"})
 """Columns that only say when a pilot was heard: no effect of a word that was refused."""
@@ -68,12 +69,12 @@ class World:
     # -- what there is ------------------------------------------------------------------------------------------------------
 
     def dataset(self, n_files: int = 1, name: str = "in", close: bool = True, first: int = 0) -> None:
-        catalogue.create(self.core, DatasetSpec(name, files=files(n_files, first), close=close))
+        catalogue.create(self.core, DatasetSpec(name, files=files(n_files, first), close=close), OWNER)
 
     def task(self, name: str = "t", n_jobs: int = 0, **spec: Any) -> TaskView:
         """A task over the dataset `in`, or with `n_jobs` jobs without input."""
         source = {"n_jobs": n_jobs} if n_jobs else {"input_dataset": spec.pop("input_dataset", "in")}
-        return task_manager.register(self.core, TaskSpec(name, ["true"], **source, **spec), "ada")
+        return task_manager.register(self.core, TaskSpec(name, ["true"], **source, **spec), OWNER)
 
     def form(self) -> int:
         return task_executor.run_once(self.core)
@@ -111,7 +112,7 @@ class World:
         self, pilot_id: str = "p1", request_id: str = "", queue: str = "CPU", **offer: Any
     ) -> GetJobRequest:
         return GetJobRequest(
-            request_id or f"request-{next(self._requests)}", pilot_id, queue, node="node1", **offer
+            request_id or f"request-{next(self._requests)}", pilot_id, queue, **{"node": "node1", **offer}
         )
 
     def claim(self, pilot_id: str = "p1", n_jobs: int = 1, **rest: Any) -> list[JobSpec]:

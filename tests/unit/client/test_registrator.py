@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 import tempfile
 import threading
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List
+from typing import Any, Callable, Dict, Iterable, Iterator, List
 
 import pytest
 
@@ -16,7 +18,7 @@ from client import registrator
 from client.registrator import Options, find, natural, register
 from copytools import checksum
 from protocol.errors import PilotageError
-from protocol.messages import DatasetSpec, DatasetView, FileList, FileSpec, FileView
+from protocol.messages import DatasetSpec, DatasetView, FileSpec
 
 
 class Server:
@@ -44,21 +46,26 @@ class Server:
             raise PilotageError("NOT_FOUND", f"no dataset {name}")
         return self._view(name)
 
-    def dataset_files(self, name: str) -> List[FileView]:
-        return [
-            FileView(f.lfn, name, name, f.size, f.checksums, f.url, "available") for f in self.files[name]
-        ]
-
     def create_dataset(self, spec: DatasetSpec) -> DatasetView:
         self._count()
         self.files[spec.name], self.states[spec.name] = list(spec.files), "closed" if spec.close else "open"
         return self._view(spec.name)
 
-    def add_files(self, name: str, files: FileList) -> DatasetView:
-        self._count()
-        self.files[name] += files.files
-        self.states[name] = "closed" if files.close else "open"
-        return self._view(name)
+    def send_files(
+        self, name: str, files: Iterable[FileSpec], *, close: bool, sent: Callable[[int], None]
+    ) -> DatasetView:
+        rest, n_known = iter(files), 0
+        while part := list(islice(rest, 3)):
+            self._count()
+            there = {file.lfn: file for file in self.files[name]}
+            for file in part:
+                if there.get(file.lfn, file) != file:
+                    raise PilotageError("ALREADY_EXISTS", f"dataset {name} has a file {file.lfn} already")
+            self.files[name] += [file for file in part if file.lfn not in there]
+            n_known += sum(file.lfn in there for file in part)
+            sent(len(part))
+        self.states[name] = "closed" if close else "open"
+        return dataclasses.replace(self._view(name), n_known=n_known)
 
 
 QUIET = Options(quiet=True, algorithms=("adler32", "md5"))
@@ -371,11 +378,12 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("small_batches")
 @pytest.mark.parametrize("count", [1, 3, 4, 6, 7])
-def test_a_large_one_goes_in_batches_and_is_closed_with_the_last(tmp_path: Path, count: int) -> None:
+def test_a_small_one_goes_at_once_and_a_large_one_in_a_stream(tmp_path: Path, count: int) -> None:
     make(tmp_path, *(f"f{number}" for number in range(count)))
     server = Server()
     view = go(server, "d", tmp_path)
-    assert (view.state, view.n_files, server.requests) == ("closed", count, -(-count // 3))
+    requests = 1 if count <= 3 else 1 + -(-count // 3)
+    assert (view.state, view.n_files, server.requests) == ("closed", count, requests)
     assert [file.lfn for file in server.files["d"]] == [f"f{number}" for number in range(count)]
 
 
@@ -394,11 +402,11 @@ def test_a_registration_that_broke_off_is_completed_by_the_same_command_with_add
     make(tmp_path, *(f"f{number}" for number in range(8)))
     server = Server()
     server.fail_at = 3
-    with pytest.raises(PilotageError, match="dataset d is open with 6 of 8 files") as caught:
+    with pytest.raises(PilotageError, match="dataset d is open with at least 3 of 8 files") as caught:
         go(server, "d", tmp_path)
     assert "--add" in caught.value.fields["advice"]
     view = go(server, "d", tmp_path, options=quiet(add=True))
-    assert (view.state, view.n_files) == ("closed", 8)
+    assert (view.state, view.n_files, view.n_known) == ("closed", 8, 3)
 
 
 def test_add_refuses_another_content_under_a_name_that_is_there(tmp_path: Path) -> None:
@@ -406,8 +414,19 @@ def test_add_refuses_another_content_under_a_name_that_is_there(tmp_path: Path) 
     server = Server()
     go(server, "d", tmp_path, options=quiet(close=False))
     (tmp_path / "a").write_text("something else\n")
-    with pytest.raises(PilotageError, match="a is in the dataset with another content"):
+    with pytest.raises(PilotageError, match="dataset d has a file a already"):
         go(server, "d", tmp_path, options=quiet(add=True))
+
+
+def test_without_checksums_no_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, "a", "b")
+    monkeypatch.setattr(registrator.checksum, "of", lambda *args: pytest.fail("a file was read"))
+    server = Server()
+    go(server, "d", tmp_path, options=quiet(algorithms=("none",)))
+    assert [(file.lfn, file.size, file.checksums) for file in server.files["d"]] == [
+        ("a", len("content of a\n"), {}),
+        ("b", len("content of b\n"), {}),
+    ]
 
 
 @pytest.mark.parametrize(("prepare", "name"), [(lambda server, path: None, "NOT_FOUND"),

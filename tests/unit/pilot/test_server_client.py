@@ -29,7 +29,7 @@ def body(name: str) -> bytes:
         (403, b"[]", "FORBIDDEN"),
         (408, b"", "SERVER_UNAVAILABLE"),
         (413, body("TOO_LARGE"), "TOO_LARGE"),
-        (429, b"", "SERVER_UNAVAILABLE"),
+        (429, b"", "TOO_MANY_REQUESTS"),
         (500, body("SERVER_ERROR"), "SERVER_ERROR"),
         (500, body("STALE_ATTEMPT"), "SERVER_ERROR"),
         (502, b"Bad Gateway", "SERVER_ERROR"),

@@ -68,7 +68,11 @@ LEGAL: Dict[str, Dict[str, Set[str]]] = {
         "STAGE-OUT": {"COMPLETED", "FAILED", "READY"},
     },
     "reaper": {state: {"READY", "FAILED"} for state in ("EXTRACTED", *OF_A_PILOT)},
-    "user": {state: {"CANCELLED"} for state in ("REGISTERED", "READY", "EXTRACTED", *OF_A_PILOT)},
+    # What ended badly is READY again when a user says so: final is final for everybody else.
+    "user": {
+        **{state: {"CANCELLED"} for state in ("REGISTERED", "READY", "EXTRACTED", *OF_A_PILOT)},
+        **{state: {"READY"} for state in ("FAILED", "CANCELLED")},
+    },
 }
 """actor → from → to. Everything that is not in here is illegal."""
 
@@ -93,8 +97,9 @@ def test_each_word_of_success_follows_from_the_one_before_by_somebody() -> None:
 
 
 @pytest.mark.parametrize("state", sorted(FINAL))
-def test_final_is_final(state: JobState) -> None:
-    assert not any(source is state for source, _ in MOVES)
+def test_final_is_final_but_for_a_user_who_has_what_ended_badly_tried_again(state: JobState) -> None:
+    moves = {target: actors for (source, target), actors in MOVES.items() if source is state}
+    assert moves == ({} if state is JobState.COMPLETED else {JobState.READY: {Actor.USER}})
     assert all(actors for (_, target), actors in MOVES.items() if target is state)
 
 
@@ -136,12 +141,12 @@ def test_sources_are_the_other_view_of_can_move(target: JobState, actor: Actor) 
 def test_no_sequence_of_legal_moves_leaves_an_end_or_passes_a_pilot_by(
     steps: List[Tuple[JobState, Actor]],
 ) -> None:
-    """Wherever legal moves lead: after an end nothing moves, and nothing a pilot owns is entered but by it."""
+    """Wherever legal moves lead: after an end only a user moves, and nothing a pilot owns is entered but by it."""
     here, ended, claimed = JobState.REGISTERED, False, False
     for target, actor in steps:
         if not can_move(here, target, actor):
             continue
-        assert not ended
+        assert not ended or (actor is Actor.USER and target is JobState.READY)
         claimed = claimed or target is JobState.EXTRACTED
         if target in PILOT_OWNED or target is JobState.COMPLETED:
             assert actor is Actor.PILOT
@@ -175,6 +180,7 @@ def test_every_state_has_a_sentence(state: JobState) -> None:
         ({"FAILED": 1, "CANCELLED": 2}, 3, False, "FAILED"),
         ({"CANCELLED": 3}, 3, False, "FAILED"),
         ({}, 3, True, "CANCELLED"),
+        ({}, 0, True, "CANCELLED"),
         ({"CANCELLED": 1}, 3, True, "CANCELLED"),
         ({"COMPLETED": 1, "CANCELLED": 1}, 3, True, "CANCELLED"),
         ({"COMPLETED": 1, "RUNNING": 1}, 3, True, "RUNNING"),

@@ -39,6 +39,7 @@ def test_a_class_tells_the_needs_it_was_made_of(changes: dict[str, object]) -> N
         {"command": ["false"]},
         {"max_attempts": 1},
         {"environment": {"A": "b"}},
+        {"tags": ["smb"]},
     ],
 )
 def test_what_is_no_need_makes_no_other_class(changes: dict[str, object]) -> None:
@@ -48,6 +49,7 @@ def test_what_is_no_need_makes_no_other_class(changes: dict[str, object]) -> Non
 def test_every_need_makes_another_class() -> None:
     keys = {key(SPEC)}
     changes = {"cores": 2, "memory_mb": 1, "disk_mb": 1, "walltime_seconds": 1, "gpus": 1, "queue": "Q"}
+    changes |= {"site": "S", "working_group": "W", "country_group": "C", "requires": ["root"]}
     for name, value in (*changes.items(), ("prod_source_label", "x"), ("resource_type", ResourceType.GPU)):
         keys.add(key(dataclasses.replace(SPEC, **{name: value})))
     assert len(keys) == 1 + len(dataclasses.fields(Needs))

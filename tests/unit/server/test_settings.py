@@ -86,3 +86,24 @@ def test_the_file_in_etc_loads_and_names_only_known_keys(home: Path, tmp_path: P
     (tmp_path / "all.ini").write_text(text)
     loaded = settings.load(None, tmp_path / "all.ini", environ, tmp_path)
     assert loaded.text("database", "url").startswith("postgresql://")
+
+
+# -- boosts and availability ------------------------------------------------------------------------------------------------
+
+
+def test_97_tags_and_what_each_adds_are_read(home: Path) -> None:
+    loaded = load(home, BROKERAGE__TAG_BOOSTS="smb:100, calibration: 50,a:b:-7", BROKERAGE__CHAIN_BOOST="10")
+    assert settings.tag_boosts(loaded) == (("smb", 100), ("calibration", 50), ("a:b", -7))
+    assert loaded.integer("brokerage", "chain_boost") == 10
+    assert settings.tag_boosts(load(home)) == ()
+
+
+@pytest.mark.parametrize(
+    "entry", ["smb", "smb:", ":5", "smb:x", "smb:1.5", "smb:1000001", "smb:--1", "smb:\u00b2"]
+)
+def test_a_boost_that_is_none_is_refused(home: Path, entry: str) -> None:
+    assert "is no TAG:NUMBER" in refusal(home, BROKERAGE__TAG_BOOSTS=f"ok:1, {entry}")
+
+
+def test_a_queue_is_judged_by_no_fewer_than_twenty_attempts(home: Path) -> None:
+    assert "ATTEMPTS must be from 20" in refusal(home, AVAILABILITY__ATTEMPTS="19")

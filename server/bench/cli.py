@@ -1,0 +1,120 @@
+"""`pilotage bench`: measure this installation on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import signal
+import sys
+from typing import Any
+
+import click
+
+from protocol.errors import PilotageError
+from server.bench import dispatch as rows_of_dispatch
+from server.bench import postgres, report, stage
+
+NAMES = ", ".join(rows_of_dispatch.ROWS)
+SIZES = {
+    "full": rows_of_dispatch.FULL,
+    "quick": rows_of_dispatch.QUICK,
+    "tiny": rows_of_dispatch.TINY,
+}
+
+
+@click.group(
+    epilog="""\b
+Example:
+  pilotage bench dispatch --quick
+"""
+)
+def bench() -> None:
+    """Measure how fast this version is on this machine."""
+
+
+@bench.command(
+    short_help="The dispatcher: rates, flatness, many pilots.",
+    epilog="""\b
+Examples:
+  pilotage bench dispatch --quick
+  pilotage bench dispatch --only life-cycle --database sqlite --runs 9
+  pilotage bench dispatch --json > dispatch.json
+""",
+)
+@click.option(
+    "--quick", is_flag=True, help="below a minute: fewer runs, smaller numbers, no figures to quote"
+)
+@click.option(
+    "--only", "names", multiple=True, metavar="NAME", help=f"measure this only; may be given again: {NAMES}"
+)
+@click.option(
+    "--database",
+    default="both",
+    metavar="KIND",
+    help="sqlite, postgres (a cluster of its own), both (default), or postgresql://USER@HOST/NAME of a server "
+    "where databases may be made",
+)
+@click.option("--runs", type=click.IntRange(1, 100), help="runs of each figure (default: 5, with --quick 3)")
+@click.option("--json", "as_json", is_flag=True, help="print JSON")
+@click.option("--sizes", type=click.Choice(sorted(SIZES)), hidden=True)
+def dispatch(
+    quick: bool, names: tuple[str, ...], database: str, runs: int | None, as_json: bool, sizes: str | None
+) -> None:
+    """Measure the dispatcher: life cycles by HTTP beside a reference, and what must not slow them down.
+
+    It starts servers in temporary directories, and Postgres if need be, and ends and removes all of it.
+    """
+    chosen = SIZES[sizes or ("quick" if quick else "full")]
+    if runs is not None:
+        chosen = dataclasses.replace(chosen, runs=runs)
+    for name in names:
+        if name not in rows_of_dispatch.ROWS:
+            raise click.UsageError(f"--only {name}: there is {NAMES}")
+    signal.signal(signal.SIGTERM, _end)
+    rows, facts = _measure(database, chosen, list(names or rows_of_dispatch.ROWS))
+    if as_json:
+        click.echo(report.as_json(rows, facts))
+    else:
+        report.show(rows, facts)
+
+
+def _end(number: int, frame: object) -> None:
+    """Ended from outside: in order, so that nothing is left running."""
+    sys.exit(128 + number)
+
+
+def _measure(
+    database: str, sizes: rows_of_dispatch.Sizes, names: list[str]
+) -> tuple[list[report.Row], dict[str, Any]]:
+    rows: list[report.Row] = []
+    with contextlib.ExitStack() as started:
+        directory = started.enter_context(stage.directory())
+        server = _postgres(database, started)
+        facts = report.machine(server.version() if server else None, sizes is not SIZES["full"], directory)
+        facts["databaseCpuSeen"] = server is None or server.pid is not None
+        for kind in ("sqlite", "postgres"):
+            on = server if kind == "postgres" else None
+            if (kind == "sqlite" and database in ("sqlite", "both")) or on is not None:
+                with stage.Stage(directory, kind, on) as each:
+                    rows += rows_of_dispatch.measure(each, sizes, names, _say)
+    return rows, facts
+
+
+def _postgres(database: str, started: contextlib.ExitStack) -> postgres.Postgres | None:
+    if database == "sqlite":
+        return None
+    if database.startswith(("postgresql://", "postgres://")):
+        return postgres.given(database)
+    if database == "both" and postgres.binaries() is None:
+        _say("no Postgres was found to start: SQLite only")
+        return None
+    if database in ("postgres", "both"):
+        return started.enter_context(postgres.own())
+    raise PilotageError(
+        "BAD_SETTINGS",
+        f"--database {database[:60]!a}: it takes sqlite, postgres, both or a postgresql:// URL",
+    )
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)

@@ -1,0 +1,203 @@
+"""`pilotage audit`: the standing checker, as a table for people and as JSON for programs."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import click
+
+from client import progress, tables
+from client.commands import show_error
+from client.commands.common import examples
+from protocol.errors import PilotageError
+from protocol.settings import Settings
+from server import audit as auditor
+from server import audit_storage, settings, state_directory
+from server.audit import Options
+from server.findings import CHECKS, Report, Tally
+
+DAMAGE, BLIND = 1, 2
+"""Exit codes: something is wrong; it could not be looked at. 0: clean."""
+
+EPILOG = (
+    "The exit code is 0 if all is well, 1 if there are findings, 2 if it could not be looked at.\n\n"
+    + examples(
+        "pilotage audit",
+        "pilotage audit --state /srv/pilotage --checksums all",
+        "pilotage audit --database postgresql://pilotage@db/pilotage --no-storage",
+        "pilotage audit --task hello --json",
+    )
+)
+
+
+@click.command(epilog=EPILOG)
+@click.option(
+    "--state",
+    "server__state_directory",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="State directory of the server (default: ~/.local/share/pilotage).",
+)
+@click.option(
+    "--database",
+    "database__url",
+    metavar="URL",
+    help="Database of the server, if it is not in the state directory.",
+)
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Settings file of the server, after the usual ones.",
+)
+@click.option("--task", default="", metavar="NAME", help="Look at one task only.")
+@click.option("--no-storage", is_flag=True, help="Look at the database only, not at the files.")
+@click.option(
+    "--checksums",
+    type=click.Choice(["none", "sample", "all"]),
+    default="sample",
+    show_default=True,
+    help="Files that are read for their checksums.",
+)
+@click.option(
+    "--sample",
+    type=click.IntRange(min=1),
+    default=audit_storage.Options.checksums,
+    show_default=True,
+    metavar="N",
+    help="How many a sample is.",
+)
+@click.option(
+    "--data-root",
+    default="",
+    metavar="DIR",
+    help="Where addresses such as file:outputs lie on this machine (SCRIPT_PREFIX).",
+)
+@click.option(
+    "--grace-hours",
+    type=click.FloatRange(min=0),
+    default=audit_storage.Options.grace_seconds / 3600,
+    show_default=True,
+    metavar="N",
+    help="How long files of attempts that failed may lie about.",
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(min=0),
+    default=Options.limit,
+    show_default=True,
+    help="Findings to show of each check; 0: all. All are counted.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def audit(
+    context: click.Context,
+    task: str,
+    no_storage: bool,
+    limit: int,
+    as_json: bool,
+    config: Path | None,
+    **options: Any,
+) -> None:
+    """Check that everything is as it must be: jobs, attempts, datasets, and the files on the storages of this machine.
+
+    It needs no server and changes nothing; the server may run.
+    """
+    try:
+        given = {name: options.pop(name) for name in ("server__state_directory", "database__url")}
+        chosen = settings.load(given, config)
+        wish = Options(
+            task=task,
+            storages=None if no_storage else _storages(**options),
+            reaper_seconds=chosen.number("reaper", "period_seconds"),
+            limit=limit,
+        )
+        report = auditor.audit(_url(chosen), wish, progress.counted)
+    except PilotageError as error:
+        show_error(error)
+        context.exit(BLIND)
+    if as_json:
+        tables.show(as_facts(report))
+    else:
+        _print(report)
+    context.exit(DAMAGE if report.n_findings else 0)
+
+
+def _storages(checksums: str, sample: int, data_root: str, grace_hours: float) -> audit_storage.Options:
+    return audit_storage.Options(
+        checksums={"none": 0, "sample": sample, "all": None}[checksums],
+        data_root=data_root,
+        grace_seconds=grace_hours * 3600,
+    )
+
+
+def _url(chosen: Settings) -> str:
+    """The database as the server would find it."""
+    url = chosen.text("database", "url")
+    if url:
+        return url
+    directory = chosen.path("server", "state_directory").expanduser().absolute()
+    running = state_directory.read_running(directory)
+    if running is not None and running.database != "sqlite":
+        raise PilotageError(
+            "DATABASE_UNREADABLE",
+            f"the server in {directory} works on {running.database}, and no settings here say where: give --database",
+        )
+    return f"sqlite:///{directory}/pilotage.db"
+
+
+def as_facts(report: Report) -> dict[str, Any]:
+    """The report as a program reads it."""
+    return {
+        "clean": not report.n_findings,
+        "nFindings": report.n_findings,
+        "checks": [
+            {
+                "name": name,
+                "holds": CHECKS[name].holds,
+                "over": CHECKS[name].over,
+                "lookedAt": tally.looked_at,
+                "nFindings": tally.n_findings,
+                "isNote": CHECKS[name].is_note,
+            }
+            for name, tally in _in_order(report)
+        ],
+        "findings": [
+            {**dataclasses.asdict(found), "advice": CHECKS[found.check].advice, "isNote": found.is_note}
+            for found in report.findings
+        ],
+        "notLookedAt": report.not_looked_at,
+    }
+
+
+def _in_order(report: Report) -> list[tuple[str, Tally]]:
+    return [(name, report.tallies[name]) for name in CHECKS if name in report.tallies]
+
+
+def _print(report: Report) -> None:
+    columns = (
+        tables.Column("CHECK", lambda row: row[0]),
+        tables.Column("LOOKED AT", lambda row: f"{row[1].looked_at} {CHECKS[row[0]].over}"),
+        tables.Column("FINDINGS", lambda row: row[1].n_findings or "-", right=True),
+    )
+    tables.print_table(_in_order(report), columns)
+    for name, tally in _in_order(report):
+        if tally.n_findings:
+            _print_findings(name, tally)
+    if report.not_looked_at:
+        tables.write("\nNot looked at:")
+        for reason in report.not_looked_at:
+            tables.write(f"  {tables.cell(reason)}")
+    tables.write(f"\n{tables.some(report.n_findings, 'finding') if report.n_findings else 'All is well.'}")
+
+
+def _print_findings(name: str, tally: Tally) -> None:
+    check = CHECKS[name]
+    tables.write(f"\n{name}: it should be that {check.holds}")
+    for found in tally.shown:
+        tables.write(f"  {tables.cell(found.sentence)}")
+    if tally.n_findings > len(tally.shown):
+        tables.write(f"  and {tally.n_findings - len(tally.shown)} more (--limit 0 shows all)")
+    tables.write(f"  what to do: {check.advice}")

@@ -1,0 +1,174 @@
+"""Leases: a pilot's heartbeat renews them; the job of an attempt whose lease ran out may be claimed again."""
+
+from __future__ import annotations
+
+import functools
+import json
+
+from protocol.errors import PilotageError
+from protocol.messages import Command, Heartbeat, UpdateReply
+from protocol.states import HELD, Actor, JobState
+from server import moves, statements, tokens
+from server.core import Core
+from server.leaseclock import lease_clock
+from server.models import Attempt, Job, Pilot, now
+from server.moves import reply
+from server.recent import queue_facts, task_facts
+from server.statements import PAYLOAD_STATES
+
+EXPIRE_CHUNK = 25
+"""Attempts whose lease ran out in one transaction."""
+MOST_OVERDUE = 5_000
+"""Such attempts looked at in one go."""
+
+# -- heartbeats -------------------------------------------------------------------------------------------------------------
+
+
+def heartbeat(core: Core, word: Heartbeat) -> list[UpdateReply]:
+    """Renew the leases of all attempts that a living pilot names; each answer says whether it still holds that one.
+
+    An attempt that it leaves out twice in a row loses its lease: the pilot does not know of it any more.
+    """
+    with core.database.reading():
+        return _heartbeat(core, word)
+
+
+def _heartbeat(core: Core, word: Heartbeat) -> list[UpdateReply]:
+    pilot = Pilot.get_or_none(Pilot.pilot_id == word.pilot_id)
+    if pilot is None:
+        raise PilotageError(
+            "NOT_FOUND", f"no pilot {word.pilot_id} is registered; a pilot's first word is registerPilot"
+        )
+    queue = queue_facts(core.recent, pilot.queue_id)
+    genuine: dict[int, str] = {}
+    words = []
+    for held in word.attempts:
+        moves.check_metrics(held.metrics)
+        nonce = tokens.nonce_in(core.key, held.attempt_id, held.attempt_token)
+        if nonce is not None and held.attempt_id not in genuine:
+            genuine[held.attempt_id] = nonce
+            words.append((held.attempt_id, nonce, None if held.metrics is None else json.dumps(held.metrics)))
+    values = {
+        "pilot_id": word.pilot_id,
+        "lease_seconds": queue.lease_seconds if queue else core.limits.lease_seconds,
+        "now": now(),
+    }
+    renewed = core.database.write(
+        lambda: core.database.run(statements.RENEW, words=words, **values), atomic=False
+    )
+    states = {attempt_id: state for attempt_id, _, state in renewed}
+    return [
+        UpdateReply(held.attempt_id, states[held.attempt_id])
+        if held.attempt_id in states
+        else _not_held(held.attempt_id, genuine.get(held.attempt_id))
+        for held in word.attempts
+    ]
+
+
+def _not_held(attempt_id: int, nonce: str | None) -> UpdateReply:
+    """The answer about an attempt that was not renewed: its pilot has ended it itself, or it is to stop."""
+    attempt = Attempt.get_or_none(Attempt.id == attempt_id, Attempt.nonce == nonce) if nonce else None
+    return reply(attempt) if attempt else UpdateReply(attempt_id, "", Command.STOP)
+
+
+# -- the reaper's work ------------------------------------------------------------------------------------------------------
+
+
+def expire(core: Core, limit: int = EXPIRE_CHUNK) -> int:
+    """Make the jobs of attempts whose lease ran out claimable again, `limit` at a time; how many there were.
+
+    The old attempt stays valid until somebody claims the job, so a late word before that keeps it; only a job whose budget
+    this loss would overdraw ends here.
+    """
+    with core.database.reading():
+        overdue = [
+            attempt_id
+            for (attempt_id,) in Attempt.select(Attempt.id)
+            .join(Job, on=(Job.attempt_id == Attempt.id))
+            .where(
+                Attempt.ended_at.is_null(),
+                Attempt.lease_until < lease_clock(),
+                Job.state.in_(moves.names(HELD)),
+            )
+            .limit(MOST_OVERDUE)
+            .tuples()
+        ]
+    expired: list[int] = []
+    for start in range(0, len(overdue), limit):
+        chunk = overdue[start : start + limit]
+        expired += core.database.write(functools.partial(_expire_chunk, core, chunk))
+    moves.tell_ready(core, expired)
+    return len(expired)
+
+
+def _expire_chunk(core: Core, attempt_ids: list[int]) -> list[int]:
+    """The jobs of those of these attempts that are overdue still and that no other transaction has in its hands."""
+    query = (
+        Attempt.select()
+        .join(Job, on=(Job.attempt_id == Attempt.id))
+        .where(
+            Attempt.id.in_(attempt_ids),
+            Attempt.ended_at.is_null(),
+            Attempt.lease_until < lease_clock(),
+            Job.state.in_(moves.names(HELD)),
+        )
+    )
+    expired = list(core.database.skip_locked(query, Job, Attempt))
+    for attempt in expired:
+        _expire(core, attempt)
+    return [attempt.job_id for attempt in expired]
+
+
+def _expire(core: Core, attempt: Attempt) -> None:
+    loss = "NOT_ACKNOWLEDGED" if attempt.state == JobState.EXTRACTED.value else "LOST_HEARTBEAT"
+    silent = f"pilot {attempt.pilot_id} was silent in {attempt.state}"
+    moves.event(attempt.job_id, attempt.attempt_nr, Actor.REAPER, loss, silent)
+    job = Job.get_by_id(attempt.job_id)
+    verdict = _verdict(core, job, attempt)
+    if verdict is None:
+        queue = queue_facts(core.recent, attempt.queue)
+        delay = queue.requeue_delay_seconds if queue else 0
+        back = moves.back_in_queue(core, delay)
+        moves.set_job(job.id, attempt.id, JobState.READY, Actor.REAPER, loss=loss, **back)
+        return
+    detail = f"the last attempt, {attempt.attempt_nr}, ended with {loss} on node {attempt.node} (pilot {attempt.pilot_id})"
+    charge = (
+        {"unacknowledged": job.unacknowledged + 1}
+        if loss == "NOT_ACKNOWLEDGED"
+        else {"losses": job.losses + 1}
+    )
+    moves.set_job(
+        job.id, attempt.id, JobState.FAILED, Actor.REAPER, error=verdict, error_detail=detail, **charge
+    )
+    Attempt.update(state=JobState.FAILED.value, ended_at=now(), error=loss, error_detail=detail).where(
+        Attempt.id == attempt.id, Attempt.ended_at.is_null()
+    ).execute()
+
+
+def _verdict(core: Core, job: Job, attempt: Attempt) -> str | None:
+    """The error with which this loss ends the job, if it spends a budget."""
+    if attempt.state == JobState.EXTRACTED.value:
+        return "NEVER_ACKNOWLEDGED" if job.unacknowledged + 1 >= core.limits.unacknowledged else None
+    if JobState(attempt.state) in PAYLOAD_STATES and job.kills + 1 >= core.limits.killed_pilots:
+        return "KILLS_PILOTS"
+    spent = job.losses + 1 > task_facts(core.recent, job.task_id).spec.max_losses
+    return "INFRASTRUCTURE_BUDGET_SPENT" if spent else None
+
+
+def promote(core: Core, limit: int = 100) -> int:
+    """Make READY jobs claimable whose pause before a retry is over; how many there were."""
+
+    def work() -> list[int]:
+        due = Job.select(Job.id).where(Job.ready_after <= lease_clock(), Job.state == JobState.READY.value)
+        ids = [job.id for job in due.limit(limit)]
+        for job_id, number in zip(
+            ids, core.database.next_numbers(moves.READY_NUMBERS, len(ids)), strict=True
+        ):
+            Job.update(ready_nr=moves.place(number), ready_after=None).where(
+                Job.id == job_id, Job.ready_after.is_null(False)
+            ).execute()
+        return ids
+
+    promoted = core.database.write(work)
+    moves.tell_ready(core, promoted)
+    return len(promoted)

@@ -1,0 +1,110 @@
+"""The native door for operators: tokens, accounts, working groups and the trail of what was done."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from protocol.messages import (
+    AccountChange,
+    AccountSpec,
+    AccountView,
+    GroupChange,
+    GroupSpec,
+    GroupView,
+    Page,
+    TokenSpec,
+    TokenView,
+)
+from server import accounts, groups, trail
+from server.routes import Call, Door
+from server.tokens import Role
+from server.wire import path_id
+
+door = Door()
+
+
+@door.route("POST", "/v1/tokens", Role.ADMIN, TokenSpec, TokenView, 201)
+def create_token(call: Call, spec: TokenSpec) -> TokenView:
+    """Make a token; this answer alone shows it."""
+    return accounts.create_token(call.core, spec, call.caller.name)
+
+
+@door.route("GET", "/v1/tokens", Role.ADMIN, None, Page)
+def list_tokens(call: Call) -> Page:
+    """Tokens without their secrets, by name or role."""
+    cursor = call.query.cursor()
+    name, role = call.query.text("name"), call.query.text("role", tuple(accounts.ROLES))
+    call.query.finish()
+    return accounts.token_views(cursor, name, role)
+
+
+@door.route("POST", "/v1/tokens/<token>/revoke", Role.ADMIN, None, TokenView)
+def revoke_token(call: Call, token: str) -> TokenView:
+    """Revoke a token: it is refused within a second everywhere."""
+    return accounts.revoke_token(call.core, path_id(token, "token"), call.caller.name)
+
+
+@door.route("GET", "/v1/accounts", Role.USER, None, Page)
+def list_accounts(call: Call) -> Page:
+    """All accounts, with their open jobs."""
+    call.query.finish()
+    return accounts.views()
+
+
+@door.route("POST", "/v1/accounts", Role.ADMIN, AccountSpec, AccountView, 201)
+def create_account(call: Call, spec: AccountSpec) -> AccountView:
+    """Make an account."""
+    return accounts.create(call.core, spec, call.caller.name)
+
+
+@door.route("GET", "/v1/accounts/<account>", Role.USER, None, AccountView)
+def show_account(call: Call, account: str) -> AccountView:
+    """One account."""
+    return accounts.show(account)
+
+
+@door.route("POST", "/v1/accounts/<account>", Role.ADMIN, AccountChange, AccountView)
+def change_account(call: Call, wish: AccountChange, account: str) -> AccountView:
+    """Give an account another working group or quota."""
+    return accounts.change(call.core, account, wish, call.caller.name)
+
+
+@door.route("GET", "/v1/groups", Role.USER, None, Page)
+def list_groups(call: Call) -> Page:
+    """The tree of working groups, each before those below it."""
+    call.query.finish()
+    return groups.views()
+
+
+@door.route("POST", "/v1/groups", Role.ADMIN, GroupSpec, GroupView, 201)
+def create_group(call: Call, spec: GroupSpec) -> GroupView:
+    """Make a working group."""
+    return groups.create(call.core, spec, call.caller.name)
+
+
+@door.route("GET", "/v1/groups/<group>", Role.USER, None, GroupView)
+def show_group(call: Call, group: str) -> GroupView:
+    """One working group."""
+    return groups.show(group)
+
+
+@door.route("POST", "/v1/groups/<group>", Role.ADMIN, GroupChange, GroupView)
+def change_group(call: Call, wish: GroupChange, group: str) -> GroupView:
+    """Give a working group another parent, share or quota."""
+    return groups.change(call.core, group, wish, call.caller.name)
+
+
+@door.route("POST", "/v1/groups/<group>/remove", Role.ADMIN, None, None)
+def remove_group(call: Call, group: str) -> dict[str, Any]:
+    """Remove a working group that nothing uses."""
+    groups.remove(call.core, group, call.caller.name)
+    return {}
+
+
+@door.route("GET", "/v1/trail", Role.ADMIN, None, Page)
+def list_trail(call: Call) -> Page:
+    """What was done by whom, by account, action or subject."""
+    cursor = call.query.cursor()
+    who, action, subject = (call.query.text(name) for name in ("who", "action", "subject"))
+    call.query.finish()
+    return trail.entries(cursor, who, action, subject)

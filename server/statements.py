@@ -1,0 +1,328 @@
+"""What is done for every job, in SQL: claim jobs, move attempts, renew leases; each one `Chain`, compiled once.
+
+The states in the guards come from the one table of legal moves. An attempt that has not ended holds its job, so the
+attempt's own row decides whether a word is taken; the job's row mirrors its state for whoever asks.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+
+from protocol.states import FINAL, HELD, Actor, JobState, sources
+from server.database import Chain, Part, Rows
+from server.models import STATE_TIMES
+
+CLOCK = "(SELECT value / 1000 FROM counter WHERE name = 'lease_clock')"
+"""The lease clock in seconds; only the reaper advances it."""
+
+
+def listed(states: Iterable[JobState]) -> str:
+    """States as SQL lists them. They are words of ours, never anybody's input."""
+    return ", ".join(f"'{state.value}'" for state in states)
+
+
+PAYLOAD_STATES = HELD[HELD.index(JobState.RUNNING) : HELD.index(JobState.FINISHED)]
+"""A pilot that falls silent in these may have been killed by the payload."""
+
+# -- claim ------------------------------------------------------------------------------------------------------------------
+
+_PICKED = {
+    "id": "bigint",
+    "task_id": "bigint",
+    "job_nr": "integer",
+    "old_attempt_id": "bigint",
+    "attempt_nr": "integer",
+    "ready_at": "double precision",
+    "loss": "text",
+    "ready_nr": "bigint",
+}
+_PICK = "SELECT job.id, task_id, job_nr, attempt_id AS old_attempt_id, attempt_nr, changed AS ready_at, loss"
+_MAY_GO_TO_NODE = f"(avoid_node IS NULL OR avoid_node <> :node OR avoid_until <= {CLOCK})"
+_BIND = (
+    Part(
+        "made",
+        f"""INSERT INTO attempt (job_id, attempt_nr, pilot_id, node, queue, request_id, request_nr, nonce, state, seq,
+                lease_until, lease_seconds, left_out, cores, ready_at, extracted_at, storage_id)
+            SELECT id, attempt_nr + 1, :pilot_id, :node, :queue, :request_id,
+                :first_nr - 1 + row_number() OVER (ORDER BY ready_nr),
+                CAST(:nonce AS text) || '-' || (:first_nr - 1 + row_number() OVER (ORDER BY ready_nr)),
+                '{JobState.EXTRACTED.value}', 0, {CLOCK} + :acknowledge_seconds, :lease_seconds, 0, :cores,
+                ready_at, CAST(:now AS double precision), :storage
+            FROM picked
+            RETURNING id, job_id, attempt_nr, nonce, request_nr""",
+        {
+            "id": "bigint",
+            "job_id": "bigint",
+            "attempt_nr": "integer",
+            "nonce": "text",
+            "request_nr": "integer",
+        },
+    ),
+    Part(
+        "bound",
+        f"""UPDATE job SET state = '{JobState.EXTRACTED.value}', ready_nr = NULL, loss = NULL,
+                attempt_nr = made.attempt_nr, attempt_id = made.id, changed = :now,
+                losses = losses + CASE WHEN loss = 'LOST_HEARTBEAT' THEN 1 ELSE 0 END,
+                unacknowledged = unacknowledged + CASE WHEN loss = 'NOT_ACKNOWLEDGED' THEN 1 ELSE 0 END,
+                kills = kills + CASE WHEN loss = 'LOST_HEARTBEAT' AND EXISTS (
+                    SELECT 1 FROM attempt WHERE attempt.id = job.attempt_id
+                        AND attempt.state IN ({listed(PAYLOAD_STATES)})) THEN 1 ELSE 0 END
+            FROM made WHERE job.id = made.job_id
+            RETURNING job.id""",
+        {},
+    ),
+    Part(
+        "ended",
+        f"""UPDATE attempt SET state = '{JobState.FAILED.value}', ended_at = :now, error = picked.loss,
+                error_detail = 'silent since ' || attempt.state || '; the job was claimed by another pilot'
+            FROM picked
+            WHERE attempt.id = picked.old_attempt_id AND picked.loss IS NOT NULL AND attempt.ended_at IS NULL
+            RETURNING attempt.id""",
+        {},
+    ),
+    Part(
+        "started",
+        """UPDATE task SET started = :now FROM picked WHERE task.id = picked.task_id AND task.started IS NULL
+           RETURNING task.id""",
+        {},
+    ),
+    Part(
+        "claimed",
+        """SELECT made.id, made.attempt_nr, made.nonce, picked.id AS job_id, picked.job_nr, picked.task_id,
+               picked.ready_nr
+           FROM made JOIN picked ON picked.id = made.job_id ORDER BY made.request_nr""",
+        {},
+    ),
+)
+
+CLAIM = Chain(
+    Part(
+        "picked",
+        f"""{_PICK}, ready_nr FROM job
+            WHERE job_class_id = :job_class AND priority = :priority AND ready_nr > :place
+                AND state IN ({listed(sources(JobState.EXTRACTED, Actor.DISPATCHER))}) AND {_MAY_GO_TO_NODE}
+            ORDER BY ready_nr LIMIT :n {{skip_locked}}""",
+        _PICKED,
+    ),
+    *_BIND,
+    result="claimed",
+)
+"""Bind the first `n` READY jobs of a class and priority behind `place` to a pilot, each in a new attempt."""
+
+CLAIM_THESE = Chain(
+    Rows("wanted", {"id": "bigint", "rank": "integer"}),
+    Part(
+        "picked",
+        f"""{_PICK}, wanted.rank AS ready_nr FROM wanted JOIN job ON job.id = wanted.id
+            WHERE ready_nr IS NOT NULL AND state IN ({listed(sources(JobState.EXTRACTED, Actor.DISPATCHER))})
+            {{skip_locked}}""",
+        _PICKED,
+    ),
+    *_BIND,
+    result="claimed",
+)
+"""The same for jobs that were chosen, in the order of their rank; those that somebody else has taken meanwhile are passed over."""
+
+WINDOW = Chain(
+    Part(
+        "best",
+        f"""SELECT id FROM (
+                SELECT id, task_id, site, ready_nr FROM job
+                WHERE job_class_id = :job_class AND priority = :priority AND ready_nr > :place AND {_MAY_GO_TO_NODE}
+                ORDER BY ready_nr LIMIT :window
+            ) AS first
+            ORDER BY CASE WHEN task_id = :task_id THEN 0 ELSE 1 END, CASE WHEN site = :site THEN 0 ELSE 1 END, ready_nr
+            LIMIT :n""",
+        {},
+    ),
+    result="best",
+)
+"""Of the first jobs of a class and priority, those that suit this pilot best: of its task, then with their input at its site."""
+
+WAITING = Chain(
+    Part(
+        "waiting",
+        """SELECT id FROM job WHERE job_class_id = :job_class AND priority = :priority AND ready_nr > :place LIMIT 1""",
+        {},
+    ),
+    result="waiting",
+)
+"""Whether any job of a class and priority waits behind `place`."""
+
+# -- words of pilots --------------------------------------------------------------------------------------------------------
+
+_BRIEF = {"id": "bigint", "nonce": "text", "seq": "bigint"}
+_FULL = {
+    "exit_code": "integer",
+    "error": "text",
+    "error_detail": "text",
+    "metrics": "text",
+    "log_size": "bigint",
+    "log_checksums": "text",
+}
+MOVED = {
+    "id": "bigint",
+    "job_id": "bigint",
+    "attempt_nr": "integer",
+    "state": "text",
+    "pilot_id": "text",
+    "node": "text",
+    "queue": "text",
+    "storage_id": "text",
+    "extracted_at": "double precision",
+}
+_RETURNING = "RETURNING " + ", ".join(f"attempt.{name}" for name in MOVED)
+
+
+@functools.cache
+def move(states: tuple[JobState, ...], *, full: bool, outputs: bool) -> Chain:
+    """Take words about attempts whose moves are these `states`, which may be none.
+
+    Rows `words`: id, nonce, seq, a time per state that has one, and if they are `full` what else a word brings. Result: the
+    attempts that were moved; a word that is missing there was a repeat, is not its sender's any more, or does not follow. A
+    move to FAILED leaves the job to the caller; one to COMPLETED is taken without `outputs` only where none are declared.
+    """
+    timed = [STATE_TIMES[state].name for state in states if state in STATE_TIMES]
+    target = states[-1] if states else None
+    changes = [
+        "seq = words.seq",
+        f"lease_until = {CLOCK} + attempt.lease_seconds",
+        "left_out = 0",
+        *(f"{name} = words.{name}" for name in timed),
+    ]
+    if full:
+        changes += [f"{name} = coalesce(words.{name}, attempt.{name})" for name in _FULL]
+    if target is None:
+        # The first word acknowledges, whatever it says.
+        changes += [
+            f"state = CASE WHEN attempt.state = '{JobState.EXTRACTED.value}' THEN '{JobState.OBTAINED.value}'"
+            " ELSE attempt.state END",
+            "obtained_at = coalesce(attempt.obtained_at, :now)",
+        ]
+        guard = listed(HELD)
+    else:
+        changes.append(f"state = '{target.value}'")
+        # A heartbeat may have acknowledged the attempt before: the state it is in already is no move and no error.
+        guard = listed({*(set(sources(target, Actor.PILOT)) & set(HELD)), target})
+    if target in FINAL:
+        changes.append("ended_at = :now")
+    if target is JobState.COMPLETED and not outputs:
+        guard += ") AND NOT EXISTS (SELECT 1 FROM file WHERE file.job_id = attempt.job_id AND file.state = 'declared'"
+    columns = {**_BRIEF, **dict.fromkeys(timed, "double precision"), **(_FULL if full else {})}
+    moved = Part(
+        "moved",
+        f"""UPDATE attempt SET {", ".join(changes)} FROM words
+            WHERE attempt.id = words.id AND attempt.nonce = words.nonce AND attempt.ended_at IS NULL
+                AND attempt.seq < words.seq AND attempt.state IN ({guard}) {_RETURNING}""",
+        MOVED,
+    )
+    parts: list[Rows | Part] = [Rows("words", columns), moved]
+    if target is not JobState.FAILED:
+        parts.append(_mirror(target))
+    if target in FINAL:
+        parts.append(_DONE)
+    return Chain(*parts, result="moved")
+
+
+def _mirror(target: JobState | None) -> Part:
+    """The jobs of the attempts that were moved; one whose lease had run out is its pilot's again."""
+    ended = ", ended_at = :now, error = NULL, error_detail = NULL" if target is JobState.COMPLETED else ""
+    return Part(
+        "mirrored",
+        f"""UPDATE job SET state = moved.state, changed = :now, ready_nr = NULL, ready_after = NULL, loss = NULL{ended}
+            FROM moved WHERE job.id = moved.job_id AND job.attempt_id = moved.id
+            RETURNING job.id""",
+        {},
+    )
+
+
+_DONE = Part(
+    "done",
+    """UPDATE pilot SET n_done = n_done + finished.n
+       FROM (SELECT pilot_id, count(*) AS n FROM moved GROUP BY pilot_id) AS finished
+       WHERE pilot.pilot_id = finished.pilot_id
+       RETURNING pilot.pilot_id""",
+    {},
+)
+
+PUBLISH = Chain(
+    Rows(
+        "outputs",
+        {"file_id": "bigint", "size": "bigint", "checksums": "text", "storage_id": "text", "url": "text"},
+    ),
+    Part(
+        "published",
+        """UPDATE file SET state = 'available', size = outputs.size, checksums = outputs.checksums, created = :now
+           FROM outputs WHERE file.id = outputs.file_id AND file.state = 'declared'
+           RETURNING file.id""",
+        {"id": "bigint"},
+    ),
+    Part(
+        "replicated",
+        """INSERT INTO replica (file_id, storage_id, url, created)
+           SELECT published.id, outputs.storage_id, outputs.url, CAST(:now AS double precision)
+           FROM published JOIN outputs ON outputs.file_id = published.id
+           RETURNING file_id""",
+        {},
+    ),
+    result="replicated",
+)
+"""Declared outputs become available where an attempt has written them."""
+
+# -- leases -----------------------------------------------------------------------------------------------------------------
+
+RENEW = Chain(
+    Rows("words", {"id": "bigint", "nonce": "text", "metrics": "text"}),
+    Part(
+        "renewed",
+        f"""UPDATE attempt SET lease_until = {CLOCK} + attempt.lease_seconds, left_out = 0,
+                metrics = coalesce(words.metrics, attempt.metrics),
+                state = CASE WHEN attempt.state = '{JobState.EXTRACTED.value}' THEN '{JobState.OBTAINED.value}'
+                    ELSE attempt.state END,
+                obtained_at = coalesce(attempt.obtained_at, :now)
+            FROM words
+            WHERE attempt.id = words.id AND attempt.nonce = words.nonce AND attempt.ended_at IS NULL
+            RETURNING attempt.id, attempt.job_id, attempt.state""",
+        {"id": "bigint", "job_id": "bigint", "state": "text"},
+    ),
+    Part(
+        "kept",
+        """UPDATE job SET state = renewed.state, changed = :now, ready_nr = NULL, ready_after = NULL, loss = NULL
+           FROM renewed
+           WHERE job.id = renewed.job_id AND job.attempt_id = renewed.id AND job.state <> renewed.state
+           RETURNING job.id""",
+        {},
+    ),
+    Part(
+        "forgotten",
+        f"""UPDATE attempt SET left_out = left_out + 1,
+                lease_until = CASE WHEN left_out >= 1 THEN {CLOCK} - 1 ELSE lease_until END
+            WHERE pilot_id = :pilot_id AND ended_at IS NULL AND state <> '{JobState.EXTRACTED.value}'
+                AND id NOT IN (SELECT id FROM words)
+            RETURNING id""",
+        {},
+    ),
+    Part(
+        "seen",
+        f"""UPDATE pilot SET last_seen = :now, lease_until = {CLOCK} + :lease_seconds WHERE pilot_id = :pilot_id
+            RETURNING pilot_id""",
+        {},
+    ),
+    result="renewed",
+)
+"""A heartbeat: renew the leases of the attempts it names; one that it leaves out twice in a row has no lease any more.
+
+An attempt that is EXTRACTED may be left out: the answer that hands it over can be on its way.
+"""
+
+SEEN = Chain(
+    Part(
+        "seen",
+        f"""UPDATE pilot SET last_seen = :now, lease_until = {CLOCK} + :lease_seconds WHERE pilot_id = :pilot_id
+            RETURNING pilot_id""",
+        {},
+    ),
+    result="seen",
+)
+"""Any call of a pilot is a sign of life."""

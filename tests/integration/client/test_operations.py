@@ -1,0 +1,162 @@
+"""The commands by which users and operators steer what goes on: why, retry, pause, priorities, queues, sites, nodes, pilots."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from client.session import Session
+from protocol.messages import QueueSpec, TaskSpec
+from protocol.states import JobState
+from tests.integration.client.conftest import Pilotage
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.usefixtures("server")
+
+
+def ready(session: Session, name: str, n_jobs: int = 2, **spec: Any) -> None:
+    """A task whose jobs wait: no pilot is there in these tests."""
+    session.submit_task(TaskSpec(name=name, command=["true"], n_jobs=n_jobs, **spec))
+    wait_until(lambda: session.task(name).counts == {JobState.READY.value: n_jobs}, what="jobs")
+
+
+def test_why_a_job_waits_is_said_in_words_and_to_programs(pilotage: Pilotage, session: Session) -> None:
+    ready(session, "why", cores=64)
+    job = next(session.jobs(task="why"))
+    done = pilotage("job", "why", job.job_id)
+    assert done.code == 0, done.err
+    first, *rest = done.out.splitlines()
+    assert first.startswith(f"Job {job.job_id}, number 1 of task why, is READY since ")
+    assert any(line.startswith("- nobody can take it now: ") for line in rest)
+    assert any(line.split()[:4] == ["CPU", "LOCAL", "online", "0"] for line in rest)
+    told = json.loads(pilotage("job", "why", job.job_id, "--json").out)
+    assert {queue["queue"] for queue in told["queues"]} >= {"CPU", "GPU"}
+    of_task = pilotage("task", "why", "why")
+    assert of_task.out.startswith("Task why is RUNNING since ")
+    assert json.loads(pilotage("task", "why", "why", "--json").out)["task"] == "why"
+    assert "nobody can take its jobs now" in pilotage("task", "show", "why").out
+    assert pilotage("job", "why", 999999999).code == 1
+    assert pilotage("task", "why", "no-such-task").code == 1
+
+
+def test_a_task_is_paused_resumed_and_gets_another_priority(pilotage: Pilotage, session: Session) -> None:
+    ready(session, "pausable")
+    assert "is RUNNING, paused, priority 0: READY 2." in pilotage("task", "pause", "pausable").out
+    assert "RUNNING, paused" in pilotage("task", "show", "pausable").out
+    assert "it is paused" in pilotage("task", "why", "pausable").out
+    assert "paused" not in pilotage("task", "resume", "pausable").out
+    assert "priority 7" in pilotage("task", "set-priority", "pausable", 7).out
+    assert "priority -5" in pilotage("task", "set-priority", "pausable", "--", -5).out
+    assert {job.priority for job in session.jobs(task="pausable")} == {-5}
+    assert pilotage("task", "set-priority", "pausable", 99_999_999).code == 1
+    assert json.loads(pilotage("task", "pause", "pausable", "--json").out)["paused"] is True
+
+
+def test_cancelled_jobs_are_tried_again(pilotage: Pilotage, session: Session) -> None:
+    ready(session, "again", 3)
+    first, second, _ = session.jobs(task="again")
+    for job in (first, second):
+        session.cancel_job(job.job_id)
+    refused = pilotage("task", "retry", "again", "--failed")
+    assert refused.code == 1 and "no job of task again is FAILED" in refused.err
+    assert pilotage("task", "retry", "again", "--job", first.job_nr).out == "Task again: 1 job tried again.\n"
+    assert "is READY" in pilotage("job", "retry", second.job_id).out
+    assert session.task("again").counts == {JobState.READY.value: 3}
+    assert pilotage("job", "retry", second.job_id).code == 1
+    pilotage("task", "cancel", "again")
+    assert json.loads(pilotage("task", "retry", "again", "--cancelled", "--json").out)["nJobs"] == 3
+
+
+def test_several_tasks_are_cancelled_and_those_after_one(pilotage: Pilotage, session: Session) -> None:
+    for name in ("several-a", "several-b"):
+        ready(session, name, 1)
+    session.submit_task(TaskSpec(name="several-c", command=["true"], n_jobs=1, after=["several-b"]))
+    assert "it waits for task several-b to complete" in pilotage("task", "show", "several-c").out
+    done = pilotage("task", "cancel", "several-a", "several-b", "--cascade")
+    assert done.code == 0 and len(done.out.splitlines()) == 2, done.err
+    assert {session.task(name).state for name in ("several-a", "several-b", "several-c")} == {"CANCELLED"}
+
+
+def test_tasks_are_listed_by_owner_and_group(pilotage: Pilotage, session: Session) -> None:
+    mine = session.submit_task(TaskSpec(name="grouped", command=["true"], n_jobs=1))
+    listed = json.loads(pilotage("task", "list", "--owner", mine.owner, "--name", "grouped", "--json").out)
+    assert [task["name"] for task in listed] == ["grouped"]
+    assert json.loads(pilotage("task", "list", "--owner", "nobody-else", "--json").out) == []
+    assert json.loads(pilotage("task", "list", "--group", "no-such-group", "--json").out) == []
+
+
+def test_an_empty_list_of_jobs_says_of_what_there_is_none(pilotage: Pilotage, session: Session) -> None:
+    ready(session, "full")
+    nothing = pilotage("job", "list", "--task", "full", "--state", "FAILED")
+    assert (nothing.code, nothing.err) == (0, "No job of task full is FAILED.\n")
+    session.submit_task(TaskSpec(name="not-yet", command=["true"], n_jobs=1, after=["full"]))
+    unformed = pilotage("job", "list", "--task", "not-yet")
+    assert unformed.err == "No job of task not-yet was formed yet; see: pilotage task why not-yet\n"
+    other = pilotage("job", "list", "--error", "MISSING_OUTPUT")
+    assert other.err == "No job has the error MISSING_OUTPUT.\n"
+
+
+def test_every_new_option_of_submit_reaches_the_server(pilotage: Pilotage, session: Session) -> None:
+    ready(session, "before")
+    done = pilotage(
+        "task", "submit", "--name", "wishes", "--jobs", 1, "--site", "LOCAL", "--requires", "cvmfs", "--requires", "avx2",
+        "--tag", "smb", "--after", "before", "--country", "RU", "--", "true",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    spec = session.task("wishes").spec or {}
+    assert (spec["site"], spec["requires"], spec["tags"], spec["after"], spec["countryGroup"]) == (
+        *("LOCAL", ["cvmfs", "avx2"], ["smb"], ["before"], "RU"),
+    )
+    assert pilotage("task", "submit", "--jobs", 1, "--after", "no-such-task", "--", "true").code == 1
+
+
+def test_a_queue_has_tags_and_a_reason(pilotage: Pilotage) -> None:
+    made = pilotage("queue", "create", "TAGGED", "--tags", "cvmfs,avx2", "--tag", "gcc", "--country", "RU",
+                    "--requeue-delay", 90, "--json")  # fmt: skip
+    assert made.code == 0, made.err
+    view = json.loads(made.out)
+    assert (view["tags"], view["countryGroup"], view["requeueDelaySeconds"]) == (
+        ["avx2", "cvmfs", "gcc"],
+        "RU",
+        90,
+    )
+    shown = pilotage("queue", "set", "TAGGED", "drain", "--reason", "new disks").out
+    assert "drain, by admin: new disks" in shown and "avx2, cvmfs, gcc" in shown
+    assert "new disks" in pilotage("queue", "list").out
+
+
+def test_a_site_is_closed_and_opened(pilotage: Pilotage, session: Session) -> None:
+    session.create_queue(QueueSpec("FARQ", site="FAR"))
+    assert pilotage("site", "set", "FAR", "offline", "--reason", "no power").out == "Site FAR is offline.\n"
+    (row,) = [line for line in pilotage("site", "list").out.splitlines() if line.startswith("FAR")]
+    assert row.split(maxsplit=2)[1:] == ["offline", "no power"]
+    assert pilotage("site", "set", "FAR", "online").code == 0
+    assert pilotage("site", "set", "FAR", "drain").code == 2
+    assert pilotage("site", "set", "NOWHERE", "online").code == 1
+
+
+def test_a_node_is_put_aside_and_lifted(pilotage: Pilotage) -> None:
+    done = pilotage("node", "set", "CPU", "wn17", "--offline", "--reason", "bad disk")
+    assert (done.code, done.out) == (0, "Node wn17 of CPU is offline.\n"), done.err
+    (row,) = [line for line in pilotage("node", "list", "--queue", "CPU").out.splitlines() if "wn17" in line]
+    assert "offline" in row and "by admin: bad disk" in row
+    assert pilotage("node", "set", "CPU", "wn17", "--online").out == "Node wn17 of CPU is online.\n"
+    assert pilotage("node", "set", "CPU", "wn17").code == 2
+    assert pilotage("node", "set", "CPU", "nobody", "--online").code == 1
+
+
+def test_a_storage_has_a_site(pilotage: Pilotage) -> None:
+    assert pilotage("storage", "create", "NEARBY", "file:///near", "--site", "LOCAL").code == 0
+    (row,) = [line for line in pilotage("storage", "list").out.splitlines() if line.startswith("NEARBY")]
+    assert row.split()[-1] == "LOCAL"
+
+
+def test_pilots_are_drained_by_name_or_by_queue(pilotage: Pilotage) -> None:
+    assert pilotage("pilot", "drain", "nobody").code == 1
+    assert pilotage("pilot", "drain").code == 2
+    assert pilotage("pilot", "drain", "p", "--queue", "CPU").code == 2
+    done = pilotage("pilot", "drain", "--queue", "GPU")
+    assert done.out == "0 pilots of GPU will take no further job.\n"
+    assert "pilotage queue set GPU drain" in done.err
