@@ -326,6 +326,9 @@ CATALOGUE: tuple[ErrorEntry, ...] = (
     _row("DATABASE_UNREADABLE", 3222, _B.USER, _C.NONE, _R.NEVER,
          "the database cannot be looked at",
          "name the installation: --state DIR, or --database URL; the server keeps it in its state directory if not told otherwise"),
+    _row("FOREIGN_KEY", 3223, _B.USER, _C.NONE, _R.NEVER,
+         "this host has another key than the installation",
+         "copy server.key from the state directory of the first host into this one's"),
 )
 # fmt: on
 

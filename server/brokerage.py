@@ -11,7 +11,7 @@ import functools
 import json
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from peewee import fn
@@ -20,7 +20,7 @@ from protocol.messages import TaskSpec, from_wire, to_wire
 from protocol.resources import Needs, Offer, ResourceType, fits
 from server import shares
 from server.database import Database
-from server.models import Attempt, Job, JobClass, Site, WorkingGroup
+from server.models import Job, JobClass, Site, WorkingGroup
 from server.shares import Share
 
 WINDOW = 100
@@ -29,8 +29,6 @@ LOOK_SECONDS = 1.0
 """How old what a process remembers may become while there is work."""
 FIRST_GUESS_SECONDS = 60.0
 """How long a job of a class is taken to run while none has ended."""
-NEWS_WEIGHT = 0.2
-"""How much the jobs that ended last count in what their class is expected to use."""
 FRESH_SECONDS = 0.02
 """How old it may be for saying that there is no job; a job of this process is seen at once."""
 
@@ -58,20 +56,6 @@ def class_of(needs: Needs) -> JobClass:
     JobClass.insert(key=key, core_seconds=FIRST_GUESS_SECONDS * needs.cores).on_conflict_ignore().execute()
     found: JobClass = JobClass.get(JobClass.key == key)
     return found
-
-
-def learn(job_ids: Sequence[int]) -> None:
-    """What these jobs, which have ended, used: what their classes are expected to use from now on; inside `Database.write`."""
-    used = Attempt.cores * (Attempt.ended_at - Attempt.extracted_at)
-    means = (
-        Attempt.select(Job.job_class, fn.AVG(used))
-        .join(Job, on=(Job.attempt_id == Attempt.id))
-        .where(Job.id.in_(job_ids), Attempt.ended_at.is_null(False))
-        .group_by(Job.job_class)
-    )
-    for class_id, mean in means.tuples():
-        expected = JobClass.core_seconds * (1 - NEWS_WEIGHT) + max(mean, 0.001) * NEWS_WEIGHT
-        JobClass.update(core_seconds=expected).where(JobClass.id == class_id).execute()
 
 
 def forget_usage(seconds: float, half_life_seconds: float) -> None:

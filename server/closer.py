@@ -17,6 +17,8 @@ from server.pace import Pace
 
 PASS_SECONDS = 0.3
 """So long a pass ends jobs, and so long it counts, at most; the rest is for the next pass."""
+NEWS_WEIGHT = 0.2
+"""How much the jobs that ended last count in what their class is expected to use."""
 MEBIBYTE = 2**20
 
 
@@ -80,11 +82,27 @@ COUNT = Chain(
            RETURNING dataset.id""",
         {},
     ),
+    Part(
+        "used",
+        """SELECT job.job_class_id AS class_id, avg(attempt.cores * (attempt.ended_at - attempt.extracted_at)) AS mean
+           FROM counted JOIN job ON job.id = counted.id JOIN attempt ON attempt.id = job.attempt_id
+           WHERE attempt.ended_at > attempt.extracted_at GROUP BY job.job_class_id""",
+        {"class_id": "bigint", "mean": "double precision"},
+    ),
+    Part(
+        "learned",
+        f"""UPDATE job_class SET core_seconds = core_seconds * {1 - NEWS_WEIGHT} + used.mean * {NEWS_WEIGHT}
+            FROM used WHERE job_class.id = used.class_id RETURNING job_class.id""",
+        {},
+    ),
     Part("number", "SELECT count(*) AS n FROM counted", {"n": "bigint"}),
     result="number",
     bulk=True,
 )
-"""Add jobs that have ended to their tasks' numbers, and what they made to their datasets'; what others declared never comes."""
+"""Add jobs that have ended to their tasks' numbers, and what they made to their datasets'; what others declared never comes.
+
+What they used tells what the next jobs of their class are expected to use (`brokerage.Broker.charge`).
+"""
 
 
 def run_once(core: Core) -> int:

@@ -84,7 +84,11 @@ def _set_up(core: Core) -> None:
     try:
         pilot_package.build(pilot_package.path(directory))
 
+        key = tokens.server_key(directory)
+
         def work() -> None:
+            if not core.database.is_sqlite:  # a file belongs to the one host that it lies on
+                tokens.check_key(key)
             tokens.write_first_tokens(directory)
             computing.set_up_defaults(core, f"file://{directory}/storage")
 

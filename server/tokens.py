@@ -45,6 +45,8 @@ class Caller:
 NOBODY = Caller("", Role.PUBLIC)
 KEY_EPOCH = "key_epoch"
 """The counter of the restored backups; there is none before the first."""
+KEY_FINGERPRINT = "key_fingerprint"
+"""The counter that tells one server key from another."""
 FIRST_TOKENS = {Role.ADMIN: "admin.token", Role.PILOT: "pilot.token"}
 LONGEST = 500
 """Characters of a token that may be one of ours."""
@@ -96,6 +98,17 @@ def server_key(directory: Path) -> bytes:
     if not path.exists():
         write_secret(path, secrets.token_hex(32) + "\n")
     return bytes.fromhex(path.read_text().strip())
+
+
+def check_key(key: bytes) -> None:
+    """Note whose database this is, by a fingerprint of the key; FOREIGN_KEY for a host with another one. Inside `Database.write`.
+
+    Hosts with one Postgres must have one key, or each refuses the words about attempts that another one has handed out.
+    """
+    fingerprint = int.from_bytes(hashlib.sha256(b"fingerprint of " + key).digest()[:7], "big")
+    Counter.insert(name=KEY_FINGERPRINT, value=fingerprint).on_conflict_ignore().execute()
+    if Counter.get_by_id(KEY_FINGERPRINT).value != fingerprint:
+        raise PilotageError("FOREIGN_KEY", "this database belongs to a server with another server.key")
 
 
 def epoch_key(key: bytes) -> bytes:

@@ -107,10 +107,13 @@ def set_group(session: Session, *, name: str, as_json: bool, **options: object) 
 
 @group.command(epilog=examples("pilotage group remove spd.test"))
 @click.argument("name", metavar="GROUP")
+@json_option
 @with_session
-def remove(session: Session, *, name: str) -> None:
+def remove(session: Session, *, name: str, as_json: bool) -> None:
     """Remove a working group that no group, account or running task names. Needs an admin's token."""
     session.remove_group(name)
+    if as_json:
+        return tables.show({"removed": name})
     tables.write(f"The working group {name} is removed.")
 
 

@@ -109,8 +109,9 @@ def db() -> None:
 @db.command(
     epilog=examples("pilotage db migrate", "pilotage db migrate --database postgresql://pilotage@db/pilotage")
 )
+@json_option
 @of_installation
-def migrate(installation: Installation) -> None:
+def migrate(installation: Installation, as_json: bool) -> None:
     """Bring the schema up to date; each start of a server does so too.
 
     Servers of an older version are stopped before: they do not know the new schema.
@@ -119,9 +120,12 @@ def migrate(installation: Installation) -> None:
         missing = upkeep.status(installation.url, database).missing
         if missing:
             backups.refuse_while_used(database, "migrate")
-        for name in database.migrate():
-            tables.write(f"applied {name}")
-    if not missing:
+        applied = database.migrate()
+    if as_json:
+        return tables.show({"applied": applied})
+    for name in applied:
+        tables.write(f"applied {name}")
+    if not applied:
         tables.write("The schema is up to date.")
 
 
@@ -172,13 +176,16 @@ def _print_status(found: upkeep.Status) -> None:
 @db.command(epilog=examples("pilotage db backup /backup/pilotage-2026-11-21.tar.gz"))
 @click.argument("file", type=click.Path(path_type=Path), metavar="FILE")
 @click.option("--no-bundles", is_flag=True, help="Leave out the users' code (--ship).")
+@json_option
 @of_installation
-def backup(installation: Installation, file: Path, no_bundles: bool) -> None:
+def backup(installation: Installation, file: Path, no_bundles: bool, as_json: bool) -> None:
     """Write a consistent copy of the database, the server's key and the bundles into one file; the server may run.
 
     The file holds secrets: it has mode 0600, and FILE must not exist. Files on storages are not in it.
     """
     manifest = backups.backup(installation.url, installation.directory, file, with_bundles=not no_bundles)
+    if as_json:
+        return tables.show({"file": str(file), **dataclasses.asdict(manifest)})
     tables.write(
         f"{file}: {tables.some(len(manifest.files), 'file')}, {tables.size(manifest.size)} before compression."
     )
@@ -191,8 +198,9 @@ def backup(installation: Installation, file: Path, no_bundles: bool) -> None:
 )
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="FILE")
 @click.option("--replace", is_flag=True, help="In the place of the database that is there.")
+@json_option
 @of_installation
-def restore(installation: Installation, file: Path, replace: bool) -> None:
+def restore(installation: Installation, file: Path, replace: bool, as_json: bool) -> None:
     """Put a backup back, with the server stopped. It is verified before anything is changed.
 
     Pilots that hold attempts from before are told to stop, and their jobs run again. Numbers go on far ahead, so that none
@@ -201,6 +209,9 @@ def restore(installation: Installation, file: Path, replace: bool) -> None:
     directory = state_directory.prepare(installation.directory)
     with state_directory.locked(directory):
         restored = backups.restore(installation.url, directory, file, replace)
+    if as_json:
+        former = str(restored.former) if restored.former else None
+        return tables.show({**dataclasses.asdict(restored), "former": former})
     tables.print_facts(
         {
             "restored": f"backup of {restored.manifest.made}, of version {restored.manifest.program}",
@@ -215,8 +226,9 @@ def restore(installation: Installation, file: Path, replace: bool) -> None:
 
 @db.command(epilog=examples("pilotage server stop", "pilotage db copy postgresql://pilotage@db/pilotage"))
 @click.argument("url", metavar="URL")
+@json_option
 @of_installation
-def copy(installation: Installation, url: str) -> None:
+def copy(installation: Installation, url: str, as_json: bool) -> None:
     """Copy an installation on SQLite to an empty Postgres, with the server stopped; every row is read back and compared.
 
     Start the server on the same state directory with --database URL then: pilots keep their jobs.
@@ -224,6 +236,8 @@ def copy(installation: Installation, url: str) -> None:
     with installation.held():
         with progress.counted("rows", 2 * copying.count(installation.url)) as advance:
             proofs = copying.copy(installation.url, url, advance)
+    if as_json:
+        return tables.show([dataclasses.asdict(proof) for proof in proofs])
     tables.print_table(
         proofs,
         (

@@ -7,11 +7,27 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TypeVar
 from urllib.parse import urlsplit
 
 HANDED_ON = ("Content-Type", "Retry-After", "X-Content-SHA256")
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A request as it came; the handler goes on to the next one on its connection."""
+
+    command: str
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+    @classmethod
+    def of(cls, request: BaseHTTPRequestHandler, body: bytes) -> Sent:
+        headers = {name: value for name, value in request.headers.items() if name.lower() != "connection"}
+        return cls(request.command, request.path, headers, body)
 
 
 class Proxy:
@@ -47,18 +63,17 @@ class Proxy:
     def _hand_on(self, request: BaseHTTPRequestHandler) -> None:
         body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
         for _ in range(self.times.get(request.path, 1)):
-            answer, data = self._send(request, body)
+            answer, data = self._send(Sent.of(request, body))
         if self._is_lost(request.path):
             request.close_connection = True
             return
         self._reply(request, answer, data)
 
-    def _send(self, request: BaseHTTPRequestHandler, body: bytes) -> tuple[http.client.HTTPResponse, bytes]:
+    def _send(self, sent: Sent) -> tuple[http.client.HTTPResponse, bytes]:
         """What the server says to this request."""
-        headers = {name: value for name, value in request.headers.items() if name.lower() != "connection"}
         connection = http.client.HTTPConnection(self._server, timeout=30)
         try:
-            connection.request(request.command, request.path, body, headers)
+            connection.request(sent.command, sent.path, sent.body, sent.headers)
             answer = connection.getresponse()
             return answer, answer.read()
         finally:

@@ -15,6 +15,7 @@ from typing import Any
 from client.session import Session
 from protocol.errors import PilotageError
 from protocol.messages import QueueSpec, TaskSpec, TaskView
+from server.snapshot import Row
 from tests.auditing import assert_clean
 from tests.faults.crew import USUAL, Crew, Habits, tried
 from tests.faults.history import History, check, rows_of
@@ -117,6 +118,10 @@ class Installation:
         """Wait until so many completions were acknowledged; the server is not asked."""
         self.until(lambda: history.completed >= enough, f"{enough} completed jobs", timeout, crew)
 
+    def rows(self, tasks: list[TaskView]) -> tuple[list[Row], list[Row]]:
+        """The jobs and the attempts of these tasks, as the database knows them."""
+        return rows_of(self.database_url, [task.task_id for task in tasks])
+
     def judge(
         self,
         fault: str,
@@ -128,7 +133,7 @@ class Installation:
         **more: Any,
     ) -> Tally:
         """The proof: the history against the database, then the audit of database and storage."""
-        jobs, attempts = rows_of(self.database_url, [task.task_id for task in tasks])
+        jobs, attempts = self.rows(tasks)
         verdict = check(history.words, jobs, attempts)
         tally = Tally(
             fault, self.database, rounds, kills, verdict.jobs, verdict.attempts, len(verdict.lost), len(verdict.twice),

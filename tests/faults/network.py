@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from http.server import BaseHTTPRequestHandler
 
-from tests.acceptance.proxy import Proxy, running
+from tests.acceptance.proxy import Proxy, Sent, running
+
+MAY_BE_LATE = ("/v1/updateJob", "/v1/heartbeat")
+"""A late getJob that found nothing before would take a job of which nobody knows, and many of them every job there is."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Weather:
     repeat: float = 0.0
     """The same bytes several times, at once and in parallel, up to `most` times."""
     late: float = 0.0
-    """A copy that arrives later, whatever was said since."""
+    """Of an update or a heartbeat: a copy that arrives later, whatever was said since."""
     late_seconds: tuple[float, float] = (0.0, 1.0)
     most: int = 5
     paths: tuple[str, ...] = ()
@@ -42,19 +45,19 @@ class BadNetwork(Proxy):
         self._copies: list[threading.Thread] = []
 
     def _hand_on(self, request: BaseHTTPRequestHandler) -> None:
-        body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
+        sent = Sent.of(request, request.rfile.read(int(request.headers.get("Content-Length") or 0)))
         weather = self.weather
         concerned = not weather.paths or request.path in weather.paths
         with suppress(OSError, HTTPException):
             if concerned and self._happens("request lost", weather.lose_request):
                 request.close_connection = True
                 return
-            if concerned and self._happens("late copy", weather.late):
-                self._copy(request, body, self._chance.uniform(*weather.late_seconds))
+            if request.path in MAY_BE_LATE and self._happens("late copy", weather.late):
+                self._copy(sent, self._chance.uniform(*weather.late_seconds))
             if concerned and self._happens("repeated", weather.repeat):
                 for _ in range(self._chance.randint(1, weather.most)):
-                    self._copy(request, body, 0.0)
-            answer, data = self._send(request, body)
+                    self._copy(sent, 0.0)
+            answer, data = self._send(sent)
             if concerned and self._happens("reply lost", weather.lose_reply):
                 request.close_connection = True
                 return
@@ -68,13 +71,13 @@ class BadNetwork(Proxy):
             self.counts[what] += happens
             return happens
 
-    def _copy(self, request: BaseHTTPRequestHandler, body: bytes, seconds: float) -> None:
+    def _copy(self, sent: Sent, seconds: float) -> None:
         """Send these bytes too, later, and let nobody hear the answer."""
 
         def deliver() -> None:
             self._over.wait(seconds)
             with suppress(OSError, HTTPException):
-                answer, _ = self._send(request, body)
+                answer, _ = self._send(sent)
                 with self._lock:
                     self.counts[f"copy answered {answer.status}"] += 1
 

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from protocol.messages import JobSpec, TaskView
 from protocol.states import JobState
 from tests.faults.crew import EVERY_STEP, Habits
-from tests.faults.history import OK, History, Word, rows_of
+from tests.faults.history import OK, History, Word
 from tests.faults.installation import SHORT_LEASE, Installation, Tally
 from tests.faults.network import Weather, under
 
@@ -119,7 +119,7 @@ def server_pauses(where: Installation, rounds: int, pause_seconds: float, seed: 
             _pause(pause_seconds)
             where.signal_server(signal.SIGCONT)
             where.ended(tasks[-1], crew)
-    _, attempts = rows_of(where.database_url, [task.task_id for task in tasks])
+    _, attempts = where.rows(tasks)
     errors = Counter(row["error"] for row in attempts)
     assert set(errors) == {None}, f"the server was paused, and attempts ended with {errors}"
     return where.judge("F6 SIGSTOP the server", tasks, crew.history, rounds=rounds)
@@ -137,7 +137,7 @@ def lost_replies(where: Installation, drops: int, seed: int = 7) -> Tally:
             while network.counts["reply lost"] < drops:
                 tasks.append(where.submit(queue, min(1000, max(20, drops // 2))))
                 where.ended(tasks[-1], crew)
-    _, attempts = rows_of(where.database_url, [task.task_id for task in tasks])
+    _, attempts = where.rows(tasks)
     assert {row["error"] for row in attempts} == {None}
     return where.judge("F7 lost getJob replies", tasks, crew.history, rounds=network.counts["reply lost"])
 
@@ -149,17 +149,14 @@ def repeated_words(where: Installation, n_jobs: int, seed: int = 8) -> Tally:
     weather = Weather(seed, lose_reply=0.2, repeat=0.3, most=50, paths=("/v1/updateJob",))
     with under(where.server.url, weather) as network, where.crew(queue, seed=seed, url=network.url) as crew:
         where.ended(task, crew, 120)
-    jobs, attempts = rows_of(where.database_url, [task.task_id])
+    jobs, attempts = where.rows([task])
     assert len(attempts) == len(jobs) == n_jobs
     assert {row["error"] for row in attempts} == {None}
     return where.judge("F8 repeated words", [task], crew.history, rounds=n_jobs, **network.figures())
 
 
 def bad_weather(where: Installation, n_jobs: int, longest_seconds: float, seed: int = 9) -> Tally:
-    """F9: everything at once: requests and replies get lost, come late, twice and in another order; pilots die and fail.
-
-    A late copy of a getJob that found nothing takes a job of which nobody knows: the server is to want it back soon.
-    """
+    """F9: everything at once: requests and replies get lost, come late, twice and in another order; pilots die and fail."""
     queue = where.queue(**SHORT_LEASE)
     task = where.submit(queue, n_jobs, max_attempts=10, max_losses=100)
     weather = Weather(

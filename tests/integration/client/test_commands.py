@@ -241,7 +241,7 @@ def test_an_open_dataset_takes_more_files_and_is_closed(pilotage: Pilotage, tmp_
     assert json.loads(done.out)["state"] == "open" and json.loads(done.out)["scope"] == "other"
     (tmp_path / "data" / "late.spd").write_text("late")
     more = pilotage("dataset", "register", "ds-open", tmp_path / "data", "--add", "--no-close")
-    assert more.out == "Dataset ds-open: 4 files, 10 B, open.\n"
+    assert more.out == "Dataset ds-open: 4 files, 10 B, open. 3 of the files given were in it already.\n"
     assert "closed" in pilotage("dataset", "close", "ds-open").out
     refused = pilotage("dataset", "register", "ds-open", tmp_path / "data", "--add")
     assert refused.code == 1 and "files can be added to an open one only" in refused.err

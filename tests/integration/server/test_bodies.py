@@ -31,6 +31,21 @@ FILE = {"lfn": "new.spd", "size": 5, "url": "file:///data/new.spd", "checksums":
 CHECKED = {"size": 3, "checksums": {"md5": "0" * 32}}
 METRICS = {"cpu": 1.5}
 
+REQUEST = {"requestId": "request-n", "pilotId": "p1", "queue": "CPU"}
+UPDATE = {
+    "attemptId": 1,
+    "attemptToken": "",
+    "seq": 1,
+    "exitCode": 0,
+    "error": "",
+    "errorDetail": "",
+    "moves": [{"state": "COMPLETED", "at": 1.0}],
+    "metrics": METRICS,
+    "log": CHECKED,
+    "outputs": [{"lfn": "f00000.a", **CHECKED}, {"lfn": "f00000.b", **CHECKED}],
+    "next": REQUEST,
+}
+
 BODIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "PilotRegistration": (
         "pilot",
@@ -73,22 +88,8 @@ BODIES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "taskId": 1,
         },
     ),
-    "AttemptUpdate": (
-        "pilot",
-        "/v1/updateJob",
-        {
-            "attemptId": 1,
-            "attemptToken": "",
-            "seq": 1,
-            "exitCode": 0,
-            "error": "",
-            "errorDetail": "",
-            "moves": [{"state": "COMPLETED", "at": 1.0}],
-            "metrics": METRICS,
-            "log": CHECKED,
-            "outputs": [{"lfn": "f00000.a", **CHECKED}, {"lfn": "f00000.b", **CHECKED}],
-        },
-    ),
+    "AttemptUpdate": ("pilot", "/v1/updateJob", UPDATE),
+    "AttemptUpdates": ("pilot", "/v1/updateJobs", {"updates": [UPDATE], "next": REQUEST}),
     "Heartbeat": (
         "pilot",
         "/v1/heartbeat",
@@ -292,9 +293,8 @@ def speaker(core: Core, client: FlaskClient, bearer: Bearer) -> Speaker:
     job = world.job_with_outputs()
     world.task("again", n_jobs=1)
     task_manager.cancel(core, "again", "ada")
-    for cls in ("AttemptUpdate", "Heartbeat"):
-        body = BODIES[cls][2]
-        (body["attempts"][0] if "attempts" in body else body)["attemptToken"] = job.attempt_token
+    for part in (UPDATE, BODIES["Heartbeat"][2]["attempts"][0]):
+        part["attemptToken"] = job.attempt_token
     return Speaker(client, bearer)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from protocol.messages import PilotRegistration
 from protocol.states import JobState
-from server import brokerage, computing
+from server import closer, computing
 from server.brokerage import Broker
 from server.core import Core
 from server.models import Attempt, Job, JobClass, Node, Pilot, Queue, Site, WorkingGroup
@@ -335,5 +335,5 @@ def test_the_jobs_that_end_tell_what_the_next_ones_of_their_class_will_use(world
     world.complete(job)
     assert JobClass.get().core_seconds == 480.0
     Attempt.update(extracted_at=Attempt.ended_at - 10.0).execute()
-    world.core.database.write(lambda: brokerage.learn([job.job_id]))
+    closer.count(world.core, 1.0)
     assert JobClass.get().core_seconds == pytest.approx(480 * 0.8 + 80 * 0.2)

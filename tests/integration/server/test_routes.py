@@ -34,16 +34,18 @@ ROLES = {
         "GET /v1/run_pilot.sh",
     ],
     "pilot": [
-        *("POST /v1/registerPilot", "POST /v1/getJob", "POST /v1/updateJob",
-        "POST /v1/updateJobs", "POST /v1/heartbeat"),
+        *(
+            "POST /v1/registerPilot",
+            "POST /v1/getJob",
+            "POST /v1/updateJob",
+            "POST /v1/updateJobs",
+            "POST /v1/heartbeat",
+        ),
         *("POST /v1/endPilot", "GET /v1/bundles/<digest>"),
     ],
     "user": [
         *("POST /v1/tasks", "GET /v1/tasks", "GET /v1/tasks/<task>", "POST /v1/tasks/<task>/cancel"),
-        *("GET /v1/tasks/<task>/why", "POST /v1/tasks/<task>/retry", "POST /v1/tasks/<task>/pause"),
-        *("POST /v1/tasks/<task>/resume", "POST /v1/tasks/<task>/priority"),
         *("GET /v1/jobs", "GET /v1/jobs/<job>", "POST /v1/jobs/<job>/cancel"),
-        *("GET /v1/jobs/<job>/why", "POST /v1/jobs/<job>/retry"),
         *(
             "POST /v1/datasets",
             "GET /v1/datasets",
@@ -52,19 +54,13 @@ ROLES = {
         ),
         *("POST /v1/datasets/<name>/close", "GET /v1/datasets/<name>/files", "GET /v1/files"),
         *("PUT /v1/bundles/<digest>", "GET /v1/pilots", "GET /v1/pilots/<pilot>", "GET /v1/queues"),
-        *("GET /v1/queues/<name>", "GET /v1/storages", "GET /v1/sites", "GET /v1/nodes"),
+        *("GET /v1/queues/<name>", "GET /v1/storages", "GET /v1/sites"),
     ],
     "admin": [
-        *(
-            "POST /v1/queues/<name>/drainPilots",
-            "POST /v1/queues/<name>/nodes",
-            "POST /v1/pilots/<pilot>/drain",
-        ),
         *(
             "POST /v1/queues",
             "POST /v1/queues/<name>/state",
             "POST /v1/storages",
-            "POST /v1/sites/<name>/state",
         ),
     ],
 }
@@ -75,11 +71,23 @@ OPERATORS = {
         "GET /v1/groups",
         "GET /v1/groups/<group>",
         "GET /v1/usage",
+        "GET /v1/tasks/<task>/why",
+        "POST /v1/tasks/<task>/retry",
+        "POST /v1/tasks/<task>/pause",
+        "POST /v1/tasks/<task>/resume",
+        "POST /v1/tasks/<task>/priority",
+        "GET /v1/jobs/<job>/why",
+        "POST /v1/jobs/<job>/retry",
+        "GET /v1/nodes",
     ],
     "admin": [
         *("POST /v1/tokens", "GET /v1/tokens", "POST /v1/tokens/<token>/revoke", "GET /v1/trail"),
         *("POST /v1/accounts", "POST /v1/accounts/<account>"),
         *("POST /v1/groups", "POST /v1/groups/<group>", "POST /v1/groups/<group>/remove"),
+        "POST /v1/queues/<name>/drainPilots",
+        "POST /v1/queues/<name>/nodes",
+        "POST /v1/pilots/<pilot>/drain",
+        "POST /v1/sites/<name>/state",
     ],
 }
 """These have tests of what they do in files of their own."""
