@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 import peewee
+from peewee import JOIN
 
 from protocol.errors import PilotageError
 from protocol.messages import GetJobRequest, InputFile, JobSpec, OutputFile
@@ -243,25 +244,25 @@ def log_url(storage: str, task_id: int, job_id: int, attempt_id: int) -> str:
 
 def _inputs(job_ids: list[int]) -> dict[int, list[InputFile]]:
     """The inputs of each job, with the first replica of each."""
-    found: dict[int, list[InputFile]] = {}
+    found: dict[int, dict[int, InputFile]] = {}
     if not job_ids:
-        return found
-    first = Replica.select(Replica.url).where(Replica.file == File.id).order_by(Replica.id).limit(1)
+        return {}
+    # All replicas, and the first one taken here: asked for the first one each, Postgres may walk through the table.
     rows = (
         JobInput.select(
-            JobInput.job, File.lfn, File.scope, Dataset.name, File.size, File.checksums, first.alias("url")
+            JobInput.job, File.id, File.lfn, File.scope, Dataset.name, File.size, File.checksums, Replica.url
         )
         .join(File, on=(JobInput.file == File.id))
         .join(Dataset, on=(File.dataset == Dataset.id))
+        .join(Replica, JOIN.LEFT_OUTER, on=(Replica.file == File.id))
         .where(JobInput.job.in_(job_ids))
-        .order_by(File.id)
+        .order_by(File.id, Replica.id)
         .tuples()
     )
-    for job_id, lfn, scope, dataset, size, checksums, url in rows:
-        found.setdefault(job_id, []).append(
-            InputFile(lfn, scope, dataset, size, json.loads(checksums), url or "")
-        )
-    return found
+    for job_id, file_id, lfn, scope, dataset, size, checksums, url in rows:
+        spec = InputFile(lfn, scope, dataset, size, json.loads(checksums), url or "")
+        found.setdefault(job_id, {}).setdefault(file_id, spec)
+    return {job_id: list(inputs.values()) for job_id, inputs in found.items()}
 
 
 def _output_lfns(job_ids: list[int]) -> dict[int, list[str]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from protocol.errors import PilotExit
+from protocol.messages import GroupSpec
 from protocol.states import JobState, QueueState
 from tests.acceptance.world import LEASE, QUICK, Running, World, errors, words
 
@@ -114,7 +115,8 @@ def test_all_options_of_pilot_2_are_accepted(world: World) -> None:
     queue = world.queue(site="SITE-2")
     (world.directory / "pilot.ini").write_text("[limits]\nidle_seconds = 5\n")
     address, _, port = world.server.url.rpartition(":")
-    task = world.submit(queue, ["true"])
+    world.session.create_group(GroupSpec("spd"))
+    task = world.submit(queue, ["true"], working_group="spd", country_group="jinr")
     pilot = world.start(
         "-m", "pilot", "-a", str(world.directory / "w"), "-d", "-w", "generic", "-l", "60", "-q", queue, "-s", "SITE-2",
         "-j", "user", "--cacert", "/no/ca.pem", "--capath", "/no/certificates", "-p", port, "--config", "pilot.ini",
