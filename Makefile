@@ -10,10 +10,13 @@ PYTHONS := python3.14 python3.13 python3.12 python3.11 python3.10 python3
 export PYTHON
 T ?=
 DEMO ?=
+HOURS ?= 1
+SCALE ?= 1
+ONLY ?=
 PACKAGES := protocol copytools pilot server client daq
 SCRIPTS := $(wildcard wrappers/*.sh .ci/*.sh .ci/run tests/*.sh)
 
-.PHONY: help dev demo test test-pg test39 check lint fmt type cover bench docs components clean release
+.PHONY: help dev demo test test-pg test39 check lint fmt type cover bench soak docs components clean release
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +66,9 @@ cover: dev ## the tests with line and branch coverage; a report in htmlcov/
 
 bench: dev ## how fast the dispatcher is here, on SQLite and Postgres, within a minute (docs/performance.md)
 	$(BIN)/pilotage bench dispatch --quick
+
+soak: dev ## the fault tests at full length and HOURS=1 of load, on both databases (ONLY=… parts, SCALE=0.01 small)
+	$(BIN)/python -m tests.soak --hours $(HOURS) --scale $(SCALE) --only "$(ONLY)"
 
 docs: dev ## write the tables of README.md and docs/ anew from the tables in the code
 	$(BIN)/python docs/render.py

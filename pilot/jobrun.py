@@ -58,6 +58,8 @@ class JobRun:
         """Set when the job goes no further: it has failed, or it is not ours any more."""
         self.attention = threading.Event()
         """Wakes the job's monitor: the job is over, or its payload has ended."""
+        self.running_told = threading.Event()
+        """The server knows that the payload runs."""
         self.told = threading.Event()
         """Set when the end was sent once, with or without an answer: the slot may take the next job."""
         self.metrics: dict[str, float] = {}
@@ -261,6 +263,8 @@ class JobRun:
     def answered(self, word: AttemptUpdate, state: str) -> None:
         """The server took a word; the attempt is in this state there."""
         self._take_away(word)
+        if any(move.state == JobState.RUNNING.value for move in word.moves):
+            self.running_told.set()
         logger.debug("the server took a word", extra={"seq": word.seq, "state": state})
 
     def refused(self, word: AttemptUpdate, error: PilotageError) -> None:

@@ -62,14 +62,24 @@ class Place:
 
 def look(snapshot: Snapshot, report: Report, task: Row | None, options: Options, progress: Progress) -> None:
     """Both ways: from the catalogue to the disk, and back. `task` is its row, if only one is looked at."""
-    places = list(_places(snapshot, report, options))
+    places = list(_places(snapshot, report, options, task))
     catalogue = _Catalogue(snapshot, report, options, {place.name for place in places})
     catalogue.look(task["id"] if task else None, progress)
     disk = _Disk(snapshot, report, options, places)
     disk.look(task, progress)
 
 
-def _places(snapshot: Snapshot, report: Report, options: Options) -> Iterator[Place]:
+def _places(snapshot: Snapshot, report: Report, options: Options, task: Row | None) -> Iterator[Place]:
+    """The storages of this machine; one that is missing is a finding if an output lies there, of the task if there is one."""
+    theirs = (
+        "SELECT replica.id FROM replica JOIN file ON file.id = replica.file_id WHERE storage_id = :storage"
+    )
+    theirs += (
+        " AND file.dataset_id = (SELECT output_dataset_id FROM task WHERE id = :task) LIMIT 1"
+        if task
+        else " LIMIT 1"
+    )
+    of_task = {"task": task["id"]} if task else {}
     for row in list(snapshot.rows("SELECT name AS storage, url FROM storage ORDER BY name")):
         name, url = row["storage"], row["url"]
         try:
@@ -80,7 +90,7 @@ def _places(snapshot: Snapshot, report: Report, options: Options) -> Iterator[Pl
         report.looked("lost-storage", 1)
         if root.is_dir():
             yield Place(name, root)
-        elif snapshot.one("SELECT id FROM replica WHERE storage_id = :storage LIMIT 1", storage=name):
+        elif snapshot.one(theirs, storage=name, **of_task):
             report.add(
                 finding(
                     "lost-storage",

@@ -14,13 +14,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from peewee import fn
-
 from protocol.messages import TaskSpec, from_wire, to_wire
 from protocol.resources import Needs, Offer, ResourceType, fits
 from server import shares
-from server.database import Database
-from server.models import Job, JobClass, Site, WorkingGroup
+from server.database import Chain, Database, Part
+from server.models import JobClass, Site, WorkingGroup
 from server.shares import Share
 
 WINDOW = 100
@@ -31,6 +29,31 @@ FIRST_GUESS_SECONDS = 60.0
 """How long a job of a class is taken to run while none has ended."""
 FRESH_SECONDS = 0.02
 """How old it may be for saying that there is no job; a job of this process is seen at once."""
+
+LANES = Chain(
+    Part(
+        "lanes",
+        """WITH RECURSIVE class (id) AS (
+               SELECT min(job_class_id) FROM job WHERE ready_nr IS NOT NULL
+               UNION ALL
+               SELECT (SELECT min(job_class_id) FROM job WHERE ready_nr IS NOT NULL AND job_class_id > class.id)
+               FROM class WHERE class.id IS NOT NULL
+           ), lane (class_id, priority) AS (
+               SELECT class.id, (SELECT max(priority) FROM job WHERE ready_nr IS NOT NULL AND job_class_id = class.id)
+               FROM class WHERE class.id IS NOT NULL
+               UNION ALL
+               SELECT class_id, (SELECT max(job.priority) FROM job WHERE ready_nr IS NOT NULL
+                   AND job_class_id = class_id AND job.priority < lane.priority)
+               FROM lane WHERE lane.priority IS NOT NULL
+           )
+           SELECT class_id, priority, (SELECT min(ready_nr) FROM job WHERE ready_nr IS NOT NULL
+                   AND job_class_id = class_id AND job.priority = lane.priority) AS first_nr, key, core_seconds
+           FROM lane JOIN job_class ON job_class.id = class_id WHERE priority IS NOT NULL""",
+        {},
+    ),
+    result="lanes",
+)
+"""The lanes, by a few look-ups in the index of READY jobs for each, however many jobs there are."""
 
 
 def needs_of(spec: TaskSpec, working_group: str = "") -> Needs:
@@ -136,7 +159,10 @@ class Broker:
             return False
         self._changed = False
         self._save_usage()
-        lanes = list(_read_lanes())
+        lanes = [
+            Lane(class_id, priority, needs_in(key), core_seconds, first_nr - 1)
+            for class_id, priority, first_nr, key, core_seconds in database.run(LANES)
+        ]
         tree = {row.name: Share(row.parent, row.share, row.usage) for row in WorkingGroup.select()}
         with self._lock:
             self._lanes, self._tree, self._looked = lanes, tree, time.monotonic()
@@ -148,19 +174,3 @@ class Broker:
             unsaved, self._unsaved = self._unsaved, {}
         for group, used in sorted(unsaved.items()):
             WorkingGroup.update(usage=WorkingGroup.usage + used).where(WorkingGroup.name == group).execute()
-
-
-def _read_lanes() -> Iterator[Lane]:
-    """By a few look-ups in the index of READY jobs per lane, however many jobs there are."""
-    waiting = Job.ready_nr.is_null(False)
-    class_id = Job.select(fn.MIN(Job.job_class)).where(waiting).scalar()
-    while class_id is not None:
-        of_class = waiting & (Job.job_class == class_id)
-        row = JobClass.get_by_id(class_id)
-        priority = Job.select(fn.MAX(Job.priority)).where(of_class).scalar()
-        while priority is not None:
-            first = Job.select(fn.MIN(Job.ready_nr)).where(of_class, Job.priority == priority).scalar()
-            if first is not None:
-                yield Lane(class_id, priority, needs_in(row.key), row.core_seconds, first - 1)
-            priority = Job.select(fn.MAX(Job.priority)).where(of_class, Job.priority < priority).scalar()
-        class_id = Job.select(fn.MIN(Job.job_class)).where(waiting, Job.job_class > class_id).scalar()

@@ -72,6 +72,8 @@ def _cancel(core: Core, job_ids: Sequence[int], actor_name: str, reason: str, pa
         held = Attempt.select(Attempt.id).join(Job, on=(Job.attempt_id == Attempt.id))
         open_ones = held.where(Job.id.in_(job_ids), Attempt.ended_at.is_null()).order_by(Attempt.id)
         list(core.database.locked(open_ones, Attempt))
+        # A claim that is under way is waited for here: the statement below would not see its attempt, and leave it alive.
+        list(core.database.locked(Job.select(Job.id).where(Job.id.in_(job_ids)).order_by(Job.id)))
         doomed = [(job_id,) for job_id in job_ids]
         who = shorten(f"{actor_name}: {reason}")
         return len(core.database.run(CANCEL, doomed=doomed, reason=shorten(reason), who=who, now=now()))

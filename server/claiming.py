@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import time
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
@@ -63,7 +63,7 @@ def _who(core: Core, request: GetJobRequest) -> tuple[QueueFacts, PilotFacts]:
 
 def _claim(core: Core, request: GetJobRequest, queue: QueueFacts, pilot: PilotFacts) -> list[Any]:
     """Rows of statements.CLAIM; on Postgres each statement is a transaction of its own, and a part of the jobs is no harm."""
-    _tell_alive(core, request, queue, pilot)
+    _tell_alive(core, request, queue)
     node = request.node or pilot.node
     if not _hands_out(core, queue, node) or pilot.draining:
         return []
@@ -116,14 +116,16 @@ def _take(
     return took
 
 
-def _tell_alive(core: Core, request: GetJobRequest, queue: QueueFacts, pilot: PilotFacts) -> None:
+def _tell_alive(core: Core, request: GetJobRequest, queue: QueueFacts) -> None:
     """Any call of a pilot is a sign of life; the database is told of it now and then."""
-    if time.monotonic() - pilot.told < SIGN_OF_LIFE_SECONDS:
-        return
-    pilot.told = time.monotonic()
-    core.database.run(
-        statements.SEEN, pilot_id=request.pilot_id, lease_seconds=queue.lease_seconds, now=now()
+    tell = functools.partial(
+        core.database.run,
+        statements.SEEN,
+        pilot_id=request.pilot_id,
+        lease_seconds=queue.lease_seconds,
+        now=now(),
     )
+    core.recent.get(("alive", request.pilot_id), tell, SIGN_OF_LIFE_SECONDS)
 
 
 def _hands_out(core: Core, queue: QueueFacts, node: str) -> bool:

@@ -123,7 +123,8 @@ def _given_on_postgres(rows: Rows) -> str:
 
 def _table_on_sqlite(rows: Rows | Part) -> str:
     columns = ", ".join(f"json_extract(value, '$[{index}]')" for index in range(len(rows.columns)))
-    return f"{rows.name}({', '.join(rows.columns)}) AS (SELECT {columns} FROM json_each(:{rows.name}))"
+    # Materialized: who joins two of them then gets an index, and does not read one of them again for each row of the other.
+    return f"{rows.name}({', '.join(rows.columns)}) AS MATERIALIZED (SELECT {columns} FROM json_each(:{rows.name}))"
 
 
 class Database:

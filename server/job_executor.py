@@ -50,11 +50,12 @@ def next_jobs(core: Core, request: GetJobRequest) -> GetJobReply:
 
 
 def update_and_next(
-    core: Core, words: Sequence[AttemptUpdate], request: GetJobRequest | None
+    core: Core, words: Sequence[AttemptUpdate], request: GetJobRequest | None, *, if_taken: bool = False
 ) -> UpdateReplies:
     """Take words, and hand out the next jobs in the same round trip if they are asked for.
 
-    The words count whatever becomes of the request: one that is wrong gets no jobs.
+    The words count whatever becomes of the request: one that is wrong gets no jobs. With `if_taken` there are none if a word
+    was refused: for whom the refusal is the whole answer, so that they would wait for nobody.
     """
 
     def work() -> UpdateReplies:
@@ -65,7 +66,9 @@ def update_and_next(
             for word, answer in zip(words, update_all(core, words), strict=True)
         ]
         try:
-            return UpdateReplies(answers, next_jobs(core, request) if request is not None else None)
+            if request is None or (if_taken and any(answer.error for answer in answers)):
+                return UpdateReplies(answers)
+            return UpdateReplies(answers, next_jobs(core, request))
         except PilotageError:
             return UpdateReplies(answers, GetJobReply([], core.limits.idle_wait_seconds))
 

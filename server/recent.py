@@ -86,14 +86,13 @@ def queue_facts(recent: Recent, name: str) -> QueueFacts | None:
     return recent.get(("queue", name), load)
 
 
-@dataclass
+@dataclass(frozen=True)
 class PilotFacts:
-    """What a claim needs to know of a pilot; `told` is when the database was last told that it lives (monotonic)."""
+    """What a claim needs to know of a pilot."""
 
     node: str
     draining: bool
     tags: tuple[str, ...]
-    told: float
 
 
 def pilot_facts(recent: Recent, pilot_id: str) -> PilotFacts | None:
@@ -101,7 +100,7 @@ def pilot_facts(recent: Recent, pilot_id: str) -> PilotFacts | None:
 
     def load() -> PilotFacts | None:
         row = Pilot.get_or_none(Pilot.pilot_id == pilot_id)
-        return row and PilotFacts(row.node, row.draining, tuple(json.loads(row.tags)), 0.0)
+        return row and PilotFacts(row.node, row.draining, tuple(json.loads(row.tags)))
 
     return recent.get(("pilot", pilot_id), load)
 

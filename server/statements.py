@@ -116,13 +116,16 @@ CLAIM_THESE = Chain(
         "picked",
         f"""{_PICK}, wanted.rank AS ready_nr FROM wanted JOIN job ON job.id = wanted.id
             WHERE ready_nr IS NOT NULL AND state IN ({listed(sources(JobState.EXTRACTED, Actor.DISPATCHER))})
-            {{skip_locked}}""",
+            ORDER BY wanted.rank LIMIT :n {{skip_locked}}""",
         _PICKED,
     ),
     *_BIND,
     result="claimed",
 )
-"""The same for jobs that were chosen, in the order of their rank; those that somebody else has taken meanwhile are passed over."""
+"""The same for the first `n` of jobs that were chosen, by their rank; those that somebody else has taken meanwhile are passed over."""
+
+SPARE = 20
+"""So many pilots may choose among the same jobs at the same time, and each gets one."""
 
 WINDOW = Chain(
     Part(
@@ -133,12 +136,15 @@ WINDOW = Chain(
                 ORDER BY ready_nr LIMIT :window
             ) AS first
             ORDER BY CASE WHEN task_id = :task_id THEN 0 ELSE 1 END, CASE WHEN site = :site THEN 0 ELSE 1 END, ready_nr
-            LIMIT :n""",
+            LIMIT :n + {SPARE}""",
         {},
     ),
     result="best",
 )
-"""Of the first jobs of a class and priority, those that suit this pilot best: of its task, then with their input at its site."""
+"""Of the first jobs of a class and priority, those that suit this pilot best: of its task, then with their input at its site.
+
+Some more than are wanted: what suits one pilot best suits others too, and each job goes to one of them.
+"""
 
 WAITING = Chain(
     Part(
@@ -231,7 +237,7 @@ def _mirror(target: JobState | None) -> Part:
     return Part(
         "mirrored",
         f"""UPDATE job SET state = moved.state, changed = :now, ready_nr = NULL, ready_after = NULL, loss = NULL{ended}
-            FROM moved WHERE job.id = moved.job_id AND job.attempt_id = moved.id
+            FROM moved WHERE job.id = moved.job_id AND job.attempt_id = moved.id AND job.ended_at IS NULL
             RETURNING job.id""",
         {},
     )
@@ -291,6 +297,7 @@ RENEW = Chain(
         """UPDATE job SET state = renewed.state, changed = :now, ready_nr = NULL, ready_after = NULL, loss = NULL
            FROM renewed
            WHERE job.id = renewed.job_id AND job.attempt_id = renewed.id AND job.state <> renewed.state
+               AND job.ended_at IS NULL
            RETURNING job.id""",
         {},
     ),
@@ -301,11 +308,13 @@ RENEW = Chain(
             WHERE pilot_id = :pilot_id AND ended_at IS NULL AND state <> '{JobState.EXTRACTED.value}'
                 AND id NOT IN (SELECT id FROM words)
             RETURNING id""",
-        {},
+        {"id": "bigint"},
     ),
     Part(
         "seen",
-        f"""UPDATE pilot SET last_seen = :now, lease_until = {CLOCK} + :lease_seconds WHERE pilot_id = :pilot_id
+        # After the attempts, as in a pilot's last word about one: or on Postgres the two may wait for each other.
+        f"""UPDATE pilot SET last_seen = :now, lease_until = {CLOCK} + :lease_seconds
+            WHERE pilot_id = :pilot_id AND (SELECT count(*) FROM forgotten) >= 0
             RETURNING pilot_id""",
         {},
     ),

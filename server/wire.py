@@ -6,8 +6,8 @@ import datetime
 import difflib
 import functools
 import json
-from collections.abc import Hashable, Iterator
-from dataclasses import MISSING, fields, is_dataclass
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import IO, Any
 
 from flask import Request, Response
@@ -38,6 +38,7 @@ STATUS: dict[str, int] = {
     "WRONG_STATE": 409,
     "STALE_ATTEMPT": 409,
     "TOO_LARGE": 413,
+    "BODY_COMPRESSED": 415,
     "TOO_MANY_REQUESTS": 429,
     "SERVER_ERROR": 500,
     "SERVER_UNAVAILABLE": 503,
@@ -46,6 +47,8 @@ STATUS: dict[str, int] = {
 
 RETRY_AFTER_SECONDS = 2
 JSON_LINES = "application/x-ndjson"
+LONGEST_VALUE = 1000
+"""Characters of a value in a query string."""
 LONGEST_LINE = 65_536
 """Bytes of one line of a body in JSON lines."""
 FOR_PILOTS = (GetJobReply, UpdateReply, UpdateReplies, HeartbeatReply)
@@ -204,52 +207,82 @@ def error_reply(error: PilotageError) -> Response:
     return response
 
 
-class Query:
-    """The query string of a request: each value is asked for once, and `finish` refuses what nobody asked for."""
+@dataclass(frozen=True)
+class Parameter:
+    """One value of a query string, as routes declare it and the API's document shows it; an empty one is none."""
 
-    def __init__(self, request: Request) -> None:
-        self._given = request.args
-        self._asked: set[str] = set()
+    name: str
+    about: str
+    choices: tuple[str, ...] = ()
+    numbers: tuple[int, int] | None = None
+    """Lowest and highest of a whole number."""
+    is_day: bool = False
 
-    def text(self, name: str, choices: tuple[str, ...] = ()) -> str:
-        self._asked.add(name)
-        values = self._given.getlist(name)
+    def read(self, values: Sequence[str]) -> str:
+        """The value that was given; BAD_REQUEST for one that is none of its kind."""
         if len(values) > 1:
-            raise PilotageError("BAD_REQUEST", f"{name}: is there {len(values)} times")
+            raise PilotageError("BAD_REQUEST", f"{self.name}: is there {len(values)} times")
         value = values[0] if values else ""
-        if len(value) > 1000 or "\0" in value:
-            raise PilotageError("BAD_REQUEST", f"{name}: is too long or contains a NUL character")
-        if choices and value and value not in choices:
-            raise PilotageError("BAD_REQUEST", f"{name}: {value[:60]!a}; it is one of {', '.join(choices)}")
+        if len(value) > LONGEST_VALUE or "\0" in value:
+            raise PilotageError("BAD_REQUEST", f"{self.name}: is too long or contains a NUL character")
+        if value:
+            self._check(value)
         return value
 
-    def number(self, name: str, lowest: int = 1, highest: int = 2**63 - 1) -> int | None:
-        value = self.text(name)
-        if not value:
-            return None
-        if not (value.isascii() and value.isdigit() and len(value) < 20 and lowest <= int(value) <= highest):
-            raise PilotageError(
-                "BAD_REQUEST", f"{name}: {value[:60]!a} is no whole number from {lowest} to {highest}"
-            )
-        return int(value)
+    def _check(self, value: str) -> None:
+        shown = f"{self.name}: {value[:60]!a}"
+        if self.choices and value not in self.choices:
+            raise PilotageError("BAD_REQUEST", f"{shown}; it is one of {', '.join(self.choices)}")
+        if self.numbers is not None:
+            lowest, highest = self.numbers
+            is_number = value.isascii() and value.isdigit() and len(value) < 20
+            if not (is_number and lowest <= int(value) <= highest):
+                raise PilotageError("BAD_REQUEST", f"{shown} is no whole number from {lowest} to {highest}")
+        if self.is_day and _day(value) is None:
+            raise PilotageError("BAD_REQUEST", f"{shown} is no day, as 2026-11-01")
 
-    def day(self, name: str, default: str) -> datetime.date:
-        value = self.text(name) or default
-        try:
-            return datetime.datetime.strptime(value, "%Y-%m-%d").date()
-        except ValueError:
-            raise PilotageError("BAD_REQUEST", f"{name}: {value[:60]!a} is no day, as 2026-11-01") from None
+
+def _day(value: str) -> datetime.date | None:
+    try:
+        return datetime.datetime.strptime(value, "%Y-%m-%d").date()
+    except ValueError:
+        return None
+
+
+CURSOR = (
+    Parameter("after", "the nextCursor of the page before", numbers=(0, 2**63 - 1)),
+    Parameter("limit", "rows of a page; 100 unless told otherwise", numbers=(1, 1000)),
+    Parameter("order", "which rows come first; the oldest unless told otherwise", ("oldest", "newest")),
+)
+"""What every list in pages takes."""
+
+
+class Query:
+    """The query string of a request, read as its route declares it; BAD_REQUEST for what it does not declare."""
+
+    def __init__(self, request: Request, parameters: Sequence[Parameter], others_too: bool = False) -> None:
+        given = request.args
+        self._values = {each.name: each.read(given.getlist(each.name)) for each in parameters}
+        unknown = sorted(set(given) - set(self._values))
+        if unknown and not others_too:
+            known = ", ".join(sorted(self._values)) or "none"
+            raise PilotageError("BAD_REQUEST", f"{unknown[0][:60]!a}: no such parameter; there are {known}")
+
+    def text(self, name: str) -> str:
+        return self._values[name]
+
+    def number(self, name: str) -> int | None:
+        return int(self._values[name]) if self._values[name] else None
+
+    def day(self, name: str, default: datetime.date) -> datetime.date:
+        return _day(self._values[name]) or default
+
+    def is_yes(self, name: str) -> bool:
+        return self._values[name] == "yes"
 
     def cursor(self) -> Cursor:
-        """`after`, `limit` (100, at most 1000) and `order` (`newest` or `oldest` first)."""
-        newest = self.text("order", ("oldest", "newest")) == "newest"
-        return Cursor(self.number("after", 0), self.number("limit", 1, 1000) or 100, newest)
-
-    def finish(self) -> None:
-        unknown = sorted(set(self._given) - self._asked)
-        if unknown:
-            known = ", ".join(sorted(self._asked)) or "none"
-            raise PilotageError("BAD_REQUEST", f"{unknown[0][:60]!a}: no such parameter; there are {known}")
+        """Of a route with CURSOR."""
+        return Cursor(self.number("after"), self.number("limit") or 100, self._values["order"] == "newest")
 
 
 def path_id(text: str, what: str) -> int:

@@ -175,7 +175,9 @@ def _move(core: Core, words: Sequence[Word]) -> list[Any]:
     first = words[0]
     full = not first.is_brief
     chain = statements.move(first.states, full=full, outputs=bool(first.said.outputs))
-    return core.database.run(chain, words=[_row(word, full) for word in words], now=now())
+    # In the order of a heartbeat: or on Postgres the two may wait for each other's attempts.
+    rows = [_row(word, full) for word in sorted(words, key=lambda word: word.said.attempt_id)]
+    return core.database.run(chain, words=rows, now=now())
 
 
 def _row(word: Word, full: bool) -> list[Any]:
@@ -294,7 +296,7 @@ def _end_failed(core: Core, row: dict[str, Any], said: AttemptUpdate) -> None:
     else:
         target = JobState.READY
         pause = moves.pause(core, losses) if entry.retry is Retry.LATER else 0
-        changes |= moves.back_in_queue(core, pause)
+        changes |= moves.back_in_queue(core, job.task_id, pause)
         if entry.retry is Retry.ELSEWHERE:
             changes |= {"avoid_node": row["node"], "avoid_until": lease_clock() + AVOID_SECONDS}
     moves.set_job(row["job_id"], row["id"], target, Actor.PILOT, **changes)

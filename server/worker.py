@@ -50,7 +50,7 @@ Waits = dict[socket.socket, float]
 """Sockets that keep a thread waiting, and until when they may."""
 
 
-class _Body(SocketUnreader):  # type: ignore[misc]
+class _Body(SocketUnreader):
     """What arrives on a connection: each wait for it takes from the time that is left, each byte adds to it."""
 
     def __init__(self, source: socket.socket, waits: Waits) -> None:
@@ -69,11 +69,12 @@ class _Body(SocketUnreader):  # type: ignore[misc]
         return data
 
 
-class _Connection(TConn):  # type: ignore[misc]
+class _Connection(TConn):
     """A connection whose next head is read as it comes, by whichever thread is told that there is more of it."""
 
     def __init__(self, cfg: Any, client: socket.socket, address: Any, server: Any, waits: Waits) -> None:
         super().__init__(cfg, client, address, server)
+        self.sock: socket.socket
         self._waits = waits
         self._head = b""
         self.late_at: float | None = time.monotonic() + HEAD_SECONDS
@@ -118,6 +119,7 @@ class _Connection(TConn):  # type: ignore[misc]
         if self.cfg.is_ssl:
             if not isinstance(self.sock, ssl.SSLSocket):
                 self.sock = sock.ssl_wrap_socket(self.sock, self.cfg)
+            assert isinstance(self.sock, ssl.SSLSocket)
             self.sock.do_handshake()
         self.parser = http.get_parser(self.cfg, self.sock, self.client)
         self.parser.unreader = _Body(self.sock, self._waits)
@@ -132,7 +134,7 @@ def _check_beginning(head: bytes) -> None:
         raise InvalidHeader("bare LF as line terminator")
 
 
-class Worker(ThreadWorker):  # type: ignore[misc]
+class Worker(ThreadWorker):
     """gunicorn's worker_class."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -140,6 +142,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self._waits: Waits = {}
         self._leaving: set[_Connection] = set()
         self._next_sweep = 0.0
+        self.wsgi: Any = None
 
     def load_wsgi(self) -> None:
         super().load_wsgi()

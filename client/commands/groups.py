@@ -113,7 +113,8 @@ def remove(session: Session, *, name: str, as_json: bool) -> None:
     """Remove a working group that no group, account or running task names. Needs an admin's token."""
     session.remove_group(name)
     if as_json:
-        return tables.show({"removed": name})
+        tables.show({"removed": name})
+        return
     tables.write(f"The working group {name} is removed.")
 
 

@@ -37,6 +37,10 @@ def prepare_jobs(context: Context) -> None:
     control.serve(channels.obtained, partial(prepare, context), channels.prepared, channels.collected)
 
 
+TELL_SECONDS = 1.0
+"""A server that is away holds up no payload for longer."""
+
+
 def run_jobs(context: Context) -> None:
     channels = context.channels
     control.serve(channels.staged_in, partial(run, context), channels.collected, channels.collected)
@@ -58,6 +62,10 @@ def prepare(context: Context, job: JobRun) -> None:
 def run(context: Context, job: JobRun) -> None:
     """Start the payload and its monitor, sleep until both have ended, and judge."""
     command = context.plugin.payload_command(job, job.directory)
+    job.enter(JobState.RUNNING)
+    # A payload that kills its pilot at once is known by this state: so the server hears of it before, if it answers.
+    job.running_told.wait(TELL_SECONDS)
+    job.check()
     started = process.start(command, job.directory, environment_of(context, job), job.stdout, job.stderr)
     job.payload_started(started.kill)
     watcher = threading.Thread(
@@ -66,11 +74,8 @@ def run(context: Context, job: JobRun) -> None:
         name=f"monitor-{job.spec.attempt_id}",
     )
     watcher.start()
-    try:
-        job.enter(JobState.RUNNING)
-    finally:
-        code = _await_end(context, job, started)
-        watcher.join()
+    code = _await_end(context, job, started)
+    watcher.join()
     logger.info("payload ended", extra={"exit_code": code})
     job.check()
     if code != 0:

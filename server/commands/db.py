@@ -122,7 +122,8 @@ def migrate(installation: Installation, as_json: bool) -> None:
             backups.refuse_while_used(database, "migrate")
         applied = database.migrate()
     if as_json:
-        return tables.show({"applied": applied})
+        tables.show({"applied": applied})
+        return
     for name in applied:
         tables.write(f"applied {name}")
     if not applied:
@@ -185,7 +186,8 @@ def backup(installation: Installation, file: Path, no_bundles: bool, as_json: bo
     """
     manifest = backups.backup(installation.url, installation.directory, file, with_bundles=not no_bundles)
     if as_json:
-        return tables.show({"file": str(file), **dataclasses.asdict(manifest)})
+        tables.show({"file": str(file), **dataclasses.asdict(manifest)})
+        return
     tables.write(
         f"{file}: {tables.some(len(manifest.files), 'file')}, {tables.size(manifest.size)} before compression."
     )
@@ -211,7 +213,8 @@ def restore(installation: Installation, file: Path, replace: bool, as_json: bool
         restored = backups.restore(installation.url, directory, file, replace)
     if as_json:
         former = str(restored.former) if restored.former else None
-        return tables.show({**dataclasses.asdict(restored), "former": former})
+        tables.show({**dataclasses.asdict(restored), "former": former})
+        return
     tables.print_facts(
         {
             "restored": f"backup of {restored.manifest.made}, of version {restored.manifest.program}",
@@ -237,7 +240,8 @@ def copy(installation: Installation, url: str, as_json: bool) -> None:
         with progress.counted("rows", 2 * copying.count(installation.url)) as advance:
             proofs = copying.copy(installation.url, url, advance)
     if as_json:
-        return tables.show([dataclasses.asdict(proof) for proof in proofs])
+        tables.show([dataclasses.asdict(proof) for proof in proofs])
+        return
     tables.print_table(
         proofs,
         (
@@ -281,7 +285,8 @@ def prune(installation: Installation, older_than: int, dry_run: bool, compact: b
             upkeep.compact(installation.url) if compact and installation.is_sqlite and not dry_run else None
         )
     if as_json:
-        return tables.show([dataclasses.asdict(each) for each in pruned])
+        tables.show([dataclasses.asdict(each) for each in pruned])
+        return
     verb = "would go" if dry_run else "removed"
     tables.print_table(
         pruned,
@@ -289,7 +294,7 @@ def prune(installation: Installation, older_than: int, dry_run: bool, compact: b
     )
     if sizes:
         tables.write(f"The file had {tables.size(sizes[0])} and has {tables.size(sizes[1])} now.")
-    return None
+    return
 
 
 _STRAYS = (
@@ -330,7 +335,7 @@ def reconcile_command(
         findings = reconcile.look(data_root, quarantine)
         tasks = reconcile.open_tasks(list(findings.reruns))
     if as_json:
-        return tables.show(
+        tables.show(
             {
                 "nFiles": findings.n_files,
                 "strays": [
@@ -355,4 +360,4 @@ def reconcile_command(
         f"{tables.some(findings.n_files, 'output file')} looked at, {tables.some(len(findings.strays), 'stray')}"
         + (f", {findings.moved} moved." if quarantine else ".")
     )
-    return None
+    return

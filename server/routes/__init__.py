@@ -8,10 +8,9 @@ from typing import Any
 
 from flask import Request
 
-from protocol.messages import Page
 from server.core import Core
 from server.tokens import Caller, Role
-from server.wire import Query
+from server.wire import Parameter, Query
 
 
 @dataclass(frozen=True)
@@ -35,18 +34,14 @@ class Route:
     body: Any = None
     reply: Any = None
     status: int = 200
-    filtered: bool = False
-    """Its view looks at the query string and refuses what it does not know; that of a `Page` always does."""
+    query: tuple[Parameter, ...] = ()
+    """What its query string may hold; its view can read nothing else."""
     lines: Any = None
     """The class of each line, if the body may come as JSON lines too: then the view is given an iterator."""
-
-    @property
-    def takes_no_query(self) -> bool:
-        """Lists have filters, and reports too; who asks for one thing by its name, or changes something, has none to give.
-
-        What needs no token is left alone: monitors like to add something that no cache knows.
-        """
-        return self.role is not Role.PUBLIC and self.reply is not Page and not self.filtered
+    takes: str = ""
+    """The media type of a body that is no JSON, which the view reads in a stream with a limit of its own."""
+    gives: str = "application/json"
+    """The media type of its answer."""
 
     @property
     def summary(self) -> str:
@@ -67,11 +62,15 @@ class Door:
         body: Any = None,
         reply: Any = None,
         status: int = 200,
-        filtered: bool = False,
+        query: tuple[Parameter, ...] = (),
         lines: Any = None,
+        takes: str = "",
+        gives: str = "application/json",
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         def declare(view: Callable[..., Any]) -> Callable[..., Any]:
-            self.routes.append(Route(method, path, role, view, body, reply, status, filtered, lines))
+            self.routes.append(
+                Route(method, path, role, view, body, reply, status, query, lines, takes, gives)
+            )
             return view
 
         return declare

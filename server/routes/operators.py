@@ -18,7 +18,7 @@ from protocol.messages import (
 from server import accounts, groups, trail
 from server.routes import Call, Door
 from server.tokens import Role
-from server.wire import path_id
+from server.wire import CURSOR, Parameter, path_id
 
 door = Door()
 
@@ -29,13 +29,22 @@ def create_token(call: Call, spec: TokenSpec) -> TokenView:
     return accounts.create_token(call.core, spec, call.caller.name)
 
 
-@door.route("GET", "/v1/tokens", Role.ADMIN, None, Page)
+@door.route(
+    "GET",
+    "/v1/tokens",
+    Role.ADMIN,
+    None,
+    Page,
+    query=(
+        *CURSOR,
+        Parameter("name", "the account, or the name of a pilot token"),
+        Parameter("role", "the role that it gives", tuple(accounts.ROLES)),
+    ),
+)
 def list_tokens(call: Call) -> Page:
     """Tokens without their secrets, by name or role."""
     cursor = call.query.cursor()
-    name, role = call.query.text("name"), call.query.text("role", tuple(accounts.ROLES))
-    call.query.finish()
-    return accounts.token_views(cursor, name, role)
+    return accounts.token_views(cursor, call.query.text("name"), call.query.text("role"))
 
 
 @door.route("POST", "/v1/tokens/<token>/revoke", Role.ADMIN, None, TokenView)
@@ -47,7 +56,6 @@ def revoke_token(call: Call, token: str) -> TokenView:
 @door.route("GET", "/v1/accounts", Role.USER, None, Page)
 def list_accounts(call: Call) -> Page:
     """All accounts, with their open jobs."""
-    call.query.finish()
     return accounts.views()
 
 
@@ -72,7 +80,6 @@ def change_account(call: Call, wish: AccountChange, account: str) -> AccountView
 @door.route("GET", "/v1/groups", Role.USER, None, Page)
 def list_groups(call: Call) -> Page:
     """The tree of working groups, each before those below it."""
-    call.query.finish()
     return groups.views()
 
 
@@ -101,10 +108,21 @@ def remove_group(call: Call, group: str) -> dict[str, Any]:
     return {}
 
 
-@door.route("GET", "/v1/trail", Role.ADMIN, None, Page)
+@door.route(
+    "GET",
+    "/v1/trail",
+    Role.ADMIN,
+    None,
+    Page,
+    query=(
+        *CURSOR,
+        Parameter("who", "the account"),
+        Parameter("action", "the words of the command, such as queue set"),
+        Parameter("subject", "what it was done to"),
+    ),
+)
 def list_trail(call: Call) -> Page:
     """What was done by whom, by account, action or subject."""
     cursor = call.query.cursor()
-    who, action, subject = (call.query.text(name) for name in ("who", "action", "subject"))
-    call.query.finish()
+    who, action, subject = call.query.text("who"), call.query.text("action"), call.query.text("subject")
     return trail.entries(cursor, who, action, subject)

@@ -71,7 +71,8 @@ def update_job(call: Call, word: AttemptUpdate) -> UpdateReply:
     if word.next is None:
         return job_executor.update(call.core, word)
     _check_queue(call, word.next.queue)
-    replies = job_executor.update_and_next(call.core, [word], word.next)
+    _check_pilot(call, word.next.pilot_id)
+    replies = job_executor.update_and_next(call.core, [word], word.next, if_taken=True)
     answer = replies.answers[0]
     if answer.error:
         raise PilotageError(answer.error, answer.detail or "")
@@ -84,6 +85,7 @@ def update_jobs(call: Call, words: AttemptUpdates) -> UpdateReplies:
     """Words about several attempts, each taken or refused by itself, and the next jobs if they are asked for."""
     if words.next is not None:
         _check_queue(call, words.next.queue)
+        _check_pilot(call, words.next.pilot_id)
     return job_executor.update_and_next(call.core, words.updates, words.next)
 
 
@@ -104,7 +106,7 @@ def end_pilot(call: Call, word: PilotEnd) -> dict[str, Any]:
     return {}
 
 
-@door.route("GET", "/v1/bundles/<digest>", Role.PILOT)
+@door.route("GET", "/v1/bundles/<digest>", Role.PILOT, gives="application/gzip")
 def get_bundle(call: Call, digest: str) -> Any:
     """The bytes of a bundle (.tar.gz)."""
     return send_file(bundles.path_of(call.core, digest), mimetype="application/gzip")

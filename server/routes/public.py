@@ -37,7 +37,7 @@ def health(call: Call) -> Any:
     }
 
 
-@door.route("GET", "/v1/pilot.pyz", Role.PUBLIC)
+@door.route("GET", "/v1/pilot.pyz", Role.PUBLIC, gives="application/octet-stream")
 def pilot_file(call: Call) -> Any:
     """The pilot as one file, with its SHA-256 in a header."""
     path = pilot_package.path(call.core.state_directory)
@@ -48,7 +48,7 @@ def pilot_file(call: Call) -> Any:
     return response
 
 
-@door.route("GET", "/v1/pilot.pyz.sha256", Role.PUBLIC)
+@door.route("GET", "/v1/pilot.pyz.sha256", Role.PUBLIC, gives="text/plain")
 def pilot_digest(call: Call) -> Any:
     """The SHA-256 of the pilot's file, in the form that sha256sum -c reads."""
     return Response(
@@ -57,7 +57,7 @@ def pilot_digest(call: Call) -> Any:
     )
 
 
-@door.route("GET", "/v1/run_pilot.sh", Role.PUBLIC)
+@door.route("GET", "/v1/run_pilot.sh", Role.PUBLIC, gives="text/x-shellscript")
 def wrapper(call: Call) -> Any:
     """The wrapper that fetches, checks and starts a pilot."""
     return send_file(

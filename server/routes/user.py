@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterator
 from typing import Any
 
@@ -48,13 +49,20 @@ from server import (
 )
 from server.routes import Call, Door
 from server.tokens import Role
-from server.wire import path_id
+from server.wire import CURSOR, Parameter, path_id
 
 door = Door()
 
 
-def _values(states: Any) -> tuple[str, ...]:
-    return tuple(state.value for state in states)
+FIRST_DAY, LAST_DAY = datetime.date(1970, 1, 1), datetime.date(9999, 12, 30)
+
+
+def _state(states: Any) -> Parameter:
+    return Parameter("state", "the state that they are in", tuple(state.value for state in states))
+
+
+def _yes(name: str, about: str) -> Parameter:
+    return Parameter(name, about, ("yes", "no"))
 
 
 # -- tasks ------------------------------------------------------------------------------------------------------------------
@@ -67,13 +75,25 @@ def submit_task(call: Call, spec: TaskSpec) -> TaskView:
     return task_manager.register(call.core, spec, call.caller.name)
 
 
-@door.route("GET", "/v1/tasks", Role.USER, None, Page)
+@door.route(
+    "GET",
+    "/v1/tasks",
+    Role.USER,
+    None,
+    Page,
+    query=(
+        *CURSOR,
+        _state(TaskState),
+        Parameter("name", "a part of the name"),
+        Parameter("owner", "whose they are"),
+        Parameter("group", "the working group whose share pays"),
+    ),
+)
 def list_tasks(call: Call) -> Page:
     """Tasks, by state, a part of the name, owner or working group."""
     cursor = call.query.cursor()
-    state, name = call.query.text("state", _values(TaskState)), call.query.text("name")
+    state, name = call.query.text("state"), call.query.text("name")
     owner, group = call.query.text("owner"), call.query.text("group")
-    call.query.finish()
     return task_manager.tasks(cursor, state, name, owner, group)
 
 
@@ -92,11 +112,17 @@ def explain_task(call: Call, task: str) -> Explanation:
     return explain.task(call.core, task_manager.find(task))
 
 
-@door.route("POST", "/v1/tasks/<task>/cancel", Role.USER, None, TaskView, filtered=True)
+@door.route(
+    "POST",
+    "/v1/tasks/<task>/cancel",
+    Role.USER,
+    None,
+    TaskView,
+    query=(_yes("cascade", "cancel the tasks that come after it as well"),),
+)
 def cancel_task(call: Call, task: str) -> TaskView:
     """Cancel a task and all of its jobs that have not ended; with `cascade=yes` the tasks that come after it as well."""
-    cascade = call.query.text("cascade", ("yes", "no")) == "yes"
-    call.query.finish()
+    cascade = call.query.is_yes("cascade")
     if cascade:
         ownership.check_dependents(call.caller, task)
     operations.cancel(call.core, task, call.caller.name, cascade)
@@ -130,13 +156,24 @@ def set_task_priority(call: Call, wish: PrioritySpec, task: str) -> TaskView:
 # -- jobs -------------------------------------------------------------------------------------------------------------------
 
 
-@door.route("GET", "/v1/jobs", Role.USER, None, Page)
+@door.route(
+    "GET",
+    "/v1/jobs",
+    Role.USER,
+    None,
+    Page,
+    query=(
+        *CURSOR,
+        Parameter("task", "number or name of their task"),
+        _state(JobState),
+        Parameter("error", "the error that they ended with", tuple(BY_NAME)),
+    ),
+)
 def list_jobs(call: Call) -> Page:
     """Jobs, by task (number or name), state or error."""
     cursor = call.query.cursor()
-    task, state = call.query.text("task"), call.query.text("state", _values(JobState))
-    error = call.query.text("error", tuple(BY_NAME))
-    call.query.finish()
+    task, state = call.query.text("task"), call.query.text("state")
+    error = call.query.text("error")
     return job_manager.jobs(cursor, task_manager.find(task).id if task else None, state, error)
 
 
@@ -177,12 +214,22 @@ def create_dataset(call: Call, spec: DatasetSpec) -> DatasetView:
     return catalogue.create(call.core, spec, call.caller.name)
 
 
-@door.route("GET", "/v1/datasets", Role.USER, None, Page)
+@door.route(
+    "GET",
+    "/v1/datasets",
+    Role.USER,
+    None,
+    Page,
+    query=(
+        *CURSOR,
+        _state(DatasetState),
+        Parameter("name", "a part of the name"),
+    ),
+)
 def list_datasets(call: Call) -> Page:
     """Datasets, by state or a part of the name."""
     cursor = call.query.cursor()
-    state, name = call.query.text("state", _values(DatasetState)), call.query.text("name")
-    call.query.finish()
+    state, name = call.query.text("state"), call.query.text("name")
     return catalogue.datasets(cursor, state, name)
 
 
@@ -193,15 +240,19 @@ def show_dataset(call: Call, name: str) -> DatasetView:
 
 
 @door.route(
-    "POST", "/v1/datasets/<name>/files", Role.USER, FileList, DatasetView, filtered=True, lines=FileSpec
+    "POST",
+    "/v1/datasets/<name>/files",
+    Role.USER,
+    FileList,
+    DatasetView,
+    query=(_yes("close", "close the dataset then"),),
+    lines=FileSpec,
 )
 def add_files(call: Call, files: FileList | Iterator[FileSpec], name: str) -> DatasetView:
     """Add files to an open dataset: a list, or any number of them as JSON lines (with `close=yes` it is closed then)."""
+    close = call.query.is_yes("close")
     if isinstance(files, FileList):
-        call.query.finish()
-        return catalogue.add_files(call.core, name, files.files, files.close)
-    close = call.query.text("close", ("yes", "no")) == "yes"
-    call.query.finish()
+        return catalogue.add_files(call.core, name, files.files, files.close or close)
     return catalogue.add_stream(call.core, name, files, close)
 
 
@@ -211,24 +262,41 @@ def close_dataset(call: Call, name: str) -> DatasetView:
     return catalogue.close(call.core, name)
 
 
-@door.route("GET", "/v1/datasets/<name>/files", Role.USER, None, Page)
+@door.route(
+    "GET",
+    "/v1/datasets/<name>/files",
+    Role.USER,
+    None,
+    Page,
+    query=CURSOR,
+)
 def list_dataset_files(call: Call, name: str) -> Page:
     """The files of a dataset."""
     cursor = call.query.cursor()
-    call.query.finish()
     return catalogue.files(cursor, dataset=name)
 
 
-@door.route("GET", "/v1/files", Role.USER, None, Page)
+@door.route(
+    "GET",
+    "/v1/files",
+    Role.USER,
+    None,
+    Page,
+    query=(
+        *CURSOR,
+        Parameter("dataset", "the name of their dataset"),
+        Parameter("scope", "where their names are unique"),
+        Parameter("lfn", "the logical name of one"),
+    ),
+)
 def list_files(call: Call) -> Page:
     """Files, by dataset, scope or logical name."""
     cursor = call.query.cursor()
     dataset, scope, lfn = call.query.text("dataset"), call.query.text("scope"), call.query.text("lfn")
-    call.query.finish()
     return catalogue.files(cursor, dataset, scope, lfn)
 
 
-@door.route("PUT", "/v1/bundles/<digest>", Role.USER, None, BundleRef)
+@door.route("PUT", "/v1/bundles/<digest>", Role.USER, None, BundleRef, takes="application/gzip")
 def put_bundle(call: Call, digest: str) -> BundleRef:
     """Keep a bundle (.tar.gz) under its SHA-256."""
     return bundles.store(call.core, digest, call.request.stream, call.caller.name)
@@ -237,12 +305,22 @@ def put_bundle(call: Call, digest: str) -> BundleRef:
 # -- accounting -------------------------------------------------------------------------------------------------------------
 
 
-@door.route("GET", "/v1/usage", Role.USER, None, Page)
+@door.route(
+    "GET",
+    "/v1/usage",
+    Role.USER,
+    None,
+    Page,
+    query=(
+        Parameter("by", "what a line is about; the owner unless told otherwise", tuple(accounting.BY)),
+        Parameter("since", "the first day (UTC)", is_day=True),
+        Parameter("until", "the last day (UTC)", is_day=True),
+    ),
+)
 def show_usage(call: Call) -> Page:
     """Core-hours and bytes by owner, group or queue, from the day `since` to the day `until` (UTC, both included)."""
-    by = call.query.text("by", tuple(accounting.BY)) or "owner"
-    since, until = call.query.day("since", "1970-01-01"), call.query.day("until", "9999-12-30")
-    call.query.finish()
+    by = call.query.text("by") or "owner"
+    since, until = call.query.day("since", FIRST_DAY), call.query.day("until", LAST_DAY)
     lines = accounting.report(call.core, by, since, until)
     return Page(items=lines, total=len(lines))
 
@@ -250,12 +328,22 @@ def show_usage(call: Call) -> Page:
 # -- resources --------------------------------------------------------------------------------------------------------------
 
 
-@door.route("GET", "/v1/pilots", Role.USER, None, Page)
+@door.route(
+    "GET",
+    "/v1/pilots",
+    Role.USER,
+    None,
+    Page,
+    query=(
+        *CURSOR,
+        Parameter("queue", "the name of their queue"),
+        _state(PilotState),
+    ),
+)
 def list_pilots(call: Call) -> Page:
     """Pilots, by queue or state."""
     cursor = call.query.cursor()
-    queue, state = call.query.text("queue"), call.query.text("state", _values(PilotState))
-    call.query.finish()
+    queue, state = call.query.text("queue"), call.query.text("state")
     return job_manager.pilots(cursor, queue, state)
 
 
@@ -275,7 +363,6 @@ def drain_pilot(call: Call, pilot: str) -> PilotView:
 @door.route("GET", "/v1/queues", Role.USER, None, Page)
 def list_queues(call: Call) -> Page:
     """All queues, with what waits and runs in each."""
-    call.query.finish()
     return computing.queues()
 
 
@@ -316,18 +403,23 @@ def set_node_state(call: Call, wish: NodeStateSpec, name: str) -> NodeView:
     return computing.set_node_state(call.core, name, wish, call.caller.name)
 
 
-@door.route("GET", "/v1/nodes", Role.USER, None, Page)
+@door.route(
+    "GET",
+    "/v1/nodes",
+    Role.USER,
+    None,
+    Page,
+    query=(Parameter("queue", "the name of their queue"),),
+)
 def list_nodes(call: Call) -> Page:
     """Worker nodes that were put aside or on which jobs failed within seconds, by queue."""
     queue = call.query.text("queue")
-    call.query.finish()
     return computing.nodes(queue)
 
 
 @door.route("GET", "/v1/storages", Role.USER, None, Page)
 def list_storages(call: Call) -> Page:
     """All storages."""
-    call.query.finish()
     return computing.storages()
 
 
@@ -347,7 +439,6 @@ def create_storage(call: Call, spec: StorageSpec) -> StorageView:
 @door.route("GET", "/v1/sites", Role.USER, None, Page)
 def list_sites(call: Call) -> Page:
     """All sites."""
-    call.query.finish()
     return computing.sites()
 
 

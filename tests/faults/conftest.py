@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, Protocol
 
 import pytest
 
+from tests.acceptance.world import World
 from tests.faults.installation import Installation, installed
 
 DATABASES = ["sqlite", pytest.param("postgres", marks=pytest.mark.component("postgres"))]
@@ -45,3 +47,14 @@ def install(database: str, request: pytest.FixtureRequest, tmp_path: Path) -> In
     """Another installation: `with install("--option", …) as where`."""
     cluster = request.getfixturevalue("postgres_cluster") if database == "postgres" else None
     return lambda *options, **extra: installed(tmp_path / "server", cluster, *options, **extra)
+
+
+@pytest.fixture
+def world(
+    shared: Installation, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[World]:
+    """Real pilots beside the shared server."""
+    name = re.sub(r"\W+", "-", request.node.name.removeprefix("test_"))[:20].strip("-")
+    world = World(shared.server, tmp_path_factory.mktemp(name), name)
+    yield world
+    world.close()

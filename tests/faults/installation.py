@@ -6,7 +6,7 @@ import itertools
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,10 +15,10 @@ from typing import Any
 from client.session import Session
 from protocol.errors import PilotageError
 from protocol.messages import QueueSpec, TaskSpec, TaskView
-from server.snapshot import Row
+from server.snapshot import Snapshot
 from tests.auditing import assert_clean
 from tests.faults.crew import USUAL, Crew, Habits, tried
-from tests.faults.history import History, check, rows_of
+from tests.faults.history import History, Row, check
 from tests.postgres import Cluster
 from tests.running_server import RunningServer, serving
 from tests.waiting import wait_until
@@ -176,6 +176,20 @@ def _lives(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
         return False
+
+
+def rows_of(database_url: str, tasks: Collection[int]) -> tuple[list[Row], list[Row]]:
+    """The jobs and the attempts of these tasks."""
+    with Snapshot(database_url) as snapshot:
+        jobs = list(
+            snapshot.rows("SELECT id, state, attempt_id FROM job WHERE task_id IN :tasks", tasks=list(tasks))
+        )
+        attempts = snapshot.rows(
+            "SELECT a.id, a.job_id, a.pilot_id, a.state, a.seq, a.error FROM attempt a JOIN job j ON j.id = a.job_id"
+            " WHERE j.task_id IN :tasks",
+            tasks=list(tasks),
+        )
+        return jobs, list(attempts)
 
 
 _databases = itertools.count(1)

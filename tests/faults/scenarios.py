@@ -15,12 +15,14 @@ import urllib.request
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from selectors import EVENT_READ, DefaultSelector
 from typing import Any
 from urllib.parse import urlsplit
 
 from protocol.messages import JobSpec, TaskView
 from protocol.states import JobState
+from tests.acceptance.world import World
 from tests.faults.crew import EVERY_STEP, Habits
 from tests.faults.history import OK, History, Word
 from tests.faults.installation import SHORT_LEASE, Installation, Tally
@@ -47,7 +49,7 @@ def server_kills(where: Installation, kills: int, n_jobs: int, seed: int = 1) ->
             _pause(chance.uniform(0, 0.1))
             where.server.kill()
             where.server.start()
-        where.ended(task, crew)
+        where.ended(task, crew, 60 + n_jobs)
     return where.judge("F1 kill -9 the server", [task], crew.history, rounds=kills, kills=kills)
 
 
@@ -103,6 +105,45 @@ class _asking:
         self._thread.join()
 
 
+# -- F4: pilots are killed ----------------------------------------------------------------------------------------------------
+
+
+def pilot_kills(
+    where: Installation,
+    world: World,
+    kills: int,
+    n_jobs: int,
+    n_pilots: int = 4,
+    seconds: float = 0.3,
+    seed: int = 4,
+) -> Tally:
+    """F4: kill -9 real pilots at random; the loss is charged to no payload. What a killed one left running ends by itself."""
+    chance = random.Random(seed)
+    queue = world.queue(**SHORT_LEASE)
+    task = world.submit_shell(
+        queue, f"sleep {seconds}; echo {{job_nr}} > {{output}}", n_jobs=n_jobs, outputs=["out-{job_nr}"],
+        max_attempts=1, max_losses=1000,
+    )  # fmt: skip
+
+    def has_completed(enough: int) -> bool:
+        return world.session.task(task.task_id).counts.get("COMPLETED", 0) >= enough
+
+    pilots = [world.pilot(queue, work=f"work-{number}") for number in range(n_pilots)]
+    for kill in range(1, kills + 1):
+        enough = n_jobs * kill // (kills + 1)
+        world.until(partial(has_completed, enough), f"{enough} completed jobs", 120)
+        number = chance.randrange(n_pilots)
+        pilots[number].kill()
+        pilots[number] = world.pilot(queue, work=f"work-{number}")
+    world.ended(task, 120)
+    _, attempts = where.rows([task])
+    errors = Counter(row["error"] for row in attempts)
+    assert set(errors) <= {None, "LOST_HEARTBEAT", "NOT_ACKNOWLEDGED"}, errors
+    return where.judge(
+        "F4 kill -9 pilots", [task], History(), rounds=kills, kills=kills, losses=len(attempts) - n_jobs
+    )
+
+
 # -- F6: the server is paused -------------------------------------------------------------------------------------------------
 
 
@@ -148,7 +189,7 @@ def repeated_words(where: Installation, n_jobs: int, seed: int = 8) -> Tally:
     task = where.submit(queue, n_jobs)
     weather = Weather(seed, lose_reply=0.2, repeat=0.3, most=50, paths=("/v1/updateJob",))
     with under(where.server.url, weather) as network, where.crew(queue, seed=seed, url=network.url) as crew:
-        where.ended(task, crew, 120)
+        where.ended(task, crew, 120 + n_jobs)
     jobs, attempts = where.rows([task])
     assert len(attempts) == len(jobs) == n_jobs
     assert {row["error"] for row in attempts} == {None}
@@ -171,7 +212,7 @@ def bad_weather(where: Installation, n_jobs: int, longest_seconds: float, seed: 
     habits = Habits(dies=0.25, fails=0.05, payload_seconds=(0.0, 0.2), read_seconds=2.0, steps=EVERY_STEP)
     with under(where.server.url, weather) as network:
         with where.crew(queue, 12, habits, seed=seed, url=network.url) as crew:
-            where.ended(task, crew, 120 + longest_seconds)
+            where.ended(task, crew, 120 + longest_seconds + n_jobs)
             network.calm()
         view = where.session.task(task.task_id)
     return where.judge(
@@ -199,9 +240,7 @@ def stampedes(where: Installation, rounds: int, n_pilots: int = 1000, n_jobs: in
     for _ in range(rounds):
         task = where.submit(queue, n_jobs, outputs=[])
         tasks.append(task)
-        where.until(
-            lambda task=task: where.session.task(task.task_id).counts.get("READY") == n_jobs, "READY jobs"
-        )
+        where.until(partial(_all_ready, where, task, n_jobs), f"{n_jobs} READY jobs")
         bodies = [
             {"requestId": secrets.token_hex(8), "pilotId": f"stampede-{queue}", "queue": queue}
             for _ in range(n_pilots)
@@ -225,6 +264,10 @@ def stampedes(where: Installation, rounds: int, n_pilots: int = 1000, n_jobs: in
     return where.judge("F11 1,000 getJob at once", tasks, history, rounds=rounds, p99_ms=round(p99 * 1000))
 
 
+def _all_ready(where: Installation, task: TaskView, n_jobs: int) -> bool:
+    return where.session.task(task.task_id).counts.get("READY") == n_jobs
+
+
 def _complete(where: Installation, jobs: Sequence[dict[str, Any]], history: History, pilot: str) -> None:
     updates = [
         {"attemptId": job["attemptId"], "attemptToken": job["attemptToken"], "seq": 1,
@@ -243,7 +286,8 @@ def _complete(where: Installation, jobs: Sequence[dict[str, Any]], history: Hist
 def at_once(url: str, token: str, path: str, bodies: Sequence[Any]) -> list[tuple[int, Any, float]]:
     """Send all of them before any answer is read: status, body and seconds of each, in their order."""
     address = urlsplit(url)
-    asks, got = [], {}
+    asks: list[tuple[socket.socket, bytes]] = []
+    got: dict[int, tuple[bytes, float]] = {}
     with DefaultSelector() as selector:
         for number, body in enumerate(bodies):
             data = json.dumps(body).encode()
@@ -305,7 +349,7 @@ def cancellations(where: Installation, rounds: int, seed: int = 21) -> Tally:
 
     task = where.submit(queue, len(plan))
     with pool, where.crew(queue, 6, Habits(steps=EVERY_STEP, before=before), seed=seed) as crew:
-        where.ended(task, crew, 120)
+        where.ended(task, crew, 120 + len(plan))
         for each in waiting:
             each.result()
     outcome = _outcome_of_cancelled(where, task, cancelled)

@@ -19,7 +19,7 @@ def test_f08_updates_whose_reply_is_lost_and_that_come_up_to_fifty_times_count_o
 
 def test_f09_words_that_are_lost_late_and_out_of_order_move_no_job_backwards(install: Install) -> None:
     with install(extra=scenarios.SOON_UNACKNOWLEDGED) as where:
-        tally = scenarios.bad_weather(where, n_jobs=40, longest_seconds=4.0)
+        tally = scenarios.bad_weather(where, n_jobs=25, longest_seconds=4.0)
     assert tally.more["late copy"] and tally.more["reply lost"]
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import random
-import re
 import signal
 from collections import Counter
-from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from protocol.states import JobState
 from tests.acceptance.world import QUICK, World, errors
-from tests.faults.installation import SHORT_LEASE, Installation
+from tests.faults import scenarios
+from tests.faults.conftest import Install
+from tests.faults.installation import SHORT_LEASE
 
 ON_NODE = """
 import runpy, socket, sys
@@ -21,45 +21,16 @@ socket.gethostname = lambda: name
 runpy.run_module("pilot", run_name="__main__", alter_sys=True)
 """
 """A pilot on a node of another name."""
-LOST = {None, "LOST_HEARTBEAT", "NOT_ACKNOWLEDGED"}
-
-
-@pytest.fixture
-def world(
-    shared: Installation, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[World]:
-    name = re.sub(r"\W+", "-", request.node.name.removeprefix("test_"))[:20].strip("-")
-    world = World(shared.server, tmp_path_factory.mktemp(name), name)
-    yield world
-    world.close()
 
 
 @pytest.mark.slow
-def test_f04_pilots_killed_at_random_lose_no_job_and_are_not_charged_to_the_payload(world: World) -> None:
-    """A killed pilot's payload is killed too, as a batch system does with what is left of a job."""
-    chance = random.Random(4)
-    queue = world.queue(**SHORT_LEASE)
-    task = world.submit_shell(
-        queue,
-        "sleep 0.3; echo {job_nr} > {output}",
-        n_jobs=24,
-        outputs=["out-{job_nr}"],
-        max_attempts=1,
-        max_losses=100,
-    )
-    pilots = [world.pilot(queue, work=f"work-{number}") for number in range(4)]
-    for enough in (2, 5, 8, 11, 14, 17):
-        world.until(
-            lambda: world.session.task(task.task_id).counts.get("COMPLETED", 0) >= enough, f"{enough} jobs"
-        )  # noqa: B023
-        number = chance.randrange(len(pilots))
-        pilots[number].kill()
-        pilots[number] = world.pilot(queue, work=f"work-{number}")
-    task = world.ended(task, 60)
-    assert (task.state, task.n_outputs) == ("COMPLETED", 24)
-    attempts = Counter(error for job in world.jobs(task) for error in errors(job))
-    assert set(attempts) <= LOST, attempts
-    print(f"F4 kill -9 pilots: kills: 6, jobs: 24, attempts: {attempts}, lost: 0, twice: 0")
+def test_f04_pilots_killed_at_random_lose_no_job_and_are_not_charged_to_the_payload(
+    install: Install, tmp_path: Path
+) -> None:
+    with install(extra=scenarios.SOON_UNACKNOWLEDGED) as where:
+        world = World(where.server, tmp_path, "f04")
+        scenarios.pilot_kills(where, world, kills=6, n_jobs=24)
+        world.close()
 
 
 def test_f15_of_two_attempts_that_write_the_same_output_at_once_one_is_published_whole(world: World) -> None:
@@ -103,7 +74,7 @@ def test_f17_a_node_on_which_every_payload_fails_is_put_aside_and_the_task_compl
     task = world.submit_shell(
         queue,
         'test -z "$HOLE" || exit 1; sleep 0.2; echo done > {output}',
-        n_jobs=40,
+        n_jobs=24,
         outputs=["out-{job_nr}"],
     )
     for name, extra in (("good", {}), ("hole", {"HOLE": "1"})):
@@ -118,4 +89,4 @@ def test_f17_a_node_on_which_every_payload_fails_is_put_aside_and_the_task_compl
         attempt.node for job in world.jobs(task) for attempt in job.attempts or () if attempt.error
     )
     assert failed == {"hole": 5}
-    print("F17 a node on which all fails: rounds: 1, jobs: 40, failed attempts: 5, lost: 0, twice: 0")
+    print("F17 a node on which all fails: rounds: 1, jobs: 24, failed attempts: 5, lost: 0, twice: 0")

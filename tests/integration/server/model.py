@@ -134,7 +134,8 @@ class Model:
                 return "STALE_ATTEMPT"
             attempt.seq, attempt.has_log = seq, True
             return attempt.state.value
-        if target is S.COMPLETED and attempt.job.task.n_outputs and outputs != "right":
+        wrong = outputs == "wrong" or (outputs == "none" and attempt.job.task.n_outputs)
+        if target is S.COMPLETED and wrong:
             return "BAD_REQUEST"
         if target is not None and not (
             target is attempt.state or can_move(attempt.state, target, Actor.PILOT)

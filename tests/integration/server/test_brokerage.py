@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import threading
+import time
 from collections import Counter
 
 import pytest
 
 from protocol.messages import PilotRegistration
+from protocol.resources import Needs, ResourceType
 from protocol.states import JobState
-from server import closer, computing
+from server import brokerage, claiming, closer, computing
 from server.brokerage import Broker
+from server.claiming import SIGN_OF_LIFE_SECONDS
 from server.core import Core
+from server.database import proxy
 from server.models import Attempt, Job, JobClass, Node, Pilot, Queue, Site, WorkingGroup
-from server.recent import Recent
+from server.recent import SECONDS, Recent
 from tests.integration.server.world import World, at_once
 
 S = JobState
@@ -281,6 +286,10 @@ def test_f17_a_success_between_makes_it_no_row(world: World) -> None:
 # -- fair share -------------------------------------------------------------------------------------------------------------
 
 
+SOAK = bool(os.environ.get("PILOTAGE_SOAK"))
+N_SHARED = 10_000 if SOAK else 600
+
+
 def share_out(cores: list[Core], n_jobs: int) -> Counter[str]:
     """Core-seconds by group of what dispatchers that all claim at once hand out."""
     left = iter(range(n_jobs))
@@ -290,8 +299,11 @@ def share_out(cores: list[Core], n_jobs: int) -> Counter[str]:
         mine = World(core)
         while True:
             with lock:
-                if next(left, None) is None:
+                number = next(left, None)
+                if number is None:
                     return
+                if number % 300 == 0:  # the stock of READY jobs is bounded
+                    mine.form()
             assert mine.claim(cores=100, request_id=f"{id(core)}-{next(mine._requests)}")
 
     for future in at_once([lambda core=core: work(core) for core in cores]):
@@ -302,7 +314,7 @@ def share_out(cores: list[Core], n_jobs: int) -> Counter[str]:
     return used
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(3600 if SOAK else 300)
 def test_groups_get_their_shares_from_three_dispatchers_that_claim_at_once(world: World) -> None:
     """600 jobs here, 10,000 by `make soak`; backlog in all groups, two sizes of jobs."""
     for name, parent, share in (
@@ -314,10 +326,10 @@ def test_groups_get_their_shares_from_three_dispatchers_that_claim_at_once(world
         WorkingGroup.create(name=name, parent=parent, share=share)
     world.pilot()
     for group, n_cores in (("reco", 1), ("mc", 2), ("theory", 4)):
-        world.task(group, n_jobs=700, cores=n_cores, working_group=group)
+        world.task(group, n_jobs=N_SHARED + 100, cores=n_cores, working_group=group)
     while world.form():
         pass
-    used = share_out([world.core, another_dispatcher(world.core), another_dispatcher(world.core)], 600)
+    used = share_out([world.core, another_dispatcher(world.core), another_dispatcher(world.core)], N_SHARED)
     total = sum(used.values())
     got = {name: used[name] / total for name in used}
     assert got == pytest.approx({"reco": 0.45, "mc": 0.15, "theory": 0.40}, abs=0.02)
@@ -337,3 +349,55 @@ def test_the_jobs_that_end_tell_what_the_next_ones_of_their_class_will_use(world
     Attempt.update(extracted_at=Attempt.ended_at - 10.0).execute()
     closer.count(world.core, 1.0)
     assert JobClass.get().core_seconds == pytest.approx(480 * 0.8 + 80 * 0.2)
+
+
+def test_a_look_at_many_classes_takes_few_statements(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.ready(40)
+    for nr in range(1, 41):
+        needs = Needs(resource_type=ResourceType.CPU, memory_mb=nr % 20)
+        Job.update(job_class=brokerage.class_of(needs).id, priority=nr % 3).where(Job.job_nr == nr).execute()
+    statements = []
+    execute, run = proxy.obj.execute_sql, world.core.database.run
+    monkeypatch.setattr(
+        proxy.obj, "execute_sql", lambda *args, **rest: statements.append(args) or execute(*args, **rest)
+    )
+    monkeypatch.setattr(
+        world.core.database, "run", lambda *args, **rest: statements.append(args) or run(*args, **rest)
+    )
+    lanes = list(Broker().lanes(world.core.database, claiming.offer(world.core, world.request(memory_mb=30))))
+    assert len(statements) < 12
+    first = {(row.job_class_id, row.priority): row.ready_nr for row in Job.select().order_by(-Job.ready_nr)}
+    assert {(lane.class_id, lane.priority): lane.place + 1 for lane in lanes} == first
+
+
+def test_pilots_that_choose_among_the_same_jobs_all_get_one(postgres_core: Core) -> None:
+    world = World(postgres_core)
+    Site.create(name="PRAGUE")
+    world.ready(3)
+    world.pilot("p2")
+    world.claim()  # the first one of a task notes when that began
+
+    def under_way() -> list[int]:
+        [first] = world.claim("p1")
+        [claimed] = at_once([lambda: world.claim("p2")])
+        return [first.job_id, *(job.job_id for job in claimed.result())]
+
+    assert postgres_core.database.write(under_way) == [2, 3]
+
+
+def test_a_pilot_that_asks_again_and_again_is_noted_once_in_some_seconds(world: World) -> None:
+    world.pilot()
+    world.claim()
+    Pilot.update(last_seen=1.0).execute()
+    world.core.recent.forget()
+    world.claim()
+    assert Pilot.get().last_seen > 1.0
+    Pilot.update(last_seen=1.0).execute()
+    at = time.monotonic() + 2 * SECONDS
+    with pytest.MonkeyPatch.context() as clock:
+        clock.setattr("server.recent.time.monotonic", lambda: at)
+        world.claim()
+        assert Pilot.get().last_seen == 1.0
+        clock.setattr("server.recent.time.monotonic", lambda: at + SIGN_OF_LIFE_SECONDS)
+        world.claim()
+    assert Pilot.get().last_seen > 1.0

@@ -357,6 +357,21 @@ def test_f12_on_a_full_disk_writes_are_refused_and_go_on_when_there_is_room(sqli
             database.close()
 
 
+@pytest.mark.component("postgres")
+def test_what_was_answered_is_on_disk_even_where_the_cluster_would_not_wait_for_it(postgres_url: str) -> None:
+    """The clusters of the tests have synchronous_commit = off. Options in the address stay."""
+    database = Database(f"{postgres_url}?options=-c%20statement_timeout%3D7000")
+    try:
+        with database.reading():
+            shown = [
+                proxy.execute_sql(f"SHOW {name}").fetchone()[0]
+                for name in ("synchronous_commit", "statement_timeout")
+            ]
+        assert shown == ["on", "7s"]
+    finally:
+        database.close()
+
+
 # -- migrations -------------------------------------------------------------------------------------------------------------
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from flask.testing import FlaskClient
 
-from protocol.messages import Command
+from protocol.messages import AttemptUpdates, Command, to_wire
 from protocol.states import JobState
-from server import job_executor
+from server import job_executor, tokens
 from server.models import Attempt, Pilot
-from tests.integration.server.world import World, at_once, refusing
+from server.tokens import Role
+from tests.integration.server.http import Speaker, refusal
+from tests.integration.server.world import Bearer, World, at_once, refusing
 
 S = JobState
 
@@ -138,6 +141,33 @@ def test_a_word_that_is_refused_brings_the_next_job_all_the_same(world: World) -
     replies = many(world, [world.completed(job)], world.request())
     assert replies.answers[0].error == "STALE_ATTEMPT"
     assert [each.job_id for each in replies.next.jobs] == [2]
+
+
+def test_a_refusal_that_is_the_whole_answer_takes_no_job_which_it_could_not_bring(
+    world: World, client: FlaskClient, bearer: Bearer
+) -> None:
+    world.ready(2)
+    [job] = world.claim()
+    job_executor.cancel(world.core, [job.job_id], "ada", "")
+    word = dataclasses.replace(world.completed(job), next=world.request())
+    refusal(Speaker(client, bearer, Role.PILOT).post("/v1/updateJob", to_wire(word)), 409, "STALE_ATTEMPT")
+    assert world.state(2) is S.READY
+
+
+def test_a_token_of_one_queue_takes_the_next_job_for_no_pilot_of_another(
+    world: World, client: FlaskClient, bearer: Bearer
+) -> None:
+    world.ready(2)
+    [job] = world.claim()
+    world.pilot("g1", "GPU")
+    token = world.core.database.write(lambda: tokens.create("of CPU", Role.PILOT, "CPU"))
+    speaker = Speaker(client, Bearer({**bearer.tokens, Role.PILOT: token}), Role.PILOT)
+    word, request = world.completed(job), world.request("g1")
+    with world.unchanged(ignore=("last_seen",)):
+        one = to_wire(dataclasses.replace(word, next=request))
+        refusal(speaker.post("/v1/updateJob", one), 403, "FORBIDDEN")
+        several = to_wire(AttemptUpdates([word], request))
+        refusal(speaker.post("/v1/updateJobs", several), 403, "FORBIDDEN")
 
 
 def test_a_request_that_is_wrong_does_not_undo_the_word(world: World) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -10,9 +11,11 @@ from protocol.errors import PilotageError
 from protocol.messages import Command, UpdateReply
 from protocol.states import FINAL, HELD, JobState
 from server import job_executor, job_manager, task_manager
-from server.core import Limits
+from server.core import Core, Limits
+from server.database import proxy
 from server.models import File, Job, JobEvent, Replica
-from tests.integration.server.world import World, at_once
+from tests.integration.server.world import World, at_once, giving_back
+from tests.waiting import wait_until
 
 S = JobState
 
@@ -181,3 +184,38 @@ def test_a_task_of_which_no_job_was_formed_can_be_cancelled(world: World) -> Non
     assert task_manager.cancel(world.core, "t", "ada").state == "CANCELLED"
     assert world.form() == 0
     assert world.close_tasks() == 1
+
+
+def somebody_waits() -> bool:
+    return bool(proxy.execute_sql("SELECT count(*) FROM pg_locks WHERE NOT granted").fetchone()[0])
+
+
+def test_f21_a_cancellation_that_comes_upon_a_claim_ends_the_new_attempt_too(postgres_core: Core) -> None:
+    world = World(postgres_core)
+    world.ready(1)
+    cancel = threading.Thread(
+        target=giving_back(lambda: job_executor.cancel(postgres_core, [1], "ada", "")), daemon=True
+    )
+
+    def claim_under_way() -> Any:
+        [job] = world.claim()
+        cancel.start()
+        wait_until(somebody_waits, 30)
+        return job
+
+    job = postgres_core.database.write(claim_under_way)
+    cancel.join(30)
+    assert world.state() is JobState.CANCELLED
+    assert world.attempt(job.attempt_id).state == JobState.CANCELLED.value
+    with world.refused("STALE_ATTEMPT"):
+        world.say(job, JobState.RUNNING)
+
+
+def test_g2_a_job_that_has_ended_does_not_move_though_its_attempt_were_left_alive(world: World) -> None:
+    world.ready(1)
+    [job] = world.claim()
+    Job.update(state=JobState.CANCELLED.value, ended_at=1.0).execute()  # what no path of ours does
+    world.beat(job)
+    world.say(job, JobState.RUNNING)
+    world.say(job, JobState.COMPLETED)
+    assert world.state() is JobState.CANCELLED

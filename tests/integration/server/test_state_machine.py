@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -52,7 +52,7 @@ from tests.integration.server.world import KEY, MD5, OWNER, World, reports
 
 STEPS = int(os.environ.get("PILOTAGE_MACHINE_STEPS", "0"))
 """On each database; 0: a quick run."""
-QUICK_STEPS = 3_000
+QUICK_STEPS = 4_800
 RUN_STEPS = 60
 LIMITS = Limits(
     unacknowledged=UNACKNOWLEDGED,
@@ -415,6 +415,7 @@ def run(machine: type[Machine]) -> None:
             deadline=None,
             database=None,
             derandomize=quick,
+            phases=[Phase.generate],
             print_blob=True,
             suppress_health_check=list(HealthCheck),
         ),
