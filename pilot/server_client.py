@@ -49,7 +49,14 @@ LARGEST_WAIT_REPLY = 64 * 1024
 ANSWER_SECONDS = 10.0
 """The answer to a wait may come so much later than it should."""
 PASSING = frozenset(
-    ("SERVER_UNREACHABLE", "SERVER_UNAVAILABLE", "TOO_MANY_REQUESTS", "SERVER_ERROR", "UNAUTHENTICATED", "FORBIDDEN")
+    (
+        "SERVER_UNREACHABLE",
+        "SERVER_UNAVAILABLE",
+        "TOO_MANY_REQUESTS",
+        "SERVER_ERROR",
+        "UNAUTHENTICATED",
+        "FORBIDDEN",
+    )
 )
 """Errors that may pass: the same word is said again later. A refused token is one: it may be renewed while results wait."""
 

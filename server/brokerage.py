@@ -27,8 +27,6 @@ LOOK_SECONDS = 1.0
 """How old what a process remembers may become while there is work."""
 FIRST_GUESS_SECONDS = 60.0
 """How long a job of a class is taken to run while none has ended."""
-FRESH_SECONDS = 0.02
-"""How old it may be for saying that there is no job; a job of this process is seen at once."""
 
 LANES = Chain(
     Part(
@@ -114,6 +112,7 @@ class Broker:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._looking = threading.Lock()
         self._lanes: list[Lane] = []
         self._tree: dict[str, Share] = {}
         self._unsaved: dict[str, float] = {}
@@ -126,11 +125,17 @@ class Broker:
         """Jobs have become READY."""
         self._changed = True
 
-    def lanes(self, database: Database, offer: Offer) -> Iterator[Lane]:
-        """Lanes that fit the offer and may hold a job, best first; at the end, if need be, those of a fresh look; inside `write`."""
-        fresh = self._look(database, LOOK_SECONDS)
+    def lanes(self, database: Database, offer: Offer, asked: float) -> Iterator[Lane]:
+        """Lanes that fit the offer and may hold a job, best first; inside `write`.
+
+        At the end those of a look that began after the request came (`asked`, monotonic): many requests that find nothing at
+        the same time share one.
+        """
+        self._look(database, time.monotonic() - LOOK_SECONDS)
+        seen = self._looked
         yield from self._fitting(offer)
-        if not fresh and self._look(database, FRESH_SECONDS):
+        if seen < asked:
+            self._look(database, asked)
             yield from self._fitting(offer)
 
     def charge(self, lane: Lane, n: int) -> None:
@@ -153,10 +158,14 @@ class Broker:
             found.sort(key=lambda lane: turn[lane.needs.working_group])
         return found
 
-    def _look(self, database: Database, age: float) -> bool:
-        """Read the lanes anew if they may have changed or were read longer than `age` ago; whether they were read."""
-        if not self._changed and time.monotonic() - self._looked < age:
-            return False
+    def _look(self, database: Database, since: float) -> None:
+        """Read the lanes anew if they may have changed, or if the last look began before `since`."""
+        with self._looking:
+            if self._changed or self._looked < since:
+                self._read(database)
+
+    def _read(self, database: Database) -> None:
+        began = time.monotonic()
         self._changed = False
         self._save_usage()
         lanes = [
@@ -165,9 +174,8 @@ class Broker:
         ]
         tree = {row.name: Share(row.parent, row.share, row.usage) for row in WorkingGroup.select()}
         with self._lock:
-            self._lanes, self._tree, self._looked = lanes, tree, time.monotonic()
+            self._lanes, self._tree, self._looked = lanes, tree, began
         self.sites_matter = Site.select().count() > 1
-        return True
 
     def _save_usage(self) -> None:
         with self._lock:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import time
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
@@ -32,10 +33,11 @@ def claim(core: Core, request: GetJobRequest) -> list[JobSpec]:
     A request that is repeated gets the attempts that it got before and that have not ended, with the same tokens: its first
     attempt's row can be there once only.
     """
+    asked = time.monotonic()
     with core.database.reading():
         queue, pilot = _who(core, request)
         try:
-            rows = core.database.write(lambda: _claim(core, request, queue, pilot), atomic=False)
+            rows = core.database.write(lambda: _claim(core, request, queue, pilot, asked), atomic=False)
         except peewee.IntegrityError:
             rows = []
         if rows:
@@ -61,7 +63,9 @@ def _who(core: Core, request: GetJobRequest) -> tuple[QueueFacts, PilotFacts]:
     return queue, pilot
 
 
-def _claim(core: Core, request: GetJobRequest, queue: QueueFacts, pilot: PilotFacts) -> list[Any]:
+def _claim(
+    core: Core, request: GetJobRequest, queue: QueueFacts, pilot: PilotFacts, asked: float
+) -> list[Any]:
     """Rows of statements.CLAIM; on Postgres each statement is a transaction of its own, and a part of the jobs is no harm."""
     _tell_alive(core, request, queue)
     node = request.node or pilot.node
@@ -70,7 +74,7 @@ def _claim(core: Core, request: GetJobRequest, queue: QueueFacts, pilot: PilotFa
     wanted = 1 if queue.state is QueueState.TEST else request.n_jobs
     rows: list[Any] = []
     nonce = tokens.new_nonce()
-    for lane in core.broker.lanes(core.database, _offer(request, queue, pilot)):
+    for lane in core.broker.lanes(core.database, _offer(request, queue, pilot), asked):
         values = {
             "job_class": lane.class_id,
             "priority": lane.priority,

@@ -11,7 +11,7 @@ from protocol.states import HELD, Actor, JobState
 from server import moves, statements, tokens
 from server.core import Core
 from server.leaseclock import lease_clock
-from server.models import Attempt, Job, Pilot, Task, now
+from server.models import Attempt, Job, Pilot, now
 from server.moves import reply
 from server.recent import queue_facts, task_facts
 from server.statements import PAYLOAD_STATES
@@ -128,7 +128,7 @@ def _expire(core: Core, attempt: Attempt) -> None:
     if verdict is None:
         queue = queue_facts(core.recent, attempt.queue)
         delay = queue.requeue_delay_seconds if queue else 0
-        back = moves.back_in_queue(core, job.task_id, delay)
+        back = moves.back_in_queue(core, delay)
         moves.set_job(job.id, attempt.id, JobState.READY, Actor.REAPER, loss=loss, **back)
         return
     detail = f"the last attempt, {attempt.attempt_nr}, ended with {loss} on node {attempt.node} (pilot {attempt.pilot_id})"
@@ -156,11 +156,10 @@ def _verdict(core: Core, job: Job, attempt: Attempt) -> str | None:
 
 
 def promote(core: Core, limit: int = 100) -> int:
-    """Make READY jobs claimable whose pause before a retry is over; how many there were. Those of a paused task wait on."""
+    """Make READY jobs claimable whose pause before a retry is over; how many there were."""
 
     def work() -> list[int]:
-        is_due = (Job.ready_after <= lease_clock()) & (Job.state == JobState.READY.value)
-        due = Job.select(Job.id).join(Task).where(is_due, ~Task.paused)
+        due = Job.select(Job.id).where(Job.ready_after <= lease_clock(), Job.state == JobState.READY.value)
         ids = [job.id for job in due.limit(limit)]
         for job_id, number in zip(
             ids, core.database.next_numbers(moves.READY_NUMBERS, len(ids)), strict=True

@@ -44,16 +44,10 @@ def set_job(job_id: int, attempt_id: int, target: JobState, actor: Actor, **chan
         raise PilotageError("STALE_ATTEMPT", f"attempt {attempt_id} does not hold job {job_id} any more")
 
 
-def back_in_queue(core: Core, task_id: int, pause_seconds: int) -> dict[str, object]:
-    """How a job enters READY: claimable at once, or when the lease clock has gone on by `pause_seconds`.
-
-    Outside of the queue while its task is paused; whoever lets the task go on meanwhile may not have seen this job, so the
-    task is to be looked at again.
-    """
+def back_in_queue(core: Core, pause_seconds: int) -> dict[str, object]:
+    """How a job enters READY: claimable at once, or when the lease clock has gone on by `pause_seconds`."""
     if pause_seconds:
         return {"ready_nr": None, "ready_after": lease_clock() + pause_seconds}
-    if Task.update(unsettled=True).where(Task.id == task_id, Task.paused).execute():
-        return {"ready_nr": None, "ready_after": None}
     return {"ready_nr": place(core.database.next_numbers(READY_NUMBERS, 1)[0]), "ready_after": None}
 
 

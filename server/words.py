@@ -296,7 +296,7 @@ def _end_failed(core: Core, row: dict[str, Any], said: AttemptUpdate) -> None:
     else:
         target = JobState.READY
         pause = moves.pause(core, losses) if entry.retry is Retry.LATER else 0
-        changes |= moves.back_in_queue(core, job.task_id, pause)
+        changes |= moves.back_in_queue(core, pause)
         if entry.retry is Retry.ELSEWHERE:
             changes |= {"avoid_node": row["node"], "avoid_until": lease_clock() + AVOID_SECONDS}
     moves.set_job(row["job_id"], row["id"], target, Actor.PILOT, **changes)

@@ -89,7 +89,9 @@ class _Connection(TConn):
         if self.late_at is None:
             self.late_at = time.monotonic() + HEAD_SECONDS
         else:
-            self.late_at += time.monotonic() - self.queued_at  # to wait for a thread is no fault of the client
+            self.late_at += (
+                time.monotonic() - self.queued_at
+            )  # to wait for a thread is no fault of the client
         if self.sock.gettimeout() != 0:
             self.sock.setblocking(False)
         try:

@@ -213,7 +213,7 @@ class Model:
 
     def executor_pass(self) -> None:
         for job in self.jobs:
-            if job.not_before is not None and job.not_before <= self.clock and not job.task.paused:
+            if job.not_before is not None and job.not_before <= self.clock:
                 job.not_before = None
 
     def close(self) -> None:

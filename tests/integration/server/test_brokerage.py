@@ -364,7 +364,9 @@ def test_a_look_at_many_classes_takes_few_statements(world: World, monkeypatch: 
     monkeypatch.setattr(
         world.core.database, "run", lambda *args, **rest: statements.append(args) or run(*args, **rest)
     )
-    lanes = list(Broker().lanes(world.core.database, claiming.offer(world.core, world.request(memory_mb=30))))
+    lanes = list(
+        Broker().lanes(world.core.database, claiming.offer(world.core, world.request(memory_mb=30)), 0.0)
+    )
     assert len(statements) < 12
     first = {(row.job_class_id, row.priority): row.ready_nr for row in Job.select().order_by(-Job.ready_nr)}
     assert {(lane.class_id, lane.priority): lane.place + 1 for lane in lanes} == first
@@ -372,7 +374,7 @@ def test_a_look_at_many_classes_takes_few_statements(world: World, monkeypatch: 
 
 def test_pilots_that_choose_among_the_same_jobs_all_get_one(postgres_core: Core) -> None:
     world = World(postgres_core)
-    Site.create(name="PRAGUE")
+    postgres_core.database.write(lambda: Site.create(name="PRAGUE"))
     world.ready(3)
     world.pilot("p2")
     world.claim()  # the first one of a task notes when that began

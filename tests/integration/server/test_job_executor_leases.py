@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +17,8 @@ from server.core import Core, Limits
 from server.database import proxy
 from server.job_executor import lease_clock
 from server.models import Job, JobEvent
-from tests.integration.server.world import World, at_once
+from tests.integration.server.world import World, at_once, giving_back
+from tests.waiting import wait_until
 
 S = JobState
 
@@ -291,3 +294,29 @@ def test_a_pilot_is_silent_when_its_lease_has_run_out_and_ended_when_it_said_so(
     computing.end_pilot(world.core, PilotEnd("p1", 82, "no jobs"))
     seen = job_manager.pilot("p1")
     assert (seen.state, seen.exit_code, seen.reason) == ("ended", 82, "no jobs")
+
+
+def test_a_heartbeat_and_a_last_word_do_not_wait_for_each_other(
+    postgres_core: Core, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = World(postgres_core)
+    world.ready(1)
+    [job] = world.claim()
+    world.say(job, S.RUNNING)
+    caplog.set_level(logging.DEBUG, "server.database")
+    beat = threading.Thread(target=giving_back(world.beat), daemon=True)
+    word = threading.Thread(target=giving_back(lambda: world.complete(job)), daemon=True)
+
+    def with_the_pilot_in_hand() -> None:
+        proxy.execute_sql("SELECT 1 FROM pilot FOR UPDATE")
+        for n, thread in enumerate((beat, word), start=1):
+            thread.start()
+            waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+            wait_until(lambda: proxy.execute_sql(waiting).fetchone()[0] >= n, 30)  # noqa: B023
+
+    postgres_core.database.write(with_the_pilot_in_hand)
+    beat.join(30)
+    word.join(30)
+    assert "run again" not in caplog.text
+    with postgres_core.database.reading():
+        assert world.state() is S.COMPLETED

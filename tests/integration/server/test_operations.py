@@ -77,6 +77,7 @@ def test_a_job_that_comes_back_while_its_task_is_paused_waits_as_well(world: Wor
     assert states() == {"READY": 3}
     assert world.claim(n_jobs=10) == []
     operations.resume(world.core, "t", "ada")
+    world.form()
     assert {job.job_nr for job in world.claim(n_jobs=10)} == {1, 2, 3}
 
 

@@ -30,7 +30,7 @@ from server.tokens import Role
 from tests.integration.server.http import Speaker
 from tests.integration.server.world import Bearer, World
 
-CASES = int(os.environ.get("PILOTAGE_CASES", "12"))
+CASES = int(os.environ.get("PILOTAGE_CASES", "8"))
 """For each operation, on each database."""
 CHECKS = [
     not_a_server_error,
