@@ -784,7 +784,10 @@ class PilotsDrained:
 
 @message
 class NodeView:
-    """A worker node that jobs have failed on within seconds, or that an operator put aside."""
+    """A worker node that jobs have failed on within seconds, or that an operator put aside.
+
+    `state`: online; held for a minute, while other nodes show whether the jobs are at fault; offline, that is put aside.
+    """
 
     queue: str
     node: str

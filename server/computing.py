@@ -30,6 +30,7 @@ from server import availability, brokerage, news, trail
 from server.core import Core
 from server.leaseclock import lease_clock
 from server.models import Attempt, Job, JobClass, Node, Pilot, Queue, Site, Storage, now
+from server.nodes import HELD_BACK
 from server.paging import iso
 from server.recent import pilot_facts
 from server.urls import check_url
@@ -274,11 +275,14 @@ def set_node_state(core: Core, queue: str, wish: NodeStateSpec, who: str) -> Nod
 
 
 def _node_view(node: Node) -> NodeView:
-    state = QueueState.OFFLINE if node.set_aside is not None else QueueState.ONLINE
+    if node.set_aside is not None:
+        state = QueueState.OFFLINE.value
+    else:
+        state = HELD_BACK if node.held_until > lease_clock() else QueueState.ONLINE.value
     return NodeView(
         queue=node.queue_id,
         node=node.name,
-        state=state.value,
+        state=state,
         quick_failures=node.quick_failures,
         since=iso(node.set_aside) if node.set_aside is not None else None,
         reason=node.reason,

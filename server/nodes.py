@@ -12,6 +12,8 @@ from server.models import Attempt, Job, Node, Pilot, now
 
 logger = logging.getLogger(__name__)
 
+HELD_BACK = "held"
+"""The state of a suspect, in what users see; the others are those of queues."""
 QUICK_SECONDS = 10.0
 """A job that fails sooner after it was handed out has failed at once."""
 HOLD_SECONDS = 60

@@ -271,7 +271,9 @@ def test_f17_a_suspect_waits_while_other_nodes_show_whose_fault_it_is(world: Wor
     computing.register_pilot(world.core, PilotRegistration("p2", "good", "1.0", queue="CPU"))
     assert fail_here(world, "hole", 20) == 5
     assert Node.get().set_aside is None
+    assert [view.state for view in computing.nodes().items] == ["held"]
     world.pass_seconds(61)
+    assert [view.state for view in computing.nodes().items] == ["online"]
     assert fail_here(world, "hole", 1) == 1
 
 
