@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 MARK = "PILOTAGE_PAYLOAD"
 """The environment variable by which the pilot knows the processes of a payload again."""
 
+UNCLEAR_LOOKS = 3
+"""How often to look again at a process whose environment is empty: some are without one for good."""
 SWEEP_SECONDS = 2.0
 """How long killed processes may take to vanish: one that waits for a dead storage does not die before it."""
 
@@ -50,6 +52,7 @@ class _Stat(NamedTuple):
     state: str
     session: int
     cpu_ticks: int
+    began_ticks: int
     pages: int
 
 
@@ -63,6 +66,7 @@ class Process:
         self._reaped = False
         self._patience = 0.0
         self.pid = popen.pid
+        self._began_ticks = stat.began_ticks if (stat := _stat(popen.pid)) else 0
         self.started = time.monotonic()
         self.used = Usage(0.0, 0.0, 0)
         """After the end: processor time of all that was waited for, and the largest memory of one process (0: not known)."""
@@ -115,10 +119,14 @@ class Process:
     def _sweep(self) -> None:
         """End what the dead leader left: at once, or after the grace if the payload was told to terminate."""
         killed_at: Optional[float] = None
+        unclear_looks = 0
         while True:
-            left = [pid for pid in _living() if self._is_ours(pid)]
+            found = {pid: self._is_ours(pid) for pid in _living()}
+            left = [pid for pid, ours in found.items() if ours]
             if not left:
-                return
+                if None not in found.values() or unclear_looks == UNCLEAR_LOOKS:
+                    return
+                unclear_looks += 1
             now = time.monotonic()
             if now >= self._patience:
                 killed_at = now if killed_at is None else killed_at
@@ -129,17 +137,19 @@ class Process:
                     return
             time.sleep(0.01)  # they are no children of ours: nothing could wake us
 
-    def _is_ours(self, pid: int) -> bool:
+    def _is_ours(self, pid: int) -> Optional[bool]:
+        """None if it cannot be told now: within execve(2) a process has no environment for a moment."""
         stat = _stat(pid)
         if stat is None or stat.state in "ZX" or pid == os.getpid():
             return False
-        return stat.session == self.pid or self._carries_mark(pid)
-
-    def _carries_mark(self, pid: int) -> bool:
+        if stat.session == self.pid:
+            return True
         try:
             environment = Path(f"/proc/{pid}/environ").read_bytes()
         except OSError:
             return False  # gone, or another user's
+        if not environment and stat.pages and stat.began_ticks >= self._began_ticks:
+            return None
         return f"{MARK}={self._mark}".encode() in environment.split(b"\0")
 
     def _kill_one(self, pid: int) -> None:
@@ -265,4 +275,6 @@ def _stat(pid: int) -> Optional[_Stat]:
     except OSError:
         return None
     fields = text.rpartition(")")[2].split()  # the name before it may hold anything
-    return _Stat(pid, fields[0], int(fields[3]), sum(map(int, fields[11:15])), int(fields[21]))
+    return _Stat(
+        pid, fields[0], int(fields[3]), sum(map(int, fields[11:15])), int(fields[19]), int(fields[21])
+    )

@@ -44,6 +44,8 @@ END_SECONDS = 7.0
 """After a signal: for payloads to end, their failure to be told, their logs to be stored. Batch systems often give 10."""
 LAST_WORD_SECONDS = 0.7
 """For each of the very last requests."""
+LOOK_SECONDS = 1.0
+"""A signal that comes just before the main thread begins to wait wakes nobody: it is seen at the next look."""
 JOIN_SECONDS = 1.0
 """For threads that have nothing left to do; one that hangs in a request or on a storage is left behind."""
 BUNDLES, OUTBOX = "bundles", "outbox"
@@ -227,7 +229,7 @@ class Pilot:
 
     def _next_event(self, seconds: float) -> Optional[Event]:
         try:
-            return self._context.events.get(timeout=seconds)
+            return self._context.events.get(timeout=min(seconds, LOOK_SECONDS))
         except queue.Empty:
             return None
 

@@ -17,6 +17,7 @@ from tests.waiting import wait_until
 
 Reached = Callable[..., None]
 SECONDS = 10
+LIMIT = 3 * SECONDS  # on a machine that is busy with other things
 
 SLOW_TOOL = """
 import time
@@ -54,7 +55,7 @@ def end(pilot: PilotProcess, number: int) -> float:
     """Send a signal and wait; how long it took."""
     begin = time.monotonic()
     pilot.signal(number)
-    pilot.wait(SECONDS + 5)
+    pilot.wait(LIMIT)
     return time.monotonic() - begin
 
 
@@ -87,18 +88,23 @@ def test_f20_a_running_job_is_given_back(
 def test_a_payload_that_ignores_sigterm_is_killed_after_three_seconds(
     site: Site, dispatcher: Dispatcher, reached: Reached
 ) -> None:
-    job = dispatcher.add("sh", "-c", "trap '' TERM; while :; do sleep 1; done", str(site.place))
+    ready = site.place / "trap-is-set"
+    job = dispatcher.add("sh", "-c", f"trap '' TERM; touch {ready}; while :; do sleep 1; done")
     pilot = site.start(PILOTAGE_LIMITS__KILL_GRACE_SECONDS="300")
     reached(job, "RUNNING")
-    assert 3 <= end(pilot, signal.SIGTERM) < SECONDS
+    wait_until(ready.exists, what="the payload's trap")
+    assert 3 <= end(pilot, signal.SIGTERM) < LIMIT
     assert dispatcher.attempt(job).end.error == "PILOT_SIGTERM"
     assert not site.processes()
 
 
 def test_a_payload_may_use_its_grace(site: Site, dispatcher: Dispatcher, reached: Reached) -> None:
-    job = dispatcher.add("sh", "-c", 'trap "sleep 0.5; echo tidy; exit 0" TERM; while :; do sleep 0.1; done')
+    ready = site.place / "trap-is-set"
+    script = f'trap "sleep 0.5; echo tidy; exit 0" TERM; touch {ready}; while :; do sleep 0.1; done'
+    job = dispatcher.add("sh", "-c", script)
     pilot = site.start()
     reached(job, "RUNNING")
+    wait_until(ready.exists, what="the payload's trap")
     end(pilot, signal.SIGTERM)
     assert site.archive(job)["payload.stdout"] == "tidy\n"
 
@@ -107,11 +113,11 @@ def test_more_signals_do_not_break_the_order(site: Site, dispatcher: Dispatcher,
     job = dispatcher.add("sh", "-c", "trap '' TERM; while :; do sleep 1; done")
     pilot = site.start()
     reached(job, "RUNNING")
-    begin = time.monotonic()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+    pilot.signal(signal.SIGTERM)
+    wait_until(lambda: "pilot ends" in pilot.log, what="the pilot to hear the first")
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
         pilot.signal(number)
-        wait_until(lambda begin=begin, n=number: time.monotonic() - begin > 0.2 * (n % 7), what="a moment")
-    assert pilot.wait(SECONDS) == PilotExit.TERMINATED
+    assert pilot.wait(LIMIT) == PilotExit.TERMINATED
     assert dispatcher.attempt(job).end.error == "PILOT_SIGTERM"
     assert dispatcher.said[-1].verb == "endPilot"
 
@@ -123,7 +129,7 @@ def test_a_job_in_stage_in_is_given_back(scheme: str, slow: str, site: Site, dis
     job = dispatcher.add("true", inputs=[file])
     pilot = site.start(PYTHONPATH=slow)
     wait_until(mark.exists, what="the copy to begin")
-    assert end(pilot, signal.SIGTERM) < SECONDS
+    assert end(pilot, signal.SIGTERM) < LIMIT
     assert pilot.wait() == PilotExit.TERMINATED
     assert dispatcher.attempt(job).end.error == "PILOT_SIGTERM"
     assert "RUNNING" not in dispatcher.attempt(job).states
@@ -180,7 +186,7 @@ def test_a_pilot_ends_while_the_server_hangs(
         pilot = site.start()
         reached(job, "RUNNING")
         dispatcher.misbehave("updateJob", times=1, seconds=60)
-    assert end(pilot, signal.SIGTERM) < SECONDS
+    assert end(pilot, signal.SIGTERM) < LIMIT
     assert pilot.wait() == PilotExit.TERMINATED
     if verb == "updateJob":
         assert dispatcher.attempt(job).end.error == "PILOT_SIGTERM", "told on another connection"
@@ -191,7 +197,7 @@ def test_a_job_whose_answer_came_with_the_signal_is_given_back(site: Site, dispa
     dispatcher.misbehave("getJob", times=1, seconds=1)
     pilot = site.start()
     wait_until(lambda: dispatcher.bodies("getJob"), what="the first getJob")
-    assert end(pilot, signal.SIGTERM) < SECONDS
+    assert end(pilot, signal.SIGTERM) < LIMIT
     held = dispatcher.attempt(job)
     assert held.end is None or held.end.error == "PILOT_SIGTERM"
     assert "RUNNING" not in held.states
@@ -205,7 +211,7 @@ def test_results_are_kept_if_the_server_is_away_at_the_end(
     reached(job, "RUNNING")
     for verb in ("updateJob", "heartbeat", "getJob", "endPilot"):
         dispatcher.misbehave(verb, times=1000, drop=True)
-    assert end(pilot, signal.SIGTERM) < SECONDS
+    assert end(pilot, signal.SIGTERM) < LIMIT
     assert pilot.wait() == PilotExit.TERMINATED
     dispatcher.behave()
     site.run("--idle", "1")
@@ -215,7 +221,7 @@ def test_results_are_kept_if_the_server_is_away_at_the_end(
 def test_a_lifetime_that_is_over_gives_the_job_back(site: Site, dispatcher: Dispatcher) -> None:
     job = dispatcher.add("sleep", "300")
     pilot = site.start("-l", "2")
-    assert pilot.wait(SECONDS) == PilotExit.DONE
+    assert pilot.wait(LIMIT) == PilotExit.DONE
     assert dispatcher.attempt(job).end.error == "KILL_SIGNAL"
 
 
@@ -251,7 +257,7 @@ def test_a_control_that_dies_ends_the_pilot_in_order_and_its_job_is_told(
     )
     job = dispatcher.add("sleep", "300")
     pilot = site.start("--pilotuser", "broken", PYTHONPATH=str(place))
-    assert pilot.wait(SECONDS) == PilotExit.BROKEN
+    assert pilot.wait(LIMIT) == PilotExit.BROKEN
     assert dispatcher.attempt(job).end.error == "PILOT_EXCEPTION"
     assert "a mistake in the plugin" in dispatcher.attempt(job).end.error_detail
     assert "Traceback" in pilot.log
