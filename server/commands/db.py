@@ -346,6 +346,7 @@ def reconcile_command(
                 "moved": findings.moved,
             }
         )
+        return
     if findings.strays:
         tables.print_table(findings.strays, _STRAYS)
     for dataset, ids in findings.reruns.items():
@@ -360,4 +361,3 @@ def reconcile_command(
         f"{tables.some(findings.n_files, 'output file')} looked at, {tables.some(len(findings.strays), 'stray')}"
         + (f", {findings.moved} moved." if quarantine else ".")
     )
-    return
