@@ -118,7 +118,7 @@ def settle_all(core: Core) -> int:
 def settle(core: Core, task_id: int, again: bool = True) -> None:
     """Bring the jobs of a task in line with it. If its row changes meanwhile, whoever has changed it goes on.
 
-    A task that was paused is looked at `again` by the next pass: a job may have been on its way into the queue.
+    After a wish the next pass looks `again`: a job may have been on its way into the queue, with the wish before in mind.
     """
     with core.database.reading():
         task = Task.get_by_id(task_id)
@@ -133,7 +133,7 @@ def settle(core: Core, task_id: int, again: bool = True) -> None:
         settled = (Task.paused == task.paused) & (Task.priority == task.priority)
         Task.update(unsettled=False).where(Task.id == task_id, settled).execute()
 
-    if not (task.paused and again):
+    if not again:
         core.database.write(done)
     if not task.paused:
         _poke(core, task)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import Any
 
@@ -12,6 +13,19 @@ from protocol.errors import BY_NAME
 from protocol.messages import ErrorReply, from_wire
 from server.tokens import Role
 from tests.integration.server.world import Bearer
+
+BUNDLE = b"bytes of a .tar.gz"
+DIGEST = hashlib.sha256(BUNDLE).hexdigest()
+
+
+def filled(path: str) -> str:
+    """The path of a route, with names of what there may be."""
+    for part, value in (
+        *(("task", "t"), ("job", "1"), ("name", "in"), ("pilot", "p1"), ("digest", DIGEST)),
+        *(("account", "ada"), ("group", "spd"), ("token", "99")),
+    ):
+        path = path.replace(f"<{part}>", value)
+    return path
 
 
 class Speaker:

@@ -19,8 +19,7 @@ from server import app as app_module
 from server.core import Core
 from server.routes import Route
 from server.tokens import Role
-from tests.integration.server.http import Speaker, refusal
-from tests.integration.server.test_routes import filled
+from tests.integration.server.http import Speaker, filled, refusal
 from tests.integration.server.world import Bearer, World
 
 ROUTES = [route for door in app_module.DOORS for route in door.routes]

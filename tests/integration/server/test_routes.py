@@ -22,11 +22,8 @@ from server.core import Core, Limits
 from server.models import Bundle, Token
 from server.tokens import Role
 from server.wire import RETRY_AFTER_SECONDS
-from tests.integration.server.http import Speaker, refusal
+from tests.integration.server.http import BUNDLE, DIGEST, Speaker, filled, refusal
 from tests.integration.server.world import Bearer, World, at_once
-
-BUNDLE = b"bytes of a .tar.gz"
-DIGEST = hashlib.sha256(BUNDLE).hexdigest()
 
 ROLES = {
     "public": [
@@ -96,15 +93,6 @@ for _role, _routes in OPERATORS.items():
 ROUTES = [(role, *route.split(" ")) for role, routes in ROLES.items() for route in routes]
 IDS = [f"{method} {path}" for _, method, path in ROUTES]
 LISTS = ["/v1/tasks", "/v1/jobs", "/v1/datasets", "/v1/files", "/v1/pilots", "/v1/datasets/in/files"]
-
-
-def filled(path: str) -> str:
-    for part, value in (
-        *(("task", "t"), ("job", "1"), ("name", "in"), ("pilot", "p1"), ("digest", DIGEST)),
-        *(("account", "ada"), ("group", "spd"), ("token", "99")),
-    ):
-        path = path.replace(f"<{part}>", value)
-    return path
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import pytest
 import trustme
 
 from tests.integration.server import worker_process
-from tests.running_server import ROOT, environment
+from tests.running_server import ROOT, RunningServer, environment
 from tests.waiting import wait_until
 
 SLOW = 200
@@ -253,3 +253,14 @@ def test_b8_a_body_that_ends_early_leaves_the_worker_as_it_was(process: Process)
         with process.connect() as sock:
             sock.sendall(POST + b"Content-Length: 10000000000\r\n\r\n" + bytes(1000))
     process.answers_soon()
+
+
+def test_b10_the_server_answers_while_many_clients_are_slow(running_server: RunningServer) -> None:
+    """The real one, with its own limits: far more slow clients than it has threads."""
+    host, port = running_server.url.removeprefix("http://").split(":")
+    with contextlib.ExitStack() as stack:
+        for number in range(SLOW):
+            sock = stack.enter_context(socket.create_connection((host, int(port)), 30))
+            sock.sendall((b"", b"GET / HT", b"POST /v1/tasks HTTP/1.1\r\nContent-Length: 5\r\n")[number % 3])
+        for _ in range(20):
+            running_server.request("GET", "/v1/tasks")
