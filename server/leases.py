@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import functools
 import json
+import time
 
 from protocol.errors import PilotageError
 from protocol.messages import Command, Heartbeat, UpdateReply
 from protocol.states import HELD, Actor, JobState
 from server import moves, statements, tokens
 from server.core import Core
+from server.database import Chain, Part, Rows
 from server.leaseclock import lease_clock
 from server.models import Attempt, Job, Pilot, now
 from server.moves import reply
+from server.pace import Pace
 from server.recent import queue_facts, task_facts
 from server.statements import PAYLOAD_STATES
 
@@ -20,6 +23,8 @@ EXPIRE_CHUNK = 25
 """Attempts whose lease ran out in one transaction."""
 MOST_OVERDUE = 5_000
 """Such attempts looked at in one go."""
+PROMOTE_SECONDS = 1.0
+"""How long one pass lets jobs back into the queue; the next one goes on."""
 
 # -- heartbeats -------------------------------------------------------------------------------------------------------------
 
@@ -155,20 +160,45 @@ def _verdict(core: Core, job: Job, attempt: Attempt) -> str | None:
     return "INFRASTRUCTURE_BUDGET_SPENT" if spent else None
 
 
-def promote(core: Core, limit: int = 100) -> int:
-    """Make READY jobs claimable whose pause before a retry is over; how many there were."""
+PROMOTE = Chain(
+    Rows("due", {"id": "bigint", "number": "bigint"}),
+    Part(
+        "promoted",
+        """UPDATE job SET ready_after = NULL,
+               ready_nr = CASE WHEN EXISTS (SELECT 1 FROM task WHERE task.id = job.task_id AND task.paused)
+                   THEN NULL ELSE due.number END
+           FROM due WHERE job.id = due.id AND job.ready_after IS NOT NULL
+           RETURNING job.id""",
+        {"id": "bigint"},
+    ),
+    result="promoted",
+    bulk=True,
+)
+"""Jobs whose pause is over enter the queue; those of a paused task wait outside of it."""
 
-    def work() -> list[int]:
-        due = Job.select(Job.id).where(Job.ready_after <= lease_clock(), Job.state == JobState.READY.value)
-        ids = [job.id for job in due.limit(limit)]
-        for job_id, number in zip(
-            ids, core.database.next_numbers(moves.READY_NUMBERS, len(ids)), strict=True
-        ):
-            Job.update(ready_nr=moves.place(number), ready_after=None).where(
-                Job.id == job_id, Job.ready_after.is_null(False)
-            ).execute()
-        return ids
 
-    promoted = core.database.write(work)
-    moves.tell_ready(core, promoted)
-    return len(promoted)
+def promote(core: Core, seconds: float = PROMOTE_SECONDS) -> int:
+    """Make READY jobs claimable whose pause before a retry is over, for so long; how many there were."""
+    pace = Pace(seconds=core.database.bulk_seconds)
+    deadline = time.monotonic() + seconds
+    total = 0
+    while time.monotonic() < deadline:
+        n_wanted = pace.rows
+        promoted = core.database.write(functools.partial(_promote, core, pace))
+        moves.tell_ready(core, promoted)
+        total += len(promoted)
+        if len(promoted) < n_wanted:
+            break
+    return total
+
+
+def _promote(core: Core, pace: Pace) -> list[int]:
+    """Inside `Database.write`."""
+    due = Job.select(Job.id).where(Job.ready_after <= lease_clock(), Job.state == JobState.READY.value)
+    ids = [job_id for (job_id,) in due.order_by(Job.ready_after).limit(pace.rows).tuples()]
+    if not ids:
+        return []
+    with pace.measured(len(ids)):
+        numbers = core.database.next_numbers(moves.READY_NUMBERS, len(ids))
+        rows = list(zip(ids, numbers, strict=True))
+        return [job_id for (job_id,) in core.database.run(PROMOTE, due=rows)]

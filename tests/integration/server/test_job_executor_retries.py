@@ -194,6 +194,15 @@ def test_a_job_that_is_cancelled_while_it_is_promoted_stays_out_of_the_queue(
     assert [job.job_id for job in world.claim()] == [2], "no dead entry in front of the queue"
 
 
+def test_all_that_is_due_at_once_is_promoted_in_one_pass(world: World) -> None:
+    """After the failure of a site, say."""
+    world.ready(500)
+    Job.update(ready_nr=None, ready_after=0).execute()
+    assert world.claim() == []
+    assert job_executor.promote(world.core) == 500
+    assert len(world.claim(n_jobs=500)) == 500
+
+
 # -- not acknowledged -------------------------------------------------------------------------------------------------------
 
 
