@@ -86,7 +86,7 @@ def test_f05_an_attempt_that_is_lost_is_stopped_and_nothing_more_is_said(
         dispatcher.misbehave("heartbeat", times=1000, status=500)
         dispatcher.held[number].stop = True
         # The next word of the pilot is the end of the payload.
-        os.kill(payload_of(site), 15)
+        os.kill(wait_until(lambda: payload_of(site), what="the payload"), 15)
     else:
         dispatcher.held[number].stop = True
     words = len(dispatcher.bodies("updateJob"))

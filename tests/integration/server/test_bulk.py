@@ -366,7 +366,7 @@ class TestALargeTask:
     def test_jobs_of_others_are_claimed_and_updated_between_two_chunks_of_a_cancellation(
         self, world: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        world.ready(400)
+        world.ready(2000)
         world.task("other", n_jobs=20, priority=1)
         world.form()
         real, served = cancelling._cancel, []
@@ -394,7 +394,7 @@ class TestALargeTask:
             thread.join(30)
         assert len(served) == len(threads) > 0
         assert served[0] > 0, "it was served while jobs were still to be ended"
-        assert tallies.counts_of(task_manager.find("t")) == {S.CANCELLED: 400}
+        assert tallies.counts_of(task_manager.find("t")) == {S.CANCELLED: 2000}
 
 
 def test_jobs_are_ended_in_one_call_whatever_state_they_are_in(world: World) -> None:

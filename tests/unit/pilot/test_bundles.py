@@ -168,7 +168,9 @@ def test_b6_too_many_members_are_refused(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
-    "damage", [b"", b"no gzip at all", gzip.compress(b"no tar" * 1000), tar(("x", b"1" * 9999))[:80]]
+    "damage",
+    [b"", b"no gzip at all", gzip.compress(b"no tar" * 1000), tar(("x", b"1" * 9999))[:80]],
+    ids=["empty", "no gzip", "no tar", "half a tar"],
 )
 def test_what_is_no_archive_is_refused_as_such(damage: bytes, tmp_path: Path) -> None:
     server = Server(damage)
