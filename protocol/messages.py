@@ -410,6 +410,9 @@ class TaskSpec:
     max_losses: int = bounded(
         10, ge=0, le=1000, description="tries that may be lost to nodes, storages and pilots"
     )
+    replicate: int = bounded(
+        1, ge=1, le=5, description="copies of each job, on different nodes; the first that completes counts"
+    )
     queue: str = bounded("", description="bind the task to one queue", **OPTIONAL_NAME)
     site: str = bounded("", description="bind the task to one site", **OPTIONAL_NAME)
     prod_source_label: str = bounded(
@@ -706,6 +709,8 @@ class JobView:
     error: Optional[str] = None
     error_code: Optional[int] = None
     error_detail: Optional[str] = None
+    replicate: int = 1
+    """Copies of it that may run at the same time."""
     inputs: Optional[List[FileView]] = bounded(None, of=FileView)
     outputs: Optional[List[FileView]] = bounded(None, of=FileView)
     attempts: Optional[List[AttemptView]] = bounded(None, of=AttemptView)

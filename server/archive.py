@@ -14,7 +14,7 @@ from typing import Any
 from peewee import fn
 
 from protocol.messages import FileView
-from server import accounting, job_manager, packing
+from server import accounting, garbage, job_manager, packing
 from server.core import Core
 from server.models import ArchivedJob, Attempt, File, Job, JobEvent, JobInput, Task, now
 from server.pace import Pace
@@ -66,7 +66,10 @@ def _move_some(core: Core, task_id: int, pace: Pace) -> int:
             )
             for job, view in zip(jobs, job_manager.details_of(jobs), strict=True)
         ]
-    work = functools.partial(_move, core, rows, before, pace) if rows else functools.partial(_end, task_id)
+        left = garbage.left_by(task_id, jobs)
+    work = (
+        functools.partial(_move, core, rows, left, before, pace) if rows else functools.partial(_end, task_id)
+    )
     return core.database.write(work)
 
 
@@ -77,12 +80,19 @@ def _marks(job_ids: Sequence[int], lock: Callable[[Any], Any] = lambda query: qu
     return list(lock(jobs).tuples()), list(lock(attempts).tuples())
 
 
-def _move(core: Core, rows: Sequence[tuple[Any, ...]], before: tuple[Any, Any], pace: Pace) -> int:
+def _move(
+    core: Core,
+    rows: Sequence[tuple[Any, ...]],
+    left: Sequence[garbage.Left],
+    before: tuple[Any, Any],
+    pace: Pace,
+) -> int:
     ids = [row[0] for row in rows]
     with pace.measured(len(rows)):
         if _marks(ids, core.database.locked) != before:
             return 0  # in the next pass
         accounting.add(core, ids)
+        garbage.note(core, left)
         # There is a row already of a job that was tried again.
         ArchivedJob.delete().where(ArchivedJob.id.in_(ids)).execute()
         ArchivedJob.insert_many(rows, ArchivedJob._meta.sorted_fields).execute()

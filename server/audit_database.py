@@ -75,6 +75,8 @@ def _times() -> str:
 
 _FINAL = _words(*sorted(FINAL))
 _HELD = _words(*HELD)
+_HOLDS = "j.id = a.job_id AND (j.attempt_id = a.id OR j.copies IS NOT NULL)"
+"""An attempt is its job's own, or may be one of several copies."""
 _CLOCK = "(SELECT value / 1000 FROM counter WHERE name = 'lease_clock')"
 
 QUERIES = (
@@ -157,6 +159,7 @@ QUERIES = (
         f"""
         SELECT j.id AS job, j.task_id AS task, j.state, j.ready_nr, j.ready_after FROM job j
         WHERE {{range}} AND j.state <> '{JobState.READY.value}' AND (j.ready_nr IS NOT NULL OR j.ready_after IS NOT NULL)
+              AND NOT (j.state IN {_HELD} AND COALESCE(j.copies, 0) > 0)
         """,
     ),
     Query(
@@ -202,9 +205,10 @@ QUERIES = (
         "one-attempt",
         "attempt",
         "attempt {attempt} of job {job} lives, and the job's attempt is {current}",
-        """
+        f"""
         SELECT a.id AS attempt, a.job_id AS job, j.attempt_id AS current FROM attempt a JOIN job j ON j.id = a.job_id
-        WHERE {range} AND a.ended_at IS NULL AND (j.attempt_id IS NULL OR j.attempt_id <> a.id)
+        WHERE {{range}} AND a.ended_at IS NULL AND (j.attempt_id IS NULL OR j.attempt_id <> a.id)
+              AND (j.copies IS NULL OR j.state NOT IN {_words(*HELD, *sorted(FINAL))})
         """,
     ),
     Query(
@@ -212,7 +216,7 @@ QUERIES = (
         "attempt",
         "attempt {attempt} lives, and its job {job} is {state}",
         f"""
-        SELECT a.id AS attempt, a.job_id AS job, j.state FROM attempt a JOIN job j ON j.id = a.job_id AND j.attempt_id = a.id
+        SELECT a.id AS attempt, a.job_id AS job, j.state FROM attempt a JOIN job j ON {_HOLDS}
         WHERE {{range}} AND a.ended_at IS NULL AND j.state IN {_FINAL}
         """,
     ),
@@ -237,7 +241,7 @@ QUERIES = (
         SELECT j.id AS job, j.task_id AS task, j.attempt_nr, j.attempt_id AS attempt
         FROM job j LEFT JOIN archived_job x ON x.id = j.id LEFT JOIN attempt a ON a.id = j.attempt_id
         WHERE {range} AND j.attempt_nr > COALESCE(x.attempt_nr, 0)
-              AND (a.id IS NULL OR a.job_id <> j.id OR a.attempt_nr <> j.attempt_nr)
+              AND (a.id IS NULL OR a.job_id <> j.id OR (a.attempt_nr <> j.attempt_nr AND j.copies IS NULL))
         """,
     ),
     Query(
@@ -270,7 +274,7 @@ QUERIES = (
         "attempt {attempt} holds job {job} for pilot {pilot}, which nobody knows",
         f"""
         SELECT a.id AS attempt, a.job_id AS job, a.pilot_id AS pilot
-        FROM attempt a JOIN job j ON j.id = a.job_id AND j.attempt_id = a.id LEFT JOIN pilot p ON p.pilot_id = a.pilot_id
+        FROM attempt a JOIN job j ON {_HOLDS} LEFT JOIN pilot p ON p.pilot_id = a.pilot_id
         WHERE {{range}} AND a.ended_at IS NULL AND j.state IN {_HELD} AND p.pilot_id IS NULL
         """,
     ),
@@ -280,7 +284,7 @@ QUERIES = (
         "attempt {attempt} of pilot {pilot} holds job {job}, and its lease ran out {seconds} s ago",
         f"""
         SELECT a.id AS attempt, a.job_id AS job, a.pilot_id AS pilot, {_CLOCK} - a.lease_until AS seconds
-        FROM attempt a JOIN job j ON j.id = a.job_id AND j.attempt_id = a.id
+        FROM attempt a JOIN job j ON {_HOLDS}
         WHERE {{range}} AND a.ended_at IS NULL AND j.state IN {_HELD} AND a.lease_until + :patience < {_CLOCK}
         """,
     ),
@@ -290,7 +294,7 @@ QUERIES = (
         "attempt {attempt} holds job {job} for pilot {pilot}, which has ended; its lease has {seconds} s left",
         f"""
         SELECT a.id AS attempt, a.job_id AS job, a.pilot_id AS pilot, a.lease_until - {_CLOCK} AS seconds
-        FROM attempt a JOIN job j ON j.id = a.job_id AND j.attempt_id = a.id JOIN pilot p ON p.pilot_id = a.pilot_id
+        FROM attempt a JOIN job j ON {_HOLDS} JOIN pilot p ON p.pilot_id = a.pilot_id
         WHERE {{range}} AND a.ended_at IS NULL AND j.state IN {_HELD} AND p.ended IS NOT NULL
               AND a.lease_until + :patience >= {_CLOCK}
         """,

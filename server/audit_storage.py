@@ -303,10 +303,15 @@ class _Disk:
         attempts = self._attempts(names.values())
         archived = self._archived_jobs(names.values())
         past = self._archived_datasets(names.values())
+        garbage = self._garbage(names.values())
         for place, path in files:
             name = names[path]
             if path in published or name.job in archived or path.name.startswith(".nfs"):
                 continue  # the last is what NFS calls a file that was removed while somebody has it open
+            if path.with_name(name.whole) in garbage:
+                facts = {"storage": place.name, "path": str(path), "attempt": name.attempt}
+                yield (place, path), finding("garbage", "{path} of attempt {attempt} is to be removed", facts)
+                continue
             found = self._stranger(place, path, name, attempts.get(name.attempt), name.dataset in past)
             if found is not None:
                 yield (place, path), found
@@ -333,7 +338,11 @@ class _Disk:
         if attempt["ended_at"] is None:
             return None
         is_fresh = is_fresh or time.time() - attempt["ended_at"] < self._options.grace_seconds
-        if is_fresh and (name.is_unfinished or attempt["state"] != JobState.COMPLETED.value):
+        if attempt["state"] == JobState.COMPLETED.value:
+            is_garbage = is_fresh and name.is_unfinished
+        else:  # what lies among its outputs is removed a while after its job has gone into the archive
+            is_garbage = is_fresh or name.dataset == attempt["dataset"]
+        if is_garbage:
             return finding("garbage", "{path} was left behind by attempt {attempt}, which is {state}", facts)
         return finding(
             "orphan", "{path} is no output, and attempt {attempt}, which wrote it, is {state}", facts
@@ -354,7 +363,12 @@ class _Disk:
 
     def _attempts(self, names: Iterable[_Name]) -> dict[int, Row]:
         ids = sorted({name.attempt for name in names if name.attempt})
-        sql = "SELECT a.id, a.job_id AS job, a.state, a.ended_at FROM attempt a WHERE a.id IN :ids"
+        sql = """
+            SELECT a.id, a.job_id AS job, a.state, a.ended_at, d.name AS dataset
+            FROM attempt a LEFT JOIN job j ON j.id = a.job_id LEFT JOIN task t ON t.id = j.task_id
+                LEFT JOIN dataset d ON d.id = t.output_dataset_id
+            WHERE a.id IN :ids
+        """
         return {row["id"]: row for row in self._snapshot.rows(sql, ids=ids)} if ids else {}
 
     def _archived_jobs(self, names: Iterable[_Name]) -> set[int]:
@@ -371,6 +385,12 @@ class _Disk:
             AND EXISTS (SELECT 1 FROM archived_job x WHERE x.task_id = d.task_id)
         """
         return {row["name"] for row in self._snapshot.rows(sql, datasets=datasets)} if datasets else set()
+
+    def _garbage(self, names: Iterable[_Name]) -> set[Path]:
+        """What attempts of archived jobs may have left behind, and is to be removed."""
+        ids = sorted({name.attempt for name in names if name.attempt})
+        rows = self._snapshot.rows("SELECT g.url FROM garbage g WHERE g.attempt_id IN :ids", ids=ids)
+        return {path for row in rows if (path := self._path(row["url"]))} if ids else set()
 
     def _path(self, url: str) -> Path | None:
         try:
@@ -389,6 +409,8 @@ class _Name:
     job: int = 0
     is_log: bool = False
     is_unfinished: bool = False
+    whole: str = ""
+    """The file's name, or that which it was to have when it is whole."""
 
     @staticmethod
     def of(path: Path, place: Place) -> _Name:
@@ -404,11 +426,13 @@ class _Name:
                 job=int(log["job"]),
                 is_log=not unfinished,
                 is_unfinished=bool(unfinished),
+                whole=name,
             )
         if output:
             lfn = "" if unfinished else output["lfn"]
-            return _Name(folders[0], lfn, int(output["attempt"]), is_unfinished=bool(unfinished))
-        return _Name(is_unfinished=bool(unfinished))
+            attempt = int(output["attempt"])
+            return _Name(folders[0], lfn, attempt, is_unfinished=bool(unfinished), whole=name)
+        return _Name(is_unfinished=bool(unfinished), whole=name)
 
 
 def _files_below(root: Path, others: set[str], report: Report) -> Iterator[Path]:

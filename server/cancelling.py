@@ -37,7 +37,8 @@ CANCEL = Chain(
         "ended",
         f"""UPDATE attempt SET state = '{JobState.CANCELLED.value}', ended_at = :now, error = 'CANCELLED_BY_USER',
                 error_detail = CAST(:reason AS text)
-            FROM cancelled WHERE attempt.id = cancelled.attempt_id AND attempt.ended_at IS NULL
+            FROM cancelled
+            WHERE attempt.job_id = cancelled.id AND cancelled.attempt_id IS NOT NULL AND attempt.ended_at IS NULL
             RETURNING attempt.id""",
         {},
     ),
@@ -69,9 +70,8 @@ def _cancel(core: Core, job_ids: Sequence[int], actor_name: str, reason: str, pa
     """Inside `Database.write`."""
     with pace.measured(len(job_ids)):
         # In the order of a pilot's word, first attempt, then job: so that neither waits for ever for the other.
-        held = Attempt.select(Attempt.id).join(Job, on=(Job.attempt_id == Attempt.id))
-        open_ones = held.where(Job.id.in_(job_ids), Attempt.ended_at.is_null()).order_by(Attempt.id)
-        list(core.database.locked(open_ones, Attempt))
+        held = Attempt.select(Attempt.id).where(Attempt.job.in_(job_ids), Attempt.ended_at.is_null())
+        list(core.database.locked(held.order_by(Attempt.id)))
         # A claim that is under way is waited for here: the statement below would not see its attempt, and leave it alive.
         list(core.database.locked(Job.select(Job.id).where(Job.id.in_(job_ids)).order_by(Job.id)))
         doomed = [(job_id,) for job_id in job_ids]

@@ -16,7 +16,7 @@ from protocol.errors import PilotageError
 from protocol.messages import GetJobRequest, InputFile, JobSpec, OutputFile
 from protocol.resources import Offer
 from protocol.states import QueueState
-from server import nodes, statements, tokens
+from server import moves, nodes, statements, tokens
 from server.brokerage import WINDOW, Lane
 from server.core import Core
 from server.leaseclock import lease_clock
@@ -41,6 +41,7 @@ def claim(core: Core, request: GetJobRequest) -> list[JobSpec]:
         except peewee.IntegrityError:
             rows = []
         if rows:
+            moves.tell_ready(core, [row[3] for row in rows if row[7]])
             return _specs(core, [row[:6] for row in rows], queue.storage)
         return _again(core, request)
 

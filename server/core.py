@@ -61,6 +61,8 @@ class Limits:
     archiver_seconds: float = 1.0
     archive_after_seconds: float = 3600.0
     """How long the jobs of a task stay in the hot tables after its end."""
+    garbage_seconds: float = 86_400.0
+    """How long files that attempts left behind stay on the storages after that."""
 
 
 @dataclass(frozen=True)

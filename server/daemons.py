@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from server import archive, availability, closer, reaper, task_executor
+from server import archive, availability, closer, garbage, reaper, task_executor
 from server.core import Core
 
 logger = logging.getLogger(__name__)
@@ -68,6 +68,8 @@ class Daemons:
             Daemon("reaper", limits.reaper_seconds, lambda elapsed: reaper.run_once(core, elapsed, turn)),
             Daemon("closer", limits.closer_seconds, lambda _: closer.run_once(core)),
             Daemon("archiver", limits.archiver_seconds, lambda _: archive.run_once(core)),
+            # Not the archiver's own: a storage that hangs must hold up nothing else.
+            Daemon("sweeper", limits.archiver_seconds, lambda _: garbage.run_once(core)),
             Daemon("availability", limits.availability_seconds, lambda _: availability.run_once(core)),
         )
         self._threads = [

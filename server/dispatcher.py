@@ -121,6 +121,7 @@ def open_core(settings: Settings, directory: Path, url: str) -> Core:
         closer_seconds=settings.number("closer", "period_seconds"),
         archiver_seconds=settings.number("archive", "period_seconds"),
         archive_after_seconds=settings.number("archive", "after_seconds"),
+        garbage_seconds=settings.number("archive", "garbage_hours") * 3600,
     )
     database = Database(url)
     with database.reading():

@@ -17,7 +17,7 @@ from protocol.errors import BY_NAME
 from protocol.messages import Explanation, QueueFit
 from protocol.resources import Needs, fits, misfits
 from protocol.states import FINAL, HELD, MEANING, DatasetState, JobState, QueueState, TaskState
-from server import brokerage, computing, dependencies, job_manager, quotas, task_manager
+from server import brokerage, computing, copies, dependencies, job_manager, quotas, task_manager
 from server.core import Core
 from server.leaseclock import lease_clock
 from server.models import (
@@ -103,8 +103,10 @@ def _held(job: Job) -> list[str]:
     attempt = Attempt.get_by_id(job.attempt_id)
     words = [
         f"{MEANING[JobState(job.state)]}: pilot {attempt.pilot_id} holds it on node {attempt.node} of queue {attempt.queue}"
-        f", attempt {job.attempt_nr}"
+        f", attempt {attempt.attempt_nr}"
     ]
+    if job.copies is not None:
+        words.append(_copies(job))
     pilot = Pilot.get_or_none(Pilot.pilot_id == attempt.pilot_id)
     if pilot is not None:
         words.append(f"that pilot was heard {_ago(pilot.last_seen)}")
@@ -114,6 +116,12 @@ def _held(job: Job) -> list[str]:
     else:
         words.append(f"if the pilot is silent for {max(left, 0)} s more, another one may have it")
     return words
+
+
+def _copies(job: Job) -> str:
+    n, most = copies.running(job).count(), spec_of(job.task).replicate
+    more = f"; {job.copies} more may be handed out, to other nodes" if job.copies else ""
+    return f"{n} of {most} copies run{more}; the first one that completes is its outcome"
 
 
 def _ready(core: Core, job: Job, task: Task) -> Explanation:

@@ -55,13 +55,13 @@ CHECKS: dict[str, Check] = {check.name: check for check in (
           "no job is open when its task has ended",
           _CALL),
     Check("one-attempt", "attempts",
-          "only the last attempt of a job may live, and none does when the job has ended",
+          "only the last attempt of a job may live, of one with copies several, and none does when the job has ended",
           _VERDICT),
     Check("attempt-numbers", "jobs",
-          "the attempts of a job have the numbers from 1 on, without gap or twin, and the job knows the last one",
+          "the attempts of a job have the numbers from 1 on, without gap or twin, and the job knows the last one, of several copies the one that leads",
           _VERDICT),
     Check("completed-attempt", "jobs",
-          "exactly one attempt of a job that completed has, its last one, and none of any other job",
+          "exactly one attempt of a job that completed has, the one that it names, and none of any other job",
           _VERDICT),
     Check("history", "attempts",
           "the times of an attempt lead to its state, and none comes after it",
@@ -110,8 +110,8 @@ CHECKS: dict[str, Check] = {check.name: check for check in (
           "if it is somebody else's, give storages a directory of their own; if it has the number of an attempt behind "
           "its name, nothing refers to it: 'pilotage db reconcile' says where it comes from and can move it away"),
     Check("garbage", "files on disk",
-          "no file was left behind by an attempt that failed or was cancelled a short while ago",
-          "nothing: nothing refers to it, and it may be removed", is_note=True),
+          "no file was left behind by an attempt that failed or was cancelled",
+          "nothing: nothing refers to it, and the server removes it a while after its job went into the archive", is_note=True),
 )}
 # fmt: on
 

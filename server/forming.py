@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from protocol.errors import PilotageError
 from protocol.files import check_lfn
 from protocol.states import JobState
-from server import registration
+from server import copies, registration
 from server.core import Core
 from server.database import Chain, Part, Rows
 from server.models import Task, now
 from server.moves import READY_NUMBERS
+from server.specs import spec_of
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,9 @@ MAKE = Chain(
     Part(
         "made",
         f"""INSERT INTO job (task_id, job_nr, job_class_id, state, priority, ready_nr, attempt_nr, payload_failures, losses,
-                unacknowledged, kills, site, error, error_detail, registered, changed, ended_at, counted)
+                unacknowledged, kills, copies, site, error, error_detail, registered, changed, ended_at, counted)
             SELECT CAST(:task AS bigint), job_nr, CAST(:job_class AS bigint), state, CAST(:priority AS integer), ready_nr,
-                0, 0, 0, 0, 0, ({_SITE}), error, error_detail, CAST(:now AS double precision),
+                0, 0, 0, 0, 0, CAST(:copies AS integer), ({_SITE}), error, error_detail, CAST(:now AS double precision),
                 CAST(:now AS double precision), CASE WHEN ready_nr IS NULL THEN CAST(:now AS double precision) END, FALSE
             FROM new ORDER BY job_nr
             RETURNING id, job_nr""",
@@ -105,7 +106,13 @@ def form(core: Core, task: Task, new_jobs: Sequence[NewJob]) -> int:
         for new in new_jobs
     ]
     made = core.database.run(
-        MAKE, new=rows, task=task.id, job_class=task.job_class_id, priority=task.job_priority, now=moment
+        MAKE,
+        new=rows,
+        task=task.id,
+        job_class=task.job_class_id,
+        priority=task.job_priority,
+        copies=copies.after_the_first(spec_of(task)),
+        now=moment,
     )
     job_ids = {job_nr: job_id for job_id, job_nr in made}
     inputs = [(file_id, job_ids[new.job_nr]) for new in new_jobs for file_id in new.file_ids]

@@ -1,7 +1,8 @@
 """Make jobs, hand them to pilots, take their updates, register outputs: every change of a job's state passes through here.
 
 The parts stand in files of their own: `forming`, `claiming` (getJob), `words` (updates), `leases` (heartbeats, the reaper's
-work), `cancelling`, `operations` (a user's retry, pause, resume), and what they share, `moves` and `statements`. A move is one conditional UPDATE whose row count is the answer; a final state never
+work), `copies` (of one job, at the same time), `cancelling`, `operations` (a user's retry, pause, resume), and what they share,
+`moves` and `statements`. A move is one conditional UPDATE whose row count is the answer; a final state never
 changes but by a user's explicit word. What a function changes it changes in one transaction, so a crash leaves all of it or
 nothing.
 """

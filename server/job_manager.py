@@ -30,6 +30,7 @@ from server.models import (
     Task,
 )
 from server.paging import Cursor, iso, page_of, rows_after
+from server.specs import spec_of
 
 
 def find(job_id: int) -> Job | ArchivedJob:
@@ -89,6 +90,7 @@ def _line(job: Job, task: Task, attempt: Attempt | None) -> JobView:
         error=job.error,
         error_code=_code(job.error),
         error_detail=job.error_detail,
+        replicate=1 if job.copies is None else spec_of(task).replicate,
     )
 
 
@@ -183,7 +185,8 @@ def _history(
         lines = [*(before.history or []), *_event_lines(events, before.attempt_nr)]
     for attempt in attempts:
         lines += _attempt_lines(attempt, events)
-    if lines[-1].state != job.state and job.state in {state.value for state in (JobState.READY, *FINAL)}:
+    untold = {state.value for state in (JobState.READY, *FINAL)} - {JobState.COMPLETED.value}
+    if lines[-1].state != job.state and job.state in untold:
         actor = Actor.USER if job.state == JobState.CANCELLED.value else Actor.EXECUTOR
         # READY already belongs to the attempt that comes, as it will be shown then.
         attempt_nr = job.attempt_nr + (job.state == JobState.READY.value)

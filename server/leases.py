@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import json
 import time
+from typing import Any
 
 from protocol.errors import PilotageError
 from protocol.messages import Command, Heartbeat, UpdateReply
 from protocol.states import HELD, Actor, JobState
-from server import moves, statements, tokens
+from server import copies, moves, statements, tokens
 from server.core import Core
 from server.database import Chain, Part, Rows
 from server.leaseclock import lease_clock
@@ -86,55 +87,66 @@ def expire(core: Core, limit: int = EXPIRE_CHUNK) -> int:
     this loss would overdraw ends here.
     """
     with core.database.reading():
-        overdue = [
-            attempt_id
-            for (attempt_id,) in Attempt.select(Attempt.id)
-            .join(Job, on=(Job.attempt_id == Attempt.id))
-            .where(
-                Attempt.ended_at.is_null(),
-                Attempt.lease_until < lease_clock(),
-                Job.state.in_(moves.names(HELD)),
-            )
-            .limit(MOST_OVERDUE)
-            .tuples()
-        ]
+        overdue = list(_overdue(Attempt.id, Job.copies.is_null(False)).limit(MOST_OVERDUE).tuples())
     expired: list[int] = []
-    for start in range(0, len(overdue), limit):
-        chunk = overdue[start : start + limit]
+    ordinary = [attempt_id for attempt_id, copied in overdue if not copied]
+    for start in range(0, len(ordinary), limit):
+        chunk = ordinary[start : start + limit]
         expired += core.database.write(functools.partial(_expire_chunk, core, chunk))
+    for attempt_id in [attempt_id for attempt_id, copied in overdue if copied]:
+        expired += core.database.write(functools.partial(_expire_copy, core, attempt_id))
     moves.tell_ready(core, expired)
     return len(expired)
 
 
 def _expire_chunk(core: Core, attempt_ids: list[int]) -> list[int]:
     """The jobs of those of these attempts that are overdue still and that no other transaction has in its hands."""
-    query = (
-        Attempt.select()
-        .join(Job, on=(Job.attempt_id == Attempt.id))
+    expired = list(
+        core.database.skip_locked(_overdue(Attempt).where(Attempt.id.in_(attempt_ids)), Job, Attempt)
+    )
+    for attempt in expired:
+        _expire(core, attempt, Job.get_by_id(attempt.job_id))
+    return [attempt.job_id for attempt in expired]
+
+
+def _expire_copy(core: Core, attempt_id: int) -> list[int]:
+    """The job of an attempt that may have rivals; while one of them lives, its end is no loss to the job."""
+    job = copies.locked(core, attempt_id)
+    attempt = _overdue(Attempt).where(Attempt.id == attempt_id).first()
+    if job is None or attempt is None:
+        return []
+    _expire(core, attempt, job)
+    return [job.id]
+
+
+def _overdue(*columns: Any) -> Any:
+    """Attempts whose lease has run out, and which hold their job or are copies of it."""
+    return (
+        Attempt.select(*columns)
+        .join(Job)
         .where(
-            Attempt.id.in_(attempt_ids),
+            (Job.attempt_id == Attempt.id) | Job.copies.is_null(False),
             Attempt.ended_at.is_null(),
             Attempt.lease_until < lease_clock(),
             Job.state.in_(moves.names(HELD)),
         )
     )
-    expired = list(core.database.skip_locked(query, Job, Attempt))
-    for attempt in expired:
-        _expire(core, attempt)
-    return [attempt.job_id for attempt in expired]
 
 
-def _expire(core: Core, attempt: Attempt) -> None:
+def _expire(core: Core, attempt: Attempt, job: Job) -> None:
     loss = "NOT_ACKNOWLEDGED" if attempt.state == JobState.EXTRACTED.value else "LOST_HEARTBEAT"
     silent = f"pilot {attempt.pilot_id} was silent in {attempt.state}"
     moves.event(attempt.job_id, attempt.attempt_nr, Actor.REAPER, loss, silent)
-    job = Job.get_by_id(attempt.job_id)
+    if job.copies is not None and copies.goes_on(job, without=attempt.id):
+        _end(attempt, loss, f"{silent}; another copy of the job goes on")
+        return
     verdict = _verdict(core, job, attempt)
     if verdict is None:
         queue = queue_facts(core.recent, attempt.queue)
         delay = queue.requeue_delay_seconds if queue else 0
         back = moves.back_in_queue(core, delay)
-        moves.set_job(job.id, attempt.id, JobState.READY, Actor.REAPER, loss=loss, **back)
+        again = copies.after_the_first(task_facts(core.recent, job.task_id).spec)
+        moves.set_job(job.id, attempt.id, JobState.READY, Actor.REAPER, loss=loss, copies=again, **back)
         return
     detail = f"the last attempt, {attempt.attempt_nr}, ended with {loss} on node {attempt.node} (pilot {attempt.pilot_id})"
     charge = (
@@ -145,6 +157,10 @@ def _expire(core: Core, attempt: Attempt) -> None:
     moves.set_job(
         job.id, attempt.id, JobState.FAILED, Actor.REAPER, error=verdict, error_detail=detail, **charge
     )
+    _end(attempt, loss, detail)
+
+
+def _end(attempt: Attempt, loss: str, detail: str) -> None:
     Attempt.update(state=JobState.FAILED.value, ended_at=now(), error=loss, error_detail=detail).where(
         Attempt.id == attempt.id, Attempt.ended_at.is_null()
     ).execute()
@@ -194,7 +210,7 @@ def promote(core: Core, seconds: float = PROMOTE_SECONDS) -> int:
 
 def _promote(core: Core, pace: Pace) -> list[int]:
     """Inside `Database.write`."""
-    due = Job.select(Job.id).where(Job.ready_after <= lease_clock(), Job.state == JobState.READY.value)
+    due = Job.select(Job.id).where(Job.ready_after <= lease_clock())
     ids = [job_id for (job_id,) in due.order_by(Job.ready_after).limit(pace.rows).tuples()]
     if not ids:
         return []

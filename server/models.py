@@ -210,7 +210,7 @@ class TaskDependency(Table):
 
 
 class Job(Table):
-    """One payload run carved from a task. `ready_nr` is set while it may be claimed, and gives the order in its class."""
+    """One payload run carved from a task. `ready_nr` is set while it, or a copy of it, may be claimed, and gives the order in its class."""
 
     id = BigAutoField()
     task = ForeignKeyField(Task, index=False)
@@ -230,6 +230,10 @@ class Job(Table):
     """Pilots that fell silent while they ran its payload."""
     loss = TextField(null=True)
     """Set while its lease has run out and nobody has claimed it: the error that its last attempt then ends with."""
+    copies = IntegerField(null=True)
+    """How many further copies of it may be handed out while one runs; NULL: it never has any (see `copies`)."""
+    copy_nodes = TextField(null=True)
+    """The nodes that were given a copy since it was READY, each between line breaks."""
     avoid_node = TextField(null=True)
     avoid_until = BigIntegerField(null=True)
     """The node that its last attempt failed on by the node's own fault, and how long to avoid it (lease clock)."""
@@ -456,6 +460,16 @@ class Usage(Table):
         primary_key = CompositeKey("day", "owner", "working_group", "queue")
 
 
+class Garbage(Table):
+    """A file that an attempt of an archived job may have left on a storage, and that nothing publishes."""
+
+    id = BigAutoField()
+    attempt_id = BigIntegerField(index=True)
+    url = TextField()
+    due = DoubleField(index=True)
+    """When it may be removed; when it is looked for again, where it could not be reached."""
+
+
 TABLES: tuple[type[Table], ...] = (
     Counter,
     Site,
@@ -480,4 +494,5 @@ TABLES: tuple[type[Table], ...] = (
     AdminEvent,
     ArchivedJob,
     Usage,
+    Garbage,
 )

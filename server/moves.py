@@ -18,7 +18,7 @@ READY_NUMBERS = "ready_nr"
 """The sequence that orders jobs of a class and priority by when they became READY."""
 LONGEST_PAUSE_SECONDS = 600
 LONGEST_METRIC_NAME = 100
-TAKEN_AWAY = frozenset({"LOST_HEARTBEAT", "NOT_ACKNOWLEDGED", "CANCELLED_BY_USER"})
+TAKEN_AWAY = frozenset({"LOST_HEARTBEAT", "NOT_ACKNOWLEDGED", "CANCELLED_BY_USER", "ANOTHER_COPY_WON"})
 """The errors of attempts that the server took from their pilots; no pilot reports one itself."""
 
 

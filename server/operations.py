@@ -15,12 +15,12 @@ from itertools import islice
 from protocol.errors import PilotageError
 from protocol.messages import RetryReply, RetrySpec
 from protocol.states import FINAL, Actor, DatasetState, JobState, sources
-from server import archive, dependencies, moves, task_manager, trail, wake
+from server import archive, copies, dependencies, moves, task_manager, trail, wake
 from server.core import Core
 from server.database import Chain, Part, Rows
-from server.models import ArchivedJob, Dataset, File, Job, JobInput, Task, now
+from server.models import ArchivedJob, Dataset, File, Job, Task, now
 from server.pace import Pace
-from server.specs import output_names, spec_of
+from server.specs import outputs_of, spec_of
 from server.statements import listed
 
 WINDOW = 5_000
@@ -38,7 +38,8 @@ SETTLE = Chain(
     Part(
         "settled",
         f"""UPDATE job SET priority = :priority, ready_nr = CASE
-                WHEN job.state <> '{JobState.READY.value}' OR job.ready_after IS NOT NULL THEN job.ready_nr
+                WHEN job.ready_after IS NOT NULL THEN job.ready_nr
+                WHEN job.state <> '{JobState.READY.value}' AND coalesce(job.copies, 0) = 0 THEN job.ready_nr
                 WHEN :paused = 1 THEN NULL
                 ELSE coalesce(job.ready_nr, waiting.number) END
             FROM waiting WHERE job.id = waiting.id AND job.state NOT IN ({listed(sorted(FINAL))})
@@ -55,8 +56,8 @@ RETRY = Chain(
         "retried",
         f"""UPDATE job SET state = '{JobState.READY.value}', priority = :priority, changed = :now,
                 ready_nr = CASE WHEN :paused = 1 THEN NULL ELSE again.number END, ready_after = NULL,
-                payload_failures = 0, losses = 0, unacknowledged = 0, kills = 0, loss = NULL, avoid_node = NULL,
-                avoid_until = NULL, error = NULL, error_detail = NULL, ended_at = NULL, counted = FALSE
+                payload_failures = 0, losses = 0, unacknowledged = 0, kills = 0, loss = NULL,
+                copies = CAST(:copies AS integer), avoid_node = NULL, avoid_until = NULL, error = NULL, error_detail = NULL, ended_at = NULL, counted = FALSE
             FROM again WHERE job.id = again.id AND job.state IN ({listed(sources(JobState.READY, Actor.USER))})
             RETURNING job.id""",
         {},
@@ -142,7 +143,8 @@ def settle(core: Core, task_id: int, again: bool = True) -> None:
 def _unlike(task: Task) -> Iterator[int]:
     """Jobs of a task that do not wait as it wants them to, looked for in parts of bounded length."""
     in_queue = Job.ready_nr.is_null(False) if task.paused else Job.ready_nr.is_null()
-    misplaced = (Job.state == JobState.READY.value) & Job.ready_after.is_null() & in_queue
+    waits = (Job.state == JobState.READY.value) | (Job.copies > 0)
+    misplaced = waits & Job.ready_after.is_null() & in_queue
     for first in range(1, task.n_formed + 1, WINDOW):
         query = Job.select(Job.id).where(
             Job.task == task.id,
@@ -263,7 +265,13 @@ def _retry_some(core: Core, task_id: int, ids: Sequence[int], who: str) -> int:
     numbers = core.database.next_numbers(moves.READY_NUMBERS, len(jobs))
     again = [(job.id, number, job.attempt_nr, job.state) for job, number in zip(jobs, numbers, strict=True)]
     core.database.run(
-        RETRY, again=again, priority=task.job_priority, paused=int(task.paused), who=who, now=now()
+        RETRY,
+        again=again,
+        priority=task.job_priority,
+        paused=int(task.paused),
+        copies=copies.after_the_first(spec_of(task)),
+        who=who,
+        now=now(),
     )
     counted = Counter(job.state for job in jobs if job.counted)
     changes: dict[str, object] = {
@@ -308,12 +316,10 @@ def _reopen(core: Core, task: Task) -> None:
 
 def _with_outputs(task: Task, jobs: Sequence[Job]) -> list[Job]:
     """Declare the outputs of these jobs again, which the end of the task has removed; those whose names are free or theirs."""
-    spec = spec_of(task)
-    if not spec.outputs:
-        return list(jobs)
-    first_lfns = _first_inputs([job.id for job in jobs]) if task.input_dataset_id is not None else {}
-    wanted = {job.id: output_names(spec, task.id, job.job_nr, first_lfns.get(job.id, "")) for job in jobs}
     dataset = task.output_dataset
+    if dataset is None:
+        return list(jobs)
+    wanted = outputs_of(task, jobs)
     every = [lfn for lfns in wanted.values() for lfn in lfns]
     there = dict(
         File.select(File.lfn, File.job_id).where(File.scope == dataset.scope, File.lfn.in_(every)).tuples()
@@ -328,16 +334,6 @@ def _with_outputs(task: Task, jobs: Sequence[Job]) -> list[Job]:
     if rows:
         File.insert_many(rows, [File.dataset, File.scope, File.lfn, File.state, File.job_id]).execute()
     return able
-
-
-def _first_inputs(job_ids: Sequence[int]) -> dict[int, str]:
-    rows = (
-        JobInput.select(JobInput.job, File.lfn)
-        .join(File, on=(JobInput.file == File.id))
-        .where(JobInput.job.in_(job_ids))
-        .order_by(File.id.desc())
-    )
-    return dict(rows.tuples())
 
 
 # -- ending -----------------------------------------------------------------------------------------------------------------

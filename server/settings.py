@@ -67,7 +67,11 @@ TABLE = Table("server", (
     Setting("closer", "period_seconds", Type.NUMBER, 1, "between two passes of the closer", minimum=0.05, maximum=3600),
     Setting("archive", "after_seconds", Type.NUMBER, 3600, "after the end of a task its jobs stay in the hot tables for so long",
             minimum=0, maximum=31_536_000),
-    Setting("archive", "period_seconds", Type.NUMBER, 1, "between two passes of the archiver", minimum=0.05, maximum=3600),
+    Setting("archive", "period_seconds", Type.NUMBER, 1, "between two passes of the archiver, and of the sweeper",
+            minimum=0.05, maximum=3600),
+    Setting("archive", "garbage_hours", Type.NUMBER, 24,
+            "files of attempts that failed or were lost are removed so long after their job went into the archive",
+            minimum=0, maximum=87_600),
 
     *LOGGING_ROWS,
 ))

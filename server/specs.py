@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Sequence
 
 from protocol import templates
 from protocol.messages import TaskSpec, from_wire, to_wire
-from server.models import Task
+from server.models import File, Job, JobInput, Task
 
 
 def dump(spec: TaskSpec) -> str:
@@ -28,3 +29,22 @@ def output_names(spec: TaskSpec, task_id: int, job_nr: int, lfn: str) -> list[st
     """What a job writes: the templates, filled in with its number and the name of its first input ("" if it has none)."""
     values = {"lfn": lfn, "stem": templates.stem(lfn), "task_id": str(task_id), "job_nr": str(job_nr)}
     return [templates.fill(template, values) for template in spec.outputs]
+
+
+def outputs_of(task: Task, jobs: Sequence[Job]) -> dict[int, list[str]]:
+    """What each of these jobs of a task writes, by its id; also of those that have failed, which declare it no more."""
+    spec = spec_of(task)
+    if not spec.outputs:
+        return {job.id: [] for job in jobs}
+    first_lfns = _first_inputs([job.id for job in jobs]) if task.input_dataset_id is not None else {}
+    return {job.id: output_names(spec, task.id, job.job_nr, first_lfns.get(job.id, "")) for job in jobs}
+
+
+def _first_inputs(job_ids: Sequence[int]) -> dict[int, str]:
+    rows = (
+        JobInput.select(JobInput.job, File.lfn)
+        .join(File, on=(JobInput.file == File.id))
+        .where(JobInput.job.in_(job_ids))
+        .order_by(File.id.desc())
+    )
+    return dict(rows.tuples())

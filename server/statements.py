@@ -35,10 +35,21 @@ _PICKED = {
     "attempt_nr": "integer",
     "ready_at": "double precision",
     "loss": "text",
+    "more": "integer",
     "ready_nr": "bigint",
 }
-_PICK = "SELECT job.id, task_id, job_nr, attempt_id AS old_attempt_id, attempt_nr, changed AS ready_at, loss"
+_READY = f"state IN ({listed(sources(JobState.EXTRACTED, Actor.DISPATCHER))})"
+_MORE = f"copies > CASE WHEN {_READY} THEN 0 ELSE 1 END"
+"""Whether a further copy may be handed out after this claim; the first one of all is not counted."""
+_PICK = f"""SELECT job.id, task_id, job_nr, attempt_id AS old_attempt_id, attempt_nr, changed AS ready_at, loss,
+                CASE WHEN {_MORE} THEN 1 ELSE 0 END AS more"""
 _MAY_GO_TO_NODE = f"(avoid_node IS NULL OR avoid_node <> :node OR avoid_until <= {CLOCK})"
+_THIS_NODE = "'\n' || CAST(:node AS text) || '\n'"
+_CLAIMABLE = f"""({_READY} OR copies > 0 AND state IN ({listed(HELD)})
+                AND replace(copy_nodes, {_THIS_NODE}, '') = copy_nodes)"""
+"""A job that nobody holds, or one of which a further copy may be handed out, if this node has not been given one."""
+_PLACES = "ready_nr = CASE WHEN copies > 0 THEN ready_nr END, ready_after = CASE WHEN copies > 0 THEN ready_after END"
+"""A job that is held is in no queue, but for its further copies."""
 _BIND = (
     Part(
         "made",
@@ -61,8 +72,13 @@ _BIND = (
     ),
     Part(
         "bound",
-        f"""UPDATE job SET state = '{JobState.EXTRACTED.value}', ready_nr = NULL, loss = NULL,
-                attempt_nr = made.attempt_nr, attempt_id = made.id, changed = :now,
+        # Of one that is held already it is a further copy: the attempt that leads goes on leading.
+        f"""UPDATE job SET state = CASE WHEN {_READY} THEN '{JobState.EXTRACTED.value}' ELSE state END,
+                ready_nr = CASE WHEN {_MORE} THEN ready_nr END, loss = NULL, attempt_nr = made.attempt_nr,
+                attempt_id = CASE WHEN {_READY} THEN made.id ELSE attempt_id END,
+                copies = CASE WHEN {_READY} THEN copies ELSE copies - 1 END, changed = :now,
+                copy_nodes = CASE WHEN copies IS NULL THEN NULL WHEN {_READY} THEN {_THIS_NODE}
+                    ELSE copy_nodes || {_THIS_NODE} END,
                 losses = losses + CASE WHEN loss = 'LOST_HEARTBEAT' THEN 1 ELSE 0 END,
                 unacknowledged = unacknowledged + CASE WHEN loss = 'NOT_ACKNOWLEDGED' THEN 1 ELSE 0 END,
                 kills = kills + CASE WHEN loss = 'LOST_HEARTBEAT' AND EXISTS (
@@ -90,7 +106,7 @@ _BIND = (
     Part(
         "claimed",
         """SELECT made.id, made.attempt_nr, made.nonce, picked.id AS job_id, picked.job_nr, picked.task_id,
-               picked.ready_nr
+               picked.ready_nr, picked.more
            FROM made JOIN picked ON picked.id = made.job_id ORDER BY made.request_nr""",
         {},
     ),
@@ -101,7 +117,7 @@ CLAIM = Chain(
         "picked",
         f"""{_PICK}, ready_nr FROM job
             WHERE job_class_id = :job_class AND priority = :priority AND ready_nr > :place
-                AND state IN ({listed(sources(JobState.EXTRACTED, Actor.DISPATCHER))}) AND {_MAY_GO_TO_NODE}
+                AND {_CLAIMABLE} AND {_MAY_GO_TO_NODE}
             ORDER BY ready_nr LIMIT :n {{skip_locked}}""",
         _PICKED,
     ),
@@ -115,7 +131,7 @@ CLAIM_THESE = Chain(
     Part(
         "picked",
         f"""{_PICK}, wanted.rank AS ready_nr FROM wanted JOIN job ON job.id = wanted.id
-            WHERE ready_nr IS NOT NULL AND state IN ({listed(sources(JobState.EXTRACTED, Actor.DISPATCHER))})
+            WHERE ready_nr IS NOT NULL AND {_CLAIMABLE}
             ORDER BY wanted.rank LIMIT :n {{skip_locked}}""",
         _PICKED,
     ),
@@ -132,7 +148,8 @@ WINDOW = Chain(
         "best",
         f"""SELECT id FROM (
                 SELECT id, task_id, site, ready_nr FROM job
-                WHERE job_class_id = :job_class AND priority = :priority AND ready_nr > :place AND {_MAY_GO_TO_NODE}
+                WHERE job_class_id = :job_class AND priority = :priority AND ready_nr > :place
+                    AND {_CLAIMABLE} AND {_MAY_GO_TO_NODE}
                 ORDER BY ready_nr LIMIT :window
             ) AS first
             ORDER BY CASE WHEN task_id = :task_id THEN 0 ELSE 1 END, CASE WHEN site = :site THEN 0 ELSE 1 END, ready_nr
@@ -182,12 +199,13 @@ _RETURNING = "RETURNING " + ", ".join(f"attempt.{name}" for name in MOVED)
 
 
 @functools.cache
-def move(states: tuple[JobState, ...], *, full: bool, outputs: bool) -> Chain:
+def move(states: tuple[JobState, ...], *, full: bool, outputs: bool, copy: bool = False) -> Chain:
     """Take words about attempts whose moves are these `states`, which may be none.
 
     Rows `words`: id, nonce, seq, a time per state that has one, and if they are `full` what else a word brings. Result: the
     attempts that were moved; a word that is missing there was a repeat, is not its sender's any more, or does not follow. A
     move to FAILED leaves the job to the caller; one to COMPLETED is taken without `outputs` only where none are declared.
+    The end of an attempt whose job may have copies is taken only from a caller who knows that (`copy`), and sees to the job.
     """
     timed = [STATE_TIMES[state].name for state in states if state in STATE_TIMES]
     target = states[-1] if states else None
@@ -213,6 +231,8 @@ def move(states: tuple[JobState, ...], *, full: bool, outputs: bool) -> Chain:
         guard = listed({*(set(sources(target, Actor.PILOT)) & set(HELD)), target})
     if target in FINAL:
         changes.append("ended_at = :now")
+    if target in FINAL and not copy:
+        guard += ") AND ((SELECT copies FROM job WHERE job.id = attempt.job_id) IS NULL"
     if target is JobState.COMPLETED and not outputs:
         guard += ") AND NOT EXISTS (SELECT 1 FROM file WHERE file.job_id = attempt.job_id AND file.state = 'declared'"
     columns = {**_BRIEF, **dict.fromkeys(timed, "double precision"), **(_FULL if full else {})}
@@ -224,7 +244,7 @@ def move(states: tuple[JobState, ...], *, full: bool, outputs: bool) -> Chain:
         MOVED,
     )
     parts: list[Rows | Part] = [Rows("words", columns), moved]
-    if target is not JobState.FAILED:
+    if target is not JobState.FAILED and not copy:
         parts.append(_mirror(target))
     if target in FINAL:
         parts.append(_DONE)
@@ -232,12 +252,17 @@ def move(states: tuple[JobState, ...], *, full: bool, outputs: bool) -> Chain:
 
 
 def _mirror(target: JobState | None) -> Part:
-    """The jobs of the attempts that were moved; one whose lease had run out is its pilot's again."""
+    """The jobs of the attempts that were moved; one whose lease had run out is its pilot's again.
+
+    Whether one of several copies leads is for the job's row to say, when it is this statement's: it may just have changed.
+    """
     ended = ", ended_at = :now, error = NULL, error_detail = NULL" if target is JobState.COMPLETED else ""
     return Part(
         "mirrored",
-        f"""UPDATE job SET state = moved.state, changed = :now, ready_nr = NULL, ready_after = NULL, loss = NULL{ended}
-            FROM moved WHERE job.id = moved.job_id AND job.attempt_id = moved.id AND job.ended_at IS NULL
+        f"""UPDATE job SET state = CASE WHEN job.attempt_id = moved.id THEN moved.state ELSE job.state END,
+                changed = :now, loss = NULL, {_PLACES}{ended}
+            FROM moved
+            WHERE job.id = moved.job_id AND (job.attempt_id = moved.id OR copies IS NOT NULL) AND job.ended_at IS NULL
             RETURNING job.id""",
         {},
     )
@@ -294,7 +319,7 @@ RENEW = Chain(
     ),
     Part(
         "kept",
-        """UPDATE job SET state = renewed.state, changed = :now, ready_nr = NULL, ready_after = NULL, loss = NULL
+        f"""UPDATE job SET state = renewed.state, changed = :now, loss = NULL, {_PLACES}
            FROM renewed
            WHERE job.id = renewed.job_id AND job.attempt_id = renewed.id AND job.state <> renewed.state
                AND job.ended_at IS NULL

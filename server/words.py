@@ -17,7 +17,7 @@ from protocol.errors import BY_NAME, Budget, ErrorEntry, PilotageError, Retry, s
 from protocol.files import check_checksums
 from protocol.messages import AttemptUpdate, LogReport, OutputReport, UpdateReply
 from protocol.states import HELD, PILOT_OWNED, Actor, JobState
-from server import moves, nodes, statements, tokens
+from server import copies, moves, nodes, statements, tokens
 from server.claiming import physical_name
 from server.core import Core
 from server.leaseclock import lease_clock
@@ -150,31 +150,46 @@ def _take_plain(core: Core, words: Sequence[Word]) -> dict[int, UpdateReply | Pi
     answers: dict[int, UpdateReply | PilotageError] = {row[0]: UpdateReply(row[0], row[3]) for row in moved}
     for word in words:
         if word.said.attempt_id not in answers:
-            try:
-                answers[word.said.attempt_id] = _not_taken(core, word)
-            except PilotageError as error:
-                answers[word.said.attempt_id] = error
+            answers[word.said.attempt_id] = _look_into(core, word)
     return answers
+
+
+def _look_into(core: Core, word: Word) -> UpdateReply | PilotageError:
+    """A plain word that was not taken with others; an end may be that of one of several copies."""
+    if word.target is JobState.COMPLETED:
+        return _take_in_transaction(core, word)
+    try:
+        return _not_taken(core, word)
+    except PilotageError as error:
+        return error
 
 
 def _take_single(core: Core, word: Word) -> tuple[UpdateReply, int | None]:
     """A word that ends an attempt with outputs or with a failure, and its job if it was taken; inside `Database.write`."""
-    moved = _move(core, [word])
+    moved, copied = _move(core, [word]), None
+    if not moved and (copied := copies.locked(core, word.said.attempt_id)) is not None:
+        moved = _move(core, [word], copy=True)
     if not moved:
         return _not_taken(core, word), None
     row = dict(zip(MOVED, moved[0], strict=True))
     if word.target is JobState.COMPLETED:
         _publish(core, row, word.said.outputs or [])
+        if copied is not None:
+            copies.win(copied, row["id"])
     else:
-        _end_failed(core, row, word.said)
+        entry = _entry(word.said.error)
+        if copied is None or not copies.goes_on(copied, without=row["id"]):
+            _end_failed(core, row, word.said, entry)
+        seconds = now() - row["extracted_at"]
+        nodes.note_failure(core, row["id"], row["queue"], row["node"], seconds, entry.blame)
     return UpdateReply(row["id"], row["state"]), row["job_id"]
 
 
-def _move(core: Core, words: Sequence[Word]) -> list[Any]:
+def _move(core: Core, words: Sequence[Word], *, copy: bool = False) -> list[Any]:
     """Take what can be taken of words with the same moves; the rows of statements.MOVED."""
     first = words[0]
     full = not first.is_brief
-    chain = statements.move(first.states, full=full, outputs=bool(first.said.outputs))
+    chain = statements.move(first.states, full=full, outputs=bool(first.said.outputs), copy=copy)
     # In the order of a heartbeat: or on Postgres the two may wait for each other's attempts.
     rows = [_row(word, full) for word in sorted(words, key=lambda word: word.said.attempt_id)]
     return core.database.run(chain, words=rows, now=now())
@@ -274,9 +289,8 @@ def _refuse_outputs(declared: Any, reported: Any, n_twice: int) -> None:
         )
 
 
-def _end_failed(core: Core, row: dict[str, Any], said: AttemptUpdate) -> None:
+def _end_failed(core: Core, row: dict[str, Any], said: AttemptUpdate, entry: ErrorEntry) -> None:
     """A failed attempt: the catalogue says which budget pays, and whether, when and where the job is tried again."""
-    entry = _entry(said.error)
     detail = shorten(said.error_detail if entry.name == said.error else f"{said.error}: {said.error_detail}")
     job = core.database.locked(Job.select().where(Job.id == row["job_id"])).get()
     spec = task_facts(core.recent, job.task_id).spec
@@ -290,6 +304,7 @@ def _end_failed(core: Core, row: dict[str, Any], said: AttemptUpdate) -> None:
         "losses": losses,
         "error": entry.name,
         "error_detail": detail,
+        "copies": copies.after_the_first(spec),
     }
     if spent or entry.retry is Retry.NEVER:
         target = JobState.FAILED
@@ -300,5 +315,3 @@ def _end_failed(core: Core, row: dict[str, Any], said: AttemptUpdate) -> None:
         if entry.retry is Retry.ELSEWHERE:
             changes |= {"avoid_node": row["node"], "avoid_until": lease_clock() + AVOID_SECONDS}
     moves.set_job(row["job_id"], row["id"], target, Actor.PILOT, **changes)
-    seconds = now() - row["extracted_at"]
-    nodes.note_failure(core, row["id"], row["queue"], row["node"], seconds, entry.blame)

@@ -116,6 +116,7 @@ def show(session: Session, *, job_id: int, as_json: bool) -> None:
             "state": view.state,
             "type": f"{view.resource_type}, priority {view.priority}",
             "attempts": view.attempt_nr,
+            "copies": _copies(view),
             "error": Text(f"{view.error} ({view.error_code})", style="red") if view.error else None,
             "reason": _reason(view),
             "advice": BY_NAME[view.error].advice if view.error in BY_NAME else None,
@@ -123,6 +124,11 @@ def show(session: Session, *, job_id: int, as_json: bool) -> None:
     )
     _print_more(view)
     return None
+
+
+def _copies(view: JobView) -> str | None:
+    n = sum(attempt.ended is None for attempt in view.attempts or ())
+    return f"{n} of {view.replicate} copies run" if view.replicate > 1 and n else None
 
 
 def _reason(view: JobView) -> str | None:

@@ -56,6 +56,7 @@ def task() -> None:
         "pilotage task submit --jobs 3 -- echo 'job {job_nr}'",
         "pilotage task submit --name md5 --input run-1 --ship md5.py --output '{stem}.md5' \\",
         "    -- '{python}' '{bundle}/md5.py' '{input}' '{output}'",
+        "pilotage task submit --name urgent --jobs 1 --replicate 2 -- ./calibrate.sh",
         "pilotage task submit --from etc/examples/hello.json --wait",
     ),
     context_settings={"allow_interspersed_args": True},
@@ -86,6 +87,8 @@ def task() -> None:
 @click.option("--priority", type=int, metavar="N", help="Higher goes first.  [default: 0]")
 @click.option("--max-attempts", type=int, metavar="N", help="Tries that the payload may fail.  [default: 3]")
 @click.option("--max-losses", type=int, metavar="N", help="Tries that nodes may lose.  [default: 10]")
+@click.option("--replicate", type=int, metavar="K",
+              help="Run K copies of each job on different nodes; the first that completes counts.  [default: 1]")  # fmt: skip
 @click.option("--queue", metavar="QUEUE", help="Only pilots of this queue.")
 @click.option("--site", metavar="SITE", help="Only pilots of this site.")
 @click.option(

@@ -78,10 +78,8 @@ EPILOG = (
 @click.option(
     "--grace-hours",
     type=click.FloatRange(min=0),
-    default=audit_storage.Options.grace_seconds / 3600,
-    show_default=True,
     metavar="N",
-    help="How long files of attempts that failed may lie about.",
+    help="How long files of attempts that failed may lie about (default: garbage_hours in [archive]).",
 )
 @click.option(
     "--limit",
@@ -108,6 +106,8 @@ def audit(
     try:
         given = {name: options.pop(name) for name in ("server__state_directory", "database__url")}
         chosen = settings.load(given, config)
+        if options["grace_hours"] is None:
+            options["grace_hours"] = chosen.number("archive", "garbage_hours")
         wish = Options(
             task=task,
             storages=None if no_storage else _storages(**options),

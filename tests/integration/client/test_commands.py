@@ -43,7 +43,7 @@ def test_every_option_of_submit_reaches_the_server(pilotage: Pilotage, session: 
         "task", "submit", "--name", "all-options", "--jobs", 4, "--output", "a-{job_nr}", "--output", "b-{job_nr}",
         "--output-dataset", "all-options-results", "--env", "A=1", "--env", "B=x=y", "--gpu", "--gpus", 2, "--cores", 3,
         "--memory-mb", 100, "--disk-mb", 200, "--walltime-seconds", 300, "--priority", 7, "--max-attempts", 5,
-        "--max-losses", 6, "--queue", "GPU", "--label", "ptest", "--data-type", "raw", "--json",
+        "--max-losses", 6, "--replicate", 2, "--queue", "GPU", "--label", "ptest", "--data-type", "raw", "--json",
         "--", "prog", "--flag", "{output}", "-x",
     )  # fmt: skip
     assert done.code == 0, done.err
@@ -52,7 +52,7 @@ def test_every_option_of_submit_reaches_the_server(pilotage: Pilotage, session: 
         "name": "all-options", "command": ["prog", "--flag", "{output}", "-x"], "inputDataset": "", "nJobs": 4,
         "filesPerJob": 1, "outputs": ["a-{job_nr}", "b-{job_nr}"], "outputDataset": "all-options-results",
         "environment": {"A": "1", "B": "x=y"}, "resourceType": "gpu", "cores": 3, "memoryMb": 100, "diskMb": 200,
-        "walltimeSeconds": 300, "gpus": 2, "priority": 7, "maxAttempts": 5, "maxLosses": 6, "queue": "GPU",
+        "walltimeSeconds": 300, "gpus": 2, "priority": 7, "maxAttempts": 5, "maxLosses": 6, "replicate": 2, "queue": "GPU",
         "prodSourceLabel": "ptest", "dataType": "raw", "bundle": "", "site": "", "workingGroup": "", "countryGroup": "",
         "requires": [], "tags": [], "after": [],
     }  # fmt: skip

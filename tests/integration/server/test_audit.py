@@ -552,16 +552,18 @@ def test_a_file_of_an_attempt_that_lives_is_none(lives: World, url: str, storage
     assert not findings(url)
 
 
-def test_f15_a_file_of_an_attempt_that_failed_is_garbage_and_after_the_grace_time_an_orphan(
-    lives: World, url: str, storage: Path
+@pytest.mark.parametrize(("folder", "after"), [("t.out", "garbage"), ("elsewhere", "orphan")])
+def test_f15_a_file_of_an_attempt_that_failed_is_garbage_and_after_the_grace_time_an_orphan_where_none_is_swept(
+    lives: World, url: str, storage: Path, folder: str, after: str
 ) -> None:
-    path = put(f"file://{storage}/t.out/f00001.out.2")
+    path = put(f"file://{storage}/{folder}/f00001.out.2")
     (note,) = findings(url)
     assert (note.check, note.is_note, note.subject["path"]) == ("garbage", True, str(path))
     long_ago = time.time() - 1000
     os.utime(path, (long_ago, long_ago))
     plant(lives, lambda: Attempt.update(ended_at=long_ago).where(Attempt.id == 2).execute())
-    assert one(url, "orphan", grace_seconds=900).subject["attempt"] == 2
+    (found,) = findings(url, grace_seconds=900)
+    assert (found.check, found.subject["attempt"]) == (after, 2)
 
 
 def test_a_copy_that_was_never_finished_is_garbage_and_after_the_grace_time_an_orphan(

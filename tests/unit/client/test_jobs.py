@@ -1,0 +1,39 @@
+"""What `pilotage job show` says about copies of a job."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from client.commands import jobs
+from protocol.messages import AttemptView, JobView
+
+
+@pytest.mark.parametrize(
+    ("replicate", "ends", "said"),
+    [
+        (3, [None, None], "2 of 3 copies run"),
+        (2, [None, "2026-01-01T00:00:00Z"], "1 of 2 copies run"),
+        (2, ["2026-01-01T00:00:00Z"], ""),
+        (1, [None], ""),
+    ],
+)
+def test_a_job_with_copies_says_how_many_run(
+    capsys: pytest.CaptureFixture[str], replicate: int, ends: list[str | None], said: str
+) -> None:
+    class Session:
+        def job(self, job_id: int) -> JobView:
+            tries = [
+                AttemptView(nr, nr, "RUNNING", "p", "n", "CPU", ended=end)
+                for nr, end in enumerate(ends, start=1)
+            ]
+            return JobView(
+                job_id, 1, 1, "t", "RUNNING", "cpu", 0, len(ends), "", "", replicate=replicate, attempts=tries
+            )
+
+    show: Any = jobs.show.callback
+    show.__wrapped__(Session(), job_id=1, as_json=False)
+    out = capsys.readouterr().out
+    assert said in out
+    assert ("copies run" in out) == bool(said)
