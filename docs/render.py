@@ -175,7 +175,7 @@ def pilot_options() -> str:
 
 def audit_checks() -> str:
     """What the audit looks for; a note is no damage."""
-    checks = importlib.import_module("server.findings").CHECKS.values()
+    checks = importlib.import_module("server.auditing.findings").CHECKS.values()
     head = ("check", "over", "it must be that", "otherwise")
     return table(
         head,

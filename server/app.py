@@ -11,11 +11,12 @@ from flask_swagger_ui import get_swaggerui_blueprint
 from werkzeug.exceptions import HTTPException
 
 from protocol.errors import PilotageError
-from server import openapi, ownership, tokens
+from server.access import ownership, tokens
+from server.access.tokens import Role
 from server.core import Core
+from server.http import openapi
+from server.http.wire import JSON_LINES, Query, error_reply, lines, parse, reply
 from server.routes import Call, Route, operators, pilot, public, user
-from server.tokens import Role
-from server.wire import JSON_LINES, Query, error_reply, lines, parse, reply
 
 logger = logging.getLogger(__name__)
 

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from protocol.errors import PilotageError
-from server import audit_database, audit_storage
-from server.audit_database import Progress
-from server.findings import Report
-from server.snapshot import Row, Snapshot
+from server.auditing import database_checks, storage_checks
+from server.auditing.database_checks import Progress
+from server.auditing.findings import Report
+from server.auditing.snapshot import Row, Snapshot
 
 LATE_SECONDS = 60
 """How late the reaper may be at least, in seconds of its own clock, before a lease that ran out is a finding."""
@@ -25,7 +25,7 @@ class Options:
 
     task: str = ""
     """The name or number of the one task that is looked at; empty: everything."""
-    storages: audit_storage.Options | None = audit_storage.Options()
+    storages: storage_checks.Options | None = storage_checks.Options()
     """None: the database alone."""
     reaper_seconds: float = 5.0
     """The longest that a pass of the reaper lets leases age at a time."""
@@ -44,9 +44,9 @@ def audit(url: str, options: Options = Options(), progress: Progress = in_silenc
     with Snapshot(url) as snapshot:
         task = _task(snapshot, options.task) if options.task else None
         patience = max(LATE_SECONDS, int(options.reaper_seconds) + 1)
-        audit_database.look(snapshot, report, task["id"] if task else None, patience, progress)
+        database_checks.look(snapshot, report, task["id"] if task else None, patience, progress)
         if options.storages is not None:
-            audit_storage.look(snapshot, report, task, options.storages, progress)
+            storage_checks.look(snapshot, report, task, options.storages, progress)
     return report
 
 

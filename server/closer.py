@@ -9,9 +9,10 @@ import functools
 import time
 
 from protocol.states import JobState
-from server import cancelling, tallies, task_manager
+from server import tallies, task_manager
 from server.core import Core
 from server.database import Chain, Part
+from server.jobs import cancelling
 from server.models import Task
 from server.pace import Pace
 

@@ -26,14 +26,16 @@ from protocol.messages import (
 )
 from protocol.resources import Needs, Offer, ResourceType, misfits
 from protocol.states import QueueState
-from server import availability, brokerage, news, trail
+from server.access import trail
+from server.brokerage import availability, broker
+from server.brokerage.nodes import HELD_BACK
 from server.core import Core
 from server.leaseclock import lease_clock
 from server.models import Attempt, Job, JobClass, Node, Pilot, Queue, Site, Storage, now
-from server.nodes import HELD_BACK
 from server.paging import iso
 from server.recent import pilot_facts
 from server.urls import check_url
+from server.waiting import news
 
 LOCAL = "LOCAL"
 OPEN_OR_CLOSED = (QueueState.ONLINE, QueueState.OFFLINE)
@@ -169,7 +171,7 @@ def _numbers() -> _Numbers:
     held = Attempt.select(Attempt.queue, fn.COUNT(Attempt.id)).where(Attempt.ended_at.is_null())
     pilots = Pilot.select(Pilot.queue, fn.COUNT(Pilot.number)).where(alive())
     return _Numbers(
-        [(brokerage.needs_in(key), n) for key, n in ready.tuples()],
+        [(broker.needs_in(key), n) for key, n in ready.tuples()],
         dict(held.group_by(Attempt.queue).tuples()),
         dict(pilots.group_by(Pilot.queue).tuples()),
     )

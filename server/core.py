@@ -6,8 +6,8 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from server.brokerage import Broker
-from server.callers import Callers
+from server.access.callers import Callers
+from server.brokerage.broker import Broker
 from server.database import Database
 from server.recent import Recent
 from server.urls import URL_SCHEMES
@@ -67,7 +67,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Waiting:
-    """Where pilots wait for work (`server/waiting.py`)."""
+    """Where pilots wait for work (`server/waiting/process.py`)."""
 
     port: int
     ticket_key: bytes

@@ -8,8 +8,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from server import archive, availability, closer, garbage, reaper, task_executor
+from server import closer, reaper, task_executor
+from server.brokerage import availability
 from server.core import Core
+from server.upkeep import archive, garbage
 
 logger = logging.getLogger(__name__)
 

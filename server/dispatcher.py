@@ -18,16 +18,17 @@ from gunicorn.arbiter import Arbiter
 
 from protocol.errors import PilotageError
 from protocol.settings import Settings
-from server import computing, pilot_package, state_directory, tokens
+from server import computing, pilot_package, state_directory
 from server import settings as server_settings
+from server.access import tokens
 from server.app import create_app
 from server.core import Core, Limits
 from server.daemons import Daemons
 from server.database import Database
-from server.waiting_process import WaitingProcess
+from server.waiting.keeper import WaitingProcess
 
 if TYPE_CHECKING:
-    from server.relay import Relay
+    from server.waiting.relay import Relay
 
 logger = logging.getLogger(__name__)
 
@@ -211,7 +212,7 @@ class _Gunicorn(BaseApplication):
         is_sqlite = self._url.startswith("sqlite:")
         options: dict[str, Any] = {
             "bind": f"fd://{self._listener.detach()}",
-            "worker_class": "server.worker.Worker",
+            "worker_class": "server.http.worker.Worker",
             "workers": 1 if is_sqlite else settings.integer("server", "workers"),
             "threads": settings.integer("server", "threads"),
             "keepalive": 75,
@@ -263,7 +264,7 @@ class _Gunicorn(BaseApplication):
             self._daemons = Daemons(self._core)
             self._daemons.start()
             if not self._core.database.is_sqlite:
-                from server.relay import Relay  # psycopg, which an installation on SQLite has not
+                from server.waiting.relay import Relay  # psycopg, which an installation on SQLite has not
 
                 self._relay = Relay(self._url, self._directory)
                 self._relay.start()

@@ -1,6 +1,6 @@
 """Make jobs, hand them to pilots, take their updates, register outputs: every change of a job's state passes through here.
 
-The parts stand in files of their own: `forming`, `claiming` (getJob), `words` (updates), `leases` (heartbeats, the reaper's
+The parts stand in `jobs/`: `forming`, `claiming` (getJob), `words` (updates), `leases` (heartbeats, the reaper's
 work), `copies` (of one job, at the same time), `cancelling`, `operations` (a user's retry, pause, resume), and what they share,
 `moves` and `statements`. A move is one conditional UPDATE whose row count is the answer; a final state never
 changes but by a user's explicit word. What a function changes it changes in one transaction, so a crash leaves all of it or
@@ -13,14 +13,14 @@ from collections.abc import Sequence
 
 from protocol.errors import PilotageError
 from protocol.messages import AttemptUpdate, GetJobReply, GetJobRequest, UpdateReplies, UpdateReply
-from server.cancelling import cancel
-from server.claiming import claim
 from server.core import Core
-from server.forming import form
+from server.jobs.cancelling import cancel
+from server.jobs.claiming import claim
+from server.jobs.forming import form
+from server.jobs.leases import expire, heartbeat, promote
+from server.jobs.moves import READY_NUMBERS, TAKEN_AWAY
+from server.jobs.words import update, update_all
 from server.leaseclock import LEASE_CLOCK, advance_lease_clock, lease_clock
-from server.leases import expire, heartbeat, promote
-from server.moves import READY_NUMBERS, TAKEN_AWAY
-from server.words import update, update_all
 
 __all__ = [
     "LEASE_CLOCK",

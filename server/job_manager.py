@@ -13,9 +13,9 @@ from peewee import JOIN, fn
 from protocol.errors import BY_NAME, PilotageError
 from protocol.messages import AttemptView, FileView, JobView, Page, PilotView, StateTime
 from protocol.states import FINAL, HELD, Actor, JobState, PilotState
-from server import catalogue, packing
-from server.claiming import log_url
+from server import catalogue
 from server.job_executor import TAKEN_AWAY, lease_clock
+from server.jobs.claiming import log_url
 from server.models import (
     STATE_TIMES,
     ArchivedJob,
@@ -31,6 +31,7 @@ from server.models import (
 )
 from server.paging import Cursor, iso, page_of, rows_after
 from server.specs import spec_of
+from server.upkeep import packing
 
 
 def find(job_id: int) -> Job | ArchivedJob:

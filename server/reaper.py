@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from server import brokerage, job_executor
+from server import job_executor
+from server.brokerage import broker
 from server.core import Core
 
 
@@ -27,5 +28,5 @@ def run_once(core: Core, elapsed_seconds: float, turn: Turn | None = None) -> in
         turn.seen = clock
     if seen is None or clock == seen + int(step * 1000):
         half_life = core.limits.share_half_life_seconds
-        core.database.write(lambda: brokerage.forget_usage(step, half_life))
+        core.database.write(lambda: broker.forget_usage(step, half_life))
     return job_executor.expire(core)

@@ -15,13 +15,17 @@ from peewee import JOIN, fn
 
 from protocol.messages import TaskSpec
 from protocol.states import DatasetState
-from server import dependencies, forming, job_executor, operations, quotas, wake
+from server import job_executor
+from server.access import quotas
+from server.access.quotas import Quotas
+from server.brokerage import dependencies
 from server.core import Core
-from server.forming import NewJob
+from server.jobs import forming, operations
+from server.jobs.forming import NewJob
 from server.models import Dataset, File, Job, JobClass, Task
 from server.pace import Pace
-from server.quotas import Quotas
 from server.specs import output_names, spec_of
+from server.waiting import wake
 
 PASS_JOBS = 5_000
 """Most jobs that a pass forms of one stock: then the others have their turn, and this one goes on in the next pass."""

@@ -14,14 +14,17 @@ from protocol.files import check_lfn
 from protocol.messages import Page, TaskSpec, TaskView
 from protocol.resources import ResourceType
 from protocol.states import DatasetState, JobState, TaskState, task_state
-from server import archive, brokerage, cancelling, catalogue, dependencies, tallies
+from server import catalogue, tallies
+from server.brokerage import broker, dependencies
 from server.core import Core
+from server.jobs import cancelling
 from server.models import Account, Bundle, Dataset, File, Job, Queue, Site, Task, now
 from server.paging import Cursor, iso, page_of_all
 from server.specs import dump
 from server.tallies import Tally, expected_jobs
 from server.tallies import counts_of as counts_of
 from server.tallies import state_of as state_of
+from server.upkeep import archive
 
 ANSWER_SECONDS = 1.0
 """How long the answer to a cancellation waits for the jobs to end."""
@@ -48,7 +51,7 @@ def register(core: Core, spec: TaskSpec, owner: str) -> TaskView:
             resource_type=spec.resource_type.value,
             priority=spec.priority,
             boost=dependencies.boost(core.limits, spec, input_dataset),
-            job_class=brokerage.class_of(brokerage.needs_of(spec, group)),
+            job_class=broker.class_of(broker.needs_of(spec, group)),
             input_dataset=input_dataset,
             working_group=group,
             country_group=spec.country_group,

@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from server.audit import Options, audit
-from server.audit_storage import Options as StorageOptions
-from server.findings import Report
+from server.auditing.findings import Report
+from server.auditing.storage_checks import Options as StorageOptions
 
 PAUSE_SECONDS = 0.5
 """Between the two looks at what seems wrong on a disk."""

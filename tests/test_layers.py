@@ -60,25 +60,29 @@ LIKE_THE_OTHERS = {"server/commands/*.py": "client"}
 COMMANDS = "client/cli.py"
 """The one file that may import the command groups of other folders (`x.cli`): it joins them into `pilotage`."""
 
+NO_HTTP = ("flask", "werkzeug", "server.routes", "server.http", "server.app")
+
 INSIDE: Dict[str, Tuple[str, ...]] = {
     # Rules and the database know no HTTP.
-    "server/*_executor.py": ("flask", "werkzeug", "server.routes", "server.wire", "server.app"),
-    "server/*_manager.py": ("flask", "werkzeug", "server.routes", "server.wire", "server.app"),
-    "server/brokerage.py": ("flask", "werkzeug", "server.routes", "server.wire", "server.app"),
-    "server/catalogue.py": ("flask", "werkzeug", "server.routes", "server.wire", "server.app"),
-    "server/reaper.py": ("flask", "werkzeug", "server.routes", "server.wire", "server.app"),
-    "server/closer.py": ("flask", "werkzeug", "server.routes", "server.wire", "server.app"),
-    "server/models.py": ("flask", "werkzeug", "server.routes", "server.wire", "server.app"),
-    "server/database.py": (
-        "flask",
-        "werkzeug",
-        "server.routes",
-        "server.wire",
-        "server.app",
-        "server.models",
+    **dict.fromkeys(
+        (
+            *("server/*_executor.py", "server/*_manager.py", "server/jobs/*.py", "server/brokerage/*.py"),
+            *("server/catalogue.py", "server/registration.py", "server/computing.py", "server/tallies.py"),
+            *("server/reaper.py", "server/closer.py", "server/auditing/*.py", "server/upkeep/*.py"),
+            *("server/models.py", "server/database.py"),
+        ),
+        NO_HTTP,
     ),
-    "server/settings.py": ("flask", "peewee", "server.models"),
+    "server/data*.py": ("server.models",),
+    "server/waiting/process.py": (
+        "flask",
+        "peewee",
+        "server.database",
+        "server.models",
+        "server.job_executor",
+    ),
     "server/routes/*.py": ("peewee", "server.app", "server.daemons"),
+    "server/settings.py": ("flask", "peewee", "server.models"),
     # The pilot: run.py knows all parts, no part knows run.py; a plugin knows no control.
     "pilot/control/*.py": ("pilot.run", "pilot.cli"),
     "pilot/plugins/*.py": ("pilot.control", "pilot.run", "pilot.cli", "pilot.server_client", "pilot.context"),

@@ -318,7 +318,7 @@ class _Gunicorn(BaseApplication):
     def load_config(self) -> None:
         options: dict[str, Any] = {
             "bind": f"fd://{self._listener.detach()}",
-            "worker_class": "server.worker.Worker",
+            "worker_class": "server.http.worker.Worker",
             "workers": self._orders["workers"],
             "threads": self._orders["threads"],
             "keepalive": 75,

@@ -224,7 +224,7 @@ class Installation:
         return [pid for pid in self.target.server_pids()[1:] if pid not in waiting]
 
     def waiting_processes(self) -> list[int]:
-        return [pid for pid in self.target.server_pids()[1:] if "server.waiting" in _command(pid)]
+        return [pid for pid in self.target.server_pids()[1:] if "server.waiting.process" in _command(pid)]
 
 
 def _environment(home: Path) -> dict[str, str]:

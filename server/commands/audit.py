@@ -14,9 +14,10 @@ from client.commands.common import examples
 from protocol.errors import PilotageError
 from protocol.settings import Settings
 from server import audit as auditor
-from server import audit_storage, settings, state_directory
+from server import settings, state_directory
 from server.audit import Options
-from server.findings import CHECKS, Report, Tally
+from server.auditing import storage_checks
+from server.auditing.findings import CHECKS, Report, Tally
 
 DAMAGE, BLIND = 1, 2
 """Exit codes: something is wrong; it could not be looked at. 0: clean."""
@@ -64,7 +65,7 @@ EPILOG = (
 @click.option(
     "--sample",
     type=click.IntRange(min=1),
-    default=audit_storage.Options.checksums,
+    default=storage_checks.Options.checksums,
     show_default=True,
     metavar="N",
     help="How many a sample is.",
@@ -125,8 +126,8 @@ def audit(
     context.exit(DAMAGE if report.n_findings else 0)
 
 
-def _storages(checksums: str, sample: int, data_root: str, grace_hours: float) -> audit_storage.Options:
-    return audit_storage.Options(
+def _storages(checksums: str, sample: int, data_root: str, grace_hours: float) -> storage_checks.Options:
+    return storage_checks.Options(
         checksums={"none": 0, "sample": sample, "all": None}[checksums],
         data_root=data_root,
         grace_seconds=grace_hours * 3600,

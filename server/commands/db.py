@@ -17,10 +17,11 @@ from client import progress, tables
 from client.commands import Group
 from client.commands.common import examples, json_option
 from protocol.errors import PilotageError
-from server import backup as backups
-from server import copying, reconcile, settings, state_directory, upkeep
+from server import settings, state_directory
 from server.core import Core
 from server.database import Database
+from server.upkeep import backup as backups
+from server.upkeep import copying, health, reconcile
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -117,7 +118,7 @@ def migrate(installation: Installation, as_json: bool) -> None:
     Servers of an older version are stopped before: they do not know the new schema.
     """
     with installation.held(), installation.database(must_exist=False) as database:
-        missing = upkeep.status(installation.url, database).missing
+        missing = health.status(installation.url, database).missing
         if missing:
             backups.refuse_while_used(database, "migrate")
         applied = database.migrate()
@@ -147,7 +148,7 @@ _TABLES = (
 def status(context: click.Context, installation: Installation, as_json: bool) -> None:
     """Show the schema's version, sizes, rows, dead rows, and what holds back their removal; exit code 1 if a migration is missing."""
     with installation.database() as database:
-        found = upkeep.status(installation.url, database)
+        found = health.status(installation.url, database)
     if as_json:
         tables.show(dataclasses.asdict(found))
     else:
@@ -156,7 +157,7 @@ def status(context: click.Context, installation: Installation, as_json: bool) ->
         context.exit(1)
 
 
-def _print_status(found: upkeep.Status) -> None:
+def _print_status(found: health.Status) -> None:
     tables.print_facts(
         {
             "database": f"{found.kind}, {tables.size(found.size)}",
@@ -280,9 +281,9 @@ def prune(installation: Installation, older_than: int, dry_run: bool, compact: b
     """
     with installation.held(), installation.database() as database:
         core = Core(database, b"", installation.directory)
-        pruned = upkeep.prune(core, older_than, dry_run)
+        pruned = health.prune(core, older_than, dry_run)
         sizes = (
-            upkeep.compact(installation.url) if compact and installation.is_sqlite and not dry_run else None
+            health.compact(installation.url) if compact and installation.is_sqlite and not dry_run else None
         )
     if as_json:
         tables.show([dataclasses.asdict(each) for each in pruned])

@@ -8,9 +8,9 @@ from typing import Any
 
 from flask import Request
 
+from server.access.tokens import Caller, Role
 from server.core import Core
-from server.tokens import Caller, Role
-from server.wire import Parameter, Query
+from server.http.wire import Parameter, Query
 
 
 @dataclass(frozen=True)

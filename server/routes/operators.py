@@ -15,10 +15,10 @@ from protocol.messages import (
     TokenSpec,
     TokenView,
 )
-from server import accounts, groups, trail
+from server.access import accounts, groups, trail
+from server.access.tokens import Role
+from server.http.wire import CURSOR, Parameter, path_id
 from server.routes import Call, Door
-from server.tokens import Role
-from server.wire import CURSOR, Parameter, path_id
 
 door = Door()
 

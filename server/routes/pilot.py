@@ -23,9 +23,11 @@ from protocol.messages import (
     UpdateReplies,
     UpdateReply,
 )
-from server import bundles, claiming, computing, job_executor, tickets
+from server import bundles, computing, job_executor
+from server.access.tokens import Role
+from server.jobs import claiming
 from server.routes import Call, Door
-from server.tokens import Role
+from server.waiting import tickets
 
 door = Door()
 

@@ -9,9 +9,9 @@ from flask import Response, send_file
 import protocol
 from protocol.share import shared_path
 from server import pilot_package
+from server.access.tokens import Role
 from server.job_executor import lease_clock
 from server.routes import Call, Door
-from server.tokens import Role
 
 door = Door()
 

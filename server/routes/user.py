@@ -33,23 +33,13 @@ from protocol.messages import (
     TaskView,
 )
 from protocol.states import DatasetState, JobState, PilotState, TaskState
-from server import (
-    accounting,
-    bundles,
-    catalogue,
-    computing,
-    explain,
-    groups,
-    job_executor,
-    job_manager,
-    operations,
-    ownership,
-    task_manager,
-    trail,
-)
+from server import accounting, bundles, catalogue, computing, job_executor, job_manager, task_manager
+from server.access import groups, ownership, trail
+from server.access.tokens import Role
+from server.brokerage import explain
+from server.http.wire import CURSOR, Parameter, path_id
+from server.jobs import operations
 from server.routes import Call, Door
-from server.tokens import Role
-from server.wire import CURSOR, Parameter, path_id
 
 door = Door()
 

@@ -26,7 +26,9 @@ def waiting_processes(server: RunningServer) -> list[int]:
     """The server's waiting process, as long as it lives."""
     assert server.process is not None
     children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
-    return [int(pid) for pid in children if b"server.waiting" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return [
+        int(pid) for pid in children if b"server.waiting.process" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
 
 
 def get_job(server: RunningServer, pilot: str, queue: str) -> Any:

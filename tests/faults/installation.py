@@ -15,7 +15,7 @@ from typing import Any
 from client.session import Session
 from protocol.errors import PilotageError
 from protocol.messages import QueueSpec, TaskSpec, TaskView
-from server.snapshot import Snapshot
+from server.auditing.snapshot import Snapshot
 from tests.auditing import assert_clean
 from tests.faults.crew import USUAL, Crew, Habits, tried
 from tests.faults.history import History, Row, check

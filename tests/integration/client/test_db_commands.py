@@ -13,7 +13,7 @@ import pytest
 from client.commands import usage as usage_command
 from protocol.messages import UsageView
 from server import state_directory
-from server.backup import known_migrations
+from server.upkeep.backup import known_migrations
 from tests.integration.client.conftest import Pilotage, Server
 
 

@@ -11,11 +11,12 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from server import computing, tokens
+from server import computing
+from server.access import tokens
+from server.access.tokens import Role
 from server.app import create_app
 from server.core import Core, Limits
 from server.database import Database, proxy
-from server.tokens import Role
 from tests.integration.server.tenants import Tenants
 from tests.integration.server.world import KEY, OWNER, Bearer, World
 from tests.postgres import Cluster

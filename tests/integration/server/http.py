@@ -11,7 +11,7 @@ from werkzeug.test import TestResponse
 
 from protocol.errors import BY_NAME
 from protocol.messages import ErrorReply, from_wire
-from server.tokens import Role
+from server.access.tokens import Role
 from tests.integration.server.world import Bearer
 
 BUNDLE = b"bytes of a .tar.gz"

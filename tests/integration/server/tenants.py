@@ -6,8 +6,8 @@ from typing import Any
 
 from flask.testing import FlaskClient
 
+from server.access.tokens import Role
 from server.core import Core
-from server.tokens import Role
 from tests.integration.server.http import Speaker
 from tests.integration.server.world import Bearer
 

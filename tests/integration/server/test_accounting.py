@@ -8,11 +8,12 @@ import pytest
 from flask.testing import FlaskClient
 
 from protocol.messages import UsageView
-from server import accounting, archive
+from server import accounting
+from server.access.tokens import Role
 from server.core import Core, Limits
 from server.models import Attempt, File, Job, Usage
 from server.pace import Pace
-from server.tokens import Role
+from server.upkeep import archive
 from tests.integration.server.http import Speaker, refusal
 from tests.integration.server.lived import live
 from tests.integration.server.world import Bearer, World

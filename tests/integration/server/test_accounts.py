@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from server import app as app_module
-from server import ownership
+from server.access import ownership
+from server.access.tokens import Role
 from server.core import Core
 from server.models import Dataset
 from server.routes import Route
-from server.tokens import Role
 from tests.integration.server.http import refusal
 from tests.integration.server.tenants import TASK, Tenants
 from tests.integration.server.world import World

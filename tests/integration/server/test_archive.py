@@ -12,11 +12,12 @@ from flask.testing import FlaskClient
 from protocol.errors import PilotageError
 from protocol.messages import JobView, from_wire, to_wire
 from protocol.states import JobState
-from server import archive, daemons, job_executor, job_manager, packing, task_manager
+from server import daemons, job_executor, job_manager, task_manager
+from server.access.tokens import Role
 from server.core import Core, Limits
 from server.models import ArchivedJob, Attempt, Job, JobEvent, JobInput, Task
 from server.paging import Cursor
-from server.tokens import Role
+from server.upkeep import archive, packing
 from tests.integration.server.http import Speaker
 from tests.integration.server.lived import live, pictures
 from tests.integration.server.world import Bearer, World

@@ -25,21 +25,14 @@ from protocol.errors import PilotageError
 from protocol.files import local_path
 from protocol.messages import DatasetSpec, FileSpec, JobSpec, OutputReport, RetrySpec
 from protocol.states import JobState
-from server import (
-    archive,
-    audit_database,
-    audit_storage,
-    catalogue,
-    closer,
-    job_executor,
-    operations,
-    task_executor,
-    task_manager,
-)
+from server import catalogue, closer, job_executor, task_executor, task_manager
 from server.audit import Options, audit
+from server.auditing import database_checks, storage_checks
+from server.auditing.findings import CHECKS, Finding
+from server.auditing.snapshot import Snapshot
 from server.core import Core
 from server.database import proxy
-from server.findings import CHECKS, Finding
+from server.jobs import operations
 from server.models import (
     ArchivedJob,
     Attempt,
@@ -54,7 +47,7 @@ from server.models import (
     Storage,
     Task,
 )
-from server.snapshot import Snapshot
+from server.upkeep import archive
 from tests.auditing import assert_clean, look
 from tests.integration.server.world import MD5, World
 
@@ -64,7 +57,7 @@ CONTENT = b"what a payload made"
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Nothing happens between the two looks at a disk, and no settings of whoever runs the tests count."""
-    monkeypatch.setattr(audit_storage, "sleep", lambda seconds: None)
+    monkeypatch.setattr(storage_checks, "sleep", lambda seconds: None)
     monkeypatch.setenv("HOME", str(tmp_path))
 
 
@@ -518,7 +511,7 @@ def test_a_file_with_other_bytes_is_named(lives: World, url: str) -> None:
 
 def test_how_many_files_are_read_is_chosen(lives: World, url: str) -> None:
     def read(checksums: int | None) -> int:
-        options = Options(storages=audit_storage.Options(checksums, pause_seconds=0.0))
+        options = Options(storages=storage_checks.Options(checksums, pause_seconds=0.0))
         return audit(url, options).tallies["wrong-checksum"].looked_at
 
     assert [read(0), read(1), read(None)] == [0, 1, 2]
@@ -651,7 +644,7 @@ def test_what_was_only_on_its_way_is_no_finding(
         hidden.rename(place_of(1))
         early.unlink()
 
-    monkeypatch.setattr(audit_storage, "sleep", settle)
+    monkeypatch.setattr(storage_checks, "sleep", settle)
     assert_clean(url)
 
 
@@ -665,15 +658,15 @@ def test_the_second_look_sees_what_the_database_has_since(
         lives.form()
         assert [job.attempt_id for job in lives.claim()] == [7]
 
-    monkeypatch.setattr(audit_storage, "sleep", settle)
+    monkeypatch.setattr(storage_checks, "sleep", settle)
     assert_clean(url)
 
 
 def test_a_second_look_is_taken_at_once_when_there_is_much_to_look_at(
     lives: World, url: str, storage: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(audit_storage, "SUSPECTS", 5)
-    monkeypatch.setattr(audit_storage, "BATCH", 3)
+    monkeypatch.setattr(storage_checks, "SUSPECTS", 5)
+    monkeypatch.setattr(storage_checks, "BATCH", 3)
     for number in range(20):
         put(f"file://{storage}/t.out/orphan.{1000 + number}")
     report = look(url)
@@ -684,7 +677,7 @@ def test_a_second_look_is_taken_at_once_when_there_is_much_to_look_at(
 def test_an_installation_at_work_is_clean_at_every_moment(
     world: World, url: str, storage: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(audit_database, "SCOPES", small_chunks(3))
+    monkeypatch.setattr(database_checks, "SCOPES", small_chunks(3))
     world.dataset(40)
     world.task(outputs=["{stem}.out"])
     world.pilot()
@@ -718,10 +711,10 @@ def test_an_installation_at_work_is_clean_at_every_moment(
     assert Job.select().where(Job.state == JobState.COMPLETED.value).count() == 40
 
 
-def small_chunks(size: int) -> dict[str, audit_database.Scope]:
+def small_chunks(size: int) -> dict[str, database_checks.Scope]:
     return {
-        name: audit_database.Scope(scope.letter, size, scope.of_task)
-        for name, scope in audit_database.SCOPES.items()
+        name: database_checks.Scope(scope.letter, size, scope.of_task)
+        for name, scope in database_checks.SCOPES.items()
     }
 
 
@@ -730,8 +723,8 @@ def test_in_small_parts_the_same_is_found(lives: World, url: str, monkeypatch: p
     plant(lives, lambda: Attempt.update(pilot_id="nobody").where(Attempt.id == 4).execute())
     place_of(2).unlink()
     whole = look(url)
-    monkeypatch.setattr(audit_database, "SCOPES", small_chunks(1))
-    monkeypatch.setattr("server.snapshot.OLD_SECONDS", 0.0)
+    monkeypatch.setattr(database_checks, "SCOPES", small_chunks(1))
+    monkeypatch.setattr("server.auditing.snapshot.OLD_SECONDS", 0.0)
     parts = look(url)
     assert parts.findings == whole.findings
     assert {name: tally.looked_at for name, tally in parts.tallies.items()} == {

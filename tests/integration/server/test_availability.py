@@ -6,7 +6,8 @@ import pytest
 
 from protocol.messages import JobSpec, QueueSpec, QueueStateSpec
 from protocol.states import QueueState
-from server import availability, computing, job_executor
+from server import computing, job_executor
+from server.brokerage import availability
 from server.core import Limits
 from server.models import AdminEvent, Queue
 from tests.integration.server.world import World

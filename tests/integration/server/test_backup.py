@@ -19,10 +19,12 @@ import pytest
 
 from protocol.errors import PilotageError
 from protocol.messages import Heartbeat, HeldAttempt
-from server import backup, computing, job_executor, tokens
+from server import computing, job_executor
+from server.access import tokens
 from server.core import Core
 from server.database import Database, proxy
 from server.models import AdminEvent, Attempt, Dataset, File, Job, Site, Task
+from server.upkeep import backup
 from tests.integration.server.lived import live, pictures
 from tests.integration.server.world import World, refusing
 from tests.postgres import Cluster

@@ -21,9 +21,9 @@ from protocol import messages
 from protocol.messages import wire_name
 from server import app as app_module
 from server import task_manager
+from server.access.tokens import Role
 from server.core import Core
 from server.models import Account, Task, WorkingGroup
-from server.tokens import Role
 from tests.integration.server.http import Speaker, refusal
 from tests.integration.server.world import Bearer, World
 

@@ -13,11 +13,13 @@ import pytest
 from protocol.messages import PilotRegistration
 from protocol.resources import Needs, ResourceType
 from protocol.states import JobState
-from server import brokerage, claiming, closer, computing
-from server.brokerage import Broker
-from server.claiming import SIGN_OF_LIFE_SECONDS
+from server import closer, computing
+from server.brokerage import broker
+from server.brokerage.broker import Broker
 from server.core import Core
 from server.database import proxy
+from server.jobs import claiming
+from server.jobs.claiming import SIGN_OF_LIFE_SECONDS
 from server.models import Attempt, Job, JobClass, Node, Pilot, Queue, Site, WorkingGroup
 from server.recent import SECONDS, Recent
 from tests.integration.server.world import World, at_once
@@ -357,7 +359,7 @@ def test_a_look_at_many_classes_takes_few_statements(world: World, monkeypatch: 
     world.ready(40)
     for nr in range(1, 41):
         needs = Needs(resource_type=ResourceType.CPU, memory_mb=nr % 20)
-        Job.update(job_class=brokerage.class_of(needs).id, priority=nr % 3).where(Job.job_nr == nr).execute()
+        Job.update(job_class=broker.class_of(needs).id, priority=nr % 3).where(Job.job_nr == nr).execute()
     statements = []
     execute, run = proxy.obj.execute_sql, world.core.database.run
     monkeypatch.setattr(

@@ -12,22 +12,14 @@ from flask.testing import FlaskClient
 
 from protocol.messages import Command, DatasetSpec, FileSpec, RetrySpec
 from protocol.states import JobState, TaskState
-from server import (
-    cancelling,
-    catalogue,
-    closer,
-    job_manager,
-    operations,
-    tallies,
-    task_executor,
-    task_manager,
-)
+from server import catalogue, closer, job_manager, tallies, task_executor, task_manager
+from server.access.tokens import Role
 from server.core import Core, Limits
 from server.daemons import Daemons
+from server.jobs import cancelling, operations
 from server.models import Attempt, Dataset, File, Job, JobEvent, Replica, Site, Storage, Task
 from server.pace import Pace
 from server.paging import Cursor
-from server.tokens import Role
 from tests.integration.server.http import Speaker, refusal
 from tests.integration.server.world import MD5, Bearer, World, files, giving_back
 from tests.waiting import wait_until

@@ -13,10 +13,13 @@ from flask.testing import FlaskClient
 from protocol.errors import PilotageError
 from protocol.messages import Command, JobSpec, RetrySpec, UpdateReply
 from protocol.states import FINAL, JobState
-from server import archive, explain, job_executor, job_manager, operations
+from server import job_executor, job_manager
+from server.brokerage import explain
 from server.core import Core, Limits
 from server.database import proxy
+from server.jobs import operations
 from server.models import Attempt, File, Queue, Replica
+from server.upkeep import archive
 from tests.auditing import assert_clean, look
 from tests.integration.server.conftest import SharedPostgres
 from tests.integration.server.http import Speaker, refusal
@@ -150,7 +153,7 @@ def test_a_pause_keeps_further_copies_back(world: World) -> None:
 
 def test_a_pilot_that_waits_is_told_of_a_further_copy(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[int] = []
-    monkeypatch.setattr("server.news.of_jobs", lambda core, job_ids: told.extend(job_ids))
+    monkeypatch.setattr("server.waiting.process.news.of_jobs", lambda core, job_ids: told.extend(job_ids))
     begin(world, replicate=3)
     for pilot_id, expected in (("p1", [1]), ("p2", [1, 1]), ("p3", [1, 1])):
         claim(world, pilot_id)

@@ -10,10 +10,10 @@ import psycopg
 import pytest
 
 from protocol.states import JobState
-from server import archive, copying
 from server.core import Limits
 from server.database import proxy
 from server.models import Counter, Task
+from server.upkeep import archive, copying
 from tests.integration.server.lived import live, pictures
 from tests.integration.server.test_backup import Machine
 from tests.integration.server.world import World, refusing

@@ -11,9 +11,12 @@ from flask.testing import FlaskClient
 from protocol.messages import Explanation, QueueFit, QueueSpec, QueueStateSpec, RetrySpec
 from protocol.resources import ResourceType
 from protocol.states import JobState
-from server import archive, computing, explain, job_executor, operations, task_manager
+from server import computing, job_executor, task_manager
+from server.brokerage import explain
 from server.core import Limits
+from server.jobs import operations
 from server.models import Account, Dataset, Job
+from server.upkeep import archive
 from tests.integration.server.http import Speaker, refusal
 from tests.integration.server.world import Bearer, World
 

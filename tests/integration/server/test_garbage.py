@@ -16,9 +16,12 @@ import pytest
 from protocol.files import local_path
 from protocol.messages import DatasetSpec, FileSpec, JobSpec, OutputReport, RetrySpec
 from protocol.states import JobState
-from server import archive, audit_storage, catalogue, daemons, garbage, operations
+from server import catalogue, daemons
+from server.auditing import storage_checks
 from server.core import Core, Limits
+from server.jobs import operations
 from server.models import Attempt, Garbage, Replica, Storage
+from server.upkeep import archive, garbage
 from tests.auditing import assert_clean
 from tests.integration.server.world import MD5, World
 
@@ -34,7 +37,7 @@ def limits() -> Limits:
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing happens between the audit's two looks at a disk."""
-    monkeypatch.setattr(audit_storage, "sleep", lambda seconds: None)
+    monkeypatch.setattr(storage_checks, "sleep", lambda seconds: None)
 
 
 @pytest.fixture

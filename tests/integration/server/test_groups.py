@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from protocol.states import JobState
-from server import groups, quotas
+from server.access import groups, quotas
+from server.access.tokens import Caller, Role
 from server.core import Core
 from server.models import Task, WorkingGroup
-from server.tokens import Caller, Role
 from tests.integration.server.http import refusal
 from tests.integration.server.tenants import Tenants
 from tests.integration.server.world import World, at_once, giving_back, refusing

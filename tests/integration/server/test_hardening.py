@@ -16,9 +16,9 @@ import pytest
 from flask.testing import FlaskClient
 
 from server import app as app_module
+from server.access.tokens import Role
 from server.core import Core
 from server.routes import Route
-from server.tokens import Role
 from tests.integration.server.http import Speaker, filled, refusal
 from tests.integration.server.world import Bearer, World
 

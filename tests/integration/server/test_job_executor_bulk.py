@@ -9,9 +9,10 @@ from flask.testing import FlaskClient
 
 from protocol.messages import AttemptUpdates, Command, to_wire
 from protocol.states import JobState
-from server import job_executor, tokens
+from server import job_executor
+from server.access import tokens
+from server.access.tokens import Role
 from server.models import Attempt, Pilot
-from server.tokens import Role
 from tests.integration.server.http import Speaker, refusal
 from tests.integration.server.world import Bearer, World, at_once, refusing
 

@@ -7,9 +7,10 @@ import pytest
 from protocol.messages import JobSpec, QueueSpec, QueueStateSpec
 from protocol.resources import ResourceType
 from protocol.states import JobState
-from server import computing, job_executor, statements, task_manager
+from server import computing, job_executor, task_manager
 from server.core import Core, Limits
 from server.database import proxy
+from server.jobs import statements
 from server.models import Attempt, Job
 from tests.integration.server.world import World, at_once
 

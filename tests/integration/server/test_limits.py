@@ -9,11 +9,11 @@ import pytest
 from flask.testing import FlaskClient
 
 from protocol.errors import PilotageError
-from server import callers, tokens
-from server.callers import Callers
+from server.access import callers, tokens
+from server.access.callers import Callers
+from server.access.throttle import Throttle
+from server.access.tokens import Caller, Role
 from server.core import Core, Limits
-from server.throttle import Throttle
-from server.tokens import Caller, Role
 from tests.integration.server.http import Speaker, refusal
 from tests.integration.server.world import Bearer, World, refusing
 

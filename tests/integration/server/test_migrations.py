@@ -15,9 +15,9 @@ import pytest
 
 import server.database as database_module
 from protocol.states import FINAL, JobState
-from server.backup import known_migrations
 from server.database import Database, proxy
 from server.models import Attempt, Job
+from server.upkeep.backup import known_migrations
 
 SOAK = bool(os.environ.get("PILOTAGE_SOAK"))
 FEW, MANY = 2_000, 1_000_000 if SOAK else 5_000

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 import pytest
 
 from protocol.messages import QueueStateSpec
-from server import computing, news, wake
+from server import computing
 from server.core import Core, Waiting
 from server.models import Job
-from server.wake import News
+from server.waiting import news, wake
+from server.waiting.wake import News
 from tests.integration.server.world import World
 
 

@@ -11,12 +11,14 @@ from flask.testing import FlaskClient
 from protocol.errors import PilotageError
 from protocol.messages import QueueSpec, QueueStateSpec, RetrySpec, StorageSpec, TaskSpec
 from protocol.states import JobState
-from server import archive, catalogue, computing, job_executor, job_manager, operations, task_manager
+from server import catalogue, computing, job_executor, job_manager, task_manager
+from server.access.tokens import Role
 from server.core import Core, Limits
+from server.jobs import operations
 from server.models import AdminEvent, File, Job, JobEvent, Node, Task, TaskDependency
 from server.pace import Pace
 from server.paging import Cursor
-from server.tokens import Role
+from server.upkeep import archive
 from tests.integration.server.http import Speaker, refusal
 from tests.integration.server.world import Bearer, World, refusing
 

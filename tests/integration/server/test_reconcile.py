@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from server import archive, reconcile
 from server.core import Core, Limits
 from server.models import Storage
+from server.upkeep import archive, reconcile
 from tests.integration.server.world import World
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from server import wake
-from server.relay import CHANNEL, Relay
-from server.wake import News
+from server.waiting import wake
+from server.waiting.relay import CHANNEL, Relay
+from server.waiting.wake import News
 from tests.integration.server.waiting_process import ANY, LARGE, Process, running
 from tests.parked import Parked
 from tests.waiting import wait_until

@@ -18,10 +18,10 @@ from protocol.messages import from_wire
 from protocol.states import SUCCESS
 from server import app as app_module
 from server import task_manager
+from server.access.tokens import Role
 from server.core import Core, Limits
+from server.http.wire import RETRY_AFTER_SECONDS
 from server.models import Bundle, Token
-from server.tokens import Role
-from server.wire import RETRY_AFTER_SECONDS
 from tests.integration.server.http import BUNDLE, DIGEST, Speaker, filled, refusal
 from tests.integration.server.world import Bearer, World, at_once
 

@@ -24,9 +24,9 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from server import app as app_module
-from server import openapi
+from server.access.tokens import Role
 from server.core import Core
-from server.tokens import Role
+from server.http import openapi
 from tests.integration.server.http import Speaker
 from tests.integration.server.world import Bearer, World
 

@@ -38,10 +38,11 @@ from protocol.messages import (
     UpdateReply,
 )
 from protocol.states import PILOT_OWNED, JobState
-from server import computing, job_executor, operations, task_manager
+from server import computing, job_executor, task_manager
 from server.core import Core, Limits
 from server.database import Database
 from server.job_executor import lease_clock
+from server.jobs import operations
 from server.models import Attempt as AttemptRow
 from server.models import File
 from server.models import Job as JobRow

@@ -11,9 +11,10 @@ import pytest
 from protocol.messages import DatasetSpec, FileSpec
 from protocol.resources import ResourceType
 from protocol.states import JobState
-from server import catalogue, forming, task_executor, task_manager
+from server import catalogue, task_executor, task_manager
 from server.core import Limits
 from server.database import proxy
+from server.jobs import forming
 from server.models import File, Job, JobInput, Task
 from server.pace import Pace
 from tests.integration.server.world import World, at_once, files, giving_back

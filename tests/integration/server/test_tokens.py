@@ -11,11 +11,11 @@ from flask.testing import FlaskClient
 
 from protocol.errors import PilotageError
 from server import app as app_module
-from server import callers, tokens
-from server.callers import Callers
+from server.access import callers, tokens
+from server.access.callers import Callers
+from server.access.tokens import NOBODY, Caller, Role
 from server.core import Core
 from server.models import AdminEvent, Token
-from server.tokens import NOBODY, Caller, Role
 from tests.integration.server.http import refusal
 from tests.integration.server.tenants import Tenants
 from tests.integration.server.world import Bearer, World
@@ -213,7 +213,7 @@ def test_b19_a_token_ends_when_it_expires(
     bob.ok("GET", "/v1/groups")
     row = Token.get(Token.name == "bob")
     assert row.expires - row.created == pytest.approx(100, abs=5)
-    monkeypatch.setattr("server.tokens.now", lambda: row.expires + 0.001)
+    monkeypatch.setattr("server.access.tokens.now", lambda: row.expires + 0.001)
     core.callers.forget()
     refusal(bob.get("/v1/groups"), 401, "UNAUTHENTICATED")
     assert not tenants.admin.ok("GET", "/v1/tokens?name=bob")["items"][0]["valid"]
@@ -238,7 +238,7 @@ def test_a_token_that_is_known_costs_no_query(core: Core, monkeypatch: pytest.Mo
     def asked(*args: object) -> None:
         raise AssertionError("the database was asked")
 
-    monkeypatch.setattr("server.tokens.caller_with", asked)
+    monkeypatch.setattr("server.access.tokens.caller_with", asked)
     assert core.callers.who(header, "10.0.0.1") is first
 
 
@@ -266,9 +266,9 @@ def test_a_token_revoked_while_it_is_looked_up_is_not_remembered(
         core.callers.forget()
         return caller
 
-    monkeypatch.setattr("server.tokens.caller_with", slowly)
+    monkeypatch.setattr("server.access.tokens.caller_with", slowly)
     core.callers.who(header, "10.0.0.1")
-    monkeypatch.setattr("server.tokens.caller_with", look_up)
+    monkeypatch.setattr("server.access.tokens.caller_with", look_up)
     with pytest.raises(PilotageError, match="revoked"):
         core.callers.who(header, "10.0.0.1")
 

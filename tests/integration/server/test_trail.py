@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from protocol.errors import PilotageError
-from server import trail
+from server.access import trail
 from server.core import Core
 from server.models import AdminEvent, Queue
 from tests.integration.server.http import refusal

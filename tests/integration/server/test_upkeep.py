@@ -9,7 +9,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from server import accounting, archive, tokens, upkeep
+from server import accounting
+from server.access import tokens
+from server.access.tokens import Role
 from server.core import Core, Limits
 from server.models import (
     AdminEvent,
@@ -24,8 +26,8 @@ from server.models import (
     Token,
     Usage,
 )
-from server.tokens import Role
-from server.upkeep import Pruned
+from server.upkeep import archive, health
+from server.upkeep.health import Pruned
 from tests.integration.server.lived import live
 from tests.integration.server.world import World
 
@@ -48,12 +50,12 @@ def url_of(core: Core) -> str:
 def test_status_tells_schema_sizes_and_jobs(world: World) -> None:
     live(world)
     archive.run_once(world.core, 60)
-    world.core.database.write(lambda: upkeep.proxy.execute_sql("ANALYZE"))
-    found = upkeep.status(url_of(world.core), world.core.database)
+    world.core.database.write(lambda: health.proxy.execute_sql("ANALYZE"))
+    found = health.status(url_of(world.core), world.core.database)
     assert (found.missing, found.unknown) == ([], [])
-    assert found.version == upkeep.known_migrations()[-1]
+    assert found.version == health.known_migrations()[-1]
     assert found.size > 50_000
-    assert {table.name for table in found.tables} == {table._meta.table_name for table in upkeep.TABLES}
+    assert {table.name for table in found.tables} == {table._meta.table_name for table in health.TABLES}
     if world.core.database.is_sqlite:
         assert (found.n_hot_jobs, found.n_archived_jobs) == (3, 7)
         assert found.wal_size
@@ -61,14 +63,14 @@ def test_status_tells_schema_sizes_and_jobs(world: World) -> None:
 
 def test_status_tells_what_is_missing_and_what_is_unknown(world: World) -> None:
     world.core.database.write(
-        lambda: upkeep.proxy.execute_sql(
+        lambda: health.proxy.execute_sql(
             "UPDATE schema_migration SET name = '9999_x' WHERE name = '0002_dispatcher'"
         )
     )
     try:
-        found = upkeep.status(url_of(world.core), world.core.database)
+        found = health.status(url_of(world.core), world.core.database)
     finally:
-        upkeep.proxy.execute_sql("UPDATE schema_migration SET name = '0002_dispatcher' WHERE name = '9999_x'")
+        health.proxy.execute_sql("UPDATE schema_migration SET name = '0002_dispatcher' WHERE name = '9999_x'")
     assert found.missing == ["0002_dispatcher"]
     assert found.unknown == ["9999_x"]
     assert "newer version" in found.advice[0]
@@ -78,20 +80,20 @@ def test_status_tells_what_is_missing_and_what_is_unknown(world: World) -> None:
 def test_an_old_transaction_that_holds_back_vacuum_is_named(
     postgres_core: Core, monkeypatch: pytest.MonkeyPatch, postgres_core_url: str
 ) -> None:
-    monkeypatch.setattr(upkeep, "OLD_TRANSACTION_SECONDS", -1)
+    monkeypatch.setattr(health, "OLD_TRANSACTION_SECONDS", -1)
     with psycopg.connect(postgres_core_url, application_name="a forgotten shell") as other:
         other.execute("SELECT 1")
         with postgres_core.database.reading():
-            found = upkeep.status("postgresql://", postgres_core.database)
+            found = health.status("postgresql://", postgres_core.database)
     assert found.oldest is not None
     assert "a forgotten shell" in found.oldest
     assert any("pg_terminate_backend" in line for line in found.advice)
 
 
 def test_bloat_is_advised_about_only_where_it_is() -> None:
-    assert upkeep._bloat(1000, 9_000) == ""
-    assert upkeep._bloat(1_000_000, 200_000) == ""
-    assert "VACUUM" in upkeep._bloat(100_000, 50_000)
+    assert health._bloat(1000, 9_000) == ""
+    assert health._bloat(1_000_000, 200_000) == ""
+    assert "VACUUM" in health._bloat(100_000, 50_000)
 
 
 # -- prune ------------------------------------------------------------------------------------------------------------------
@@ -161,19 +163,19 @@ def test_a_dry_run_says_what_would_go_and_leaves_it(old: World) -> None:
     Pilot.update(ended=LONG_AGO).where(Pilot.pilot_id == "p2").execute()
     files = sorted(path.name for path in (old.core.state_directory / "bundles").iterdir())
     with old.unchanged():
-        pruned = upkeep.prune(old.core, 90 * DAY, dry_run=True)
+        pruned = health.prune(old.core, 90 * DAY, dry_run=True)
     assert counts(pruned) == EXPECTED
     assert not any(each.removed for each in pruned)
     assert sorted(path.name for path in (old.core.state_directory / "bundles").iterdir()) == files
 
 
 def test_what_is_old_goes_and_the_rest_stays(old: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upkeep, "CHUNK", 2)
+    monkeypatch.setattr(health, "CHUNK", 2)
     Pilot.update(ended=LONG_AGO).where(Pilot.pilot_id == "p2").execute()
     kept = {table: table.select().count() for table in (Task, File, Job, Attempt, Usage)}
     used = accounting.report(old.core, "owner", FIRST, LAST)
-    dry = upkeep.prune(old.core, 90 * DAY, dry_run=True)
-    pruned = upkeep.prune(old.core, 90 * DAY, dry_run=False)
+    dry = health.prune(old.core, 90 * DAY, dry_run=True)
+    pruned = health.prune(old.core, 90 * DAY, dry_run=False)
     assert counts(pruned) == counts(dry) == EXPECTED
     assert {table: table.select().count() for table in kept} == kept
     assert accounting.report(old.core, "owner", FIRST, LAST) == used
@@ -184,24 +186,24 @@ def test_what_is_old_goes_and_the_rest_stays(old: World, monkeypatch: pytest.Mon
     names = {path.name for path in (old.core.state_directory / "bundles").iterdir()}
     assert names == {"bb" * 32, "cc" * 32, "ee" * 32, ".incoming-y"}
     assert {row.digest for row in Bundle.select()} == {"bb" * 32, "cc" * 32}
-    assert set(counts(upkeep.prune(old.core, 90 * DAY, dry_run=False)).values()) == {0}
+    assert set(counts(health.prune(old.core, 90 * DAY, dry_run=False)).values()) == {0}
 
 
 def test_the_archived_past_of_a_job_that_is_tried_again_stays(old: World) -> None:
     row = ArchivedJob.select().where(ArchivedJob.task_id == 1).first()
     old.core.database.write(lambda: archive.revive([row]))
-    upkeep.prune(old.core, 90 * DAY, dry_run=False)
+    health.prune(old.core, 90 * DAY, dry_run=False)
     assert ArchivedJob.get_or_none(ArchivedJob.id == row.id) is not None
 
 
 def test_free_pages_are_given_back(sqlite_core_url: str, tmp_path: Path) -> None:
-    database = upkeep.Database(sqlite_core_url)
+    database = health.Database(sqlite_core_url)
     try:
         with database.reading():
             world = World(Core(database, b"k", tmp_path))
             world.dataset(2000)
-            database.write(lambda: upkeep.proxy.execute_sql("DELETE FROM replica"))
-            before, after = upkeep.compact(sqlite_core_url)
+            database.write(lambda: health.proxy.execute_sql("DELETE FROM replica"))
+            before, after = health.compact(sqlite_core_url)
     finally:
         database.close()
     assert after < before

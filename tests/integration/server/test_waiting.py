@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import trustme
 
-from server import wake
-from server.waiting import HEAD_SECONDS, LARGEST_HEAD
+from server.waiting import wake
+from server.waiting.process import HEAD_SECONDS, LARGEST_HEAD
 from tests.integration.server.waiting_process import ANY, LARGE, Process, running
 from tests.parked import Parked
 from tests.waiting import wait_until

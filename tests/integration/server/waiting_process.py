@@ -15,11 +15,11 @@ from pathlib import Path
 from protocol.messages import to_wire
 from protocol.resources import Needs, Offer, ResourceType
 from server import settings as server_settings
-from server import tickets, wake
-from server.tickets import Ticket
-from server.waiting import HEAD_SECONDS
-from server.waiting_process import WaitingProcess
-from server.wake import News
+from server.waiting import tickets, wake
+from server.waiting.keeper import WaitingProcess
+from server.waiting.process import HEAD_SECONDS
+from server.waiting.tickets import Ticket
+from server.waiting.wake import News
 
 ANY = json.dumps(to_wire(Needs()), sort_keys=True)
 LARGE = json.dumps(to_wire(Needs(cores=8)), sort_keys=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 from gunicorn.app.base import BaseApplication
 
-from server import worker
+from server.http import worker
 
 THREADS = 4
 HEAD_SECONDS = 0.5
@@ -54,7 +54,7 @@ class Gunicorn(BaseApplication):  # type: ignore[misc]
         self._port = listener.getsockname()[1]
         options = {
             "bind": f"fd://{listener.detach()}",
-            "worker_class": "server.worker.Worker",
+            "worker_class": "server.http.worker.Worker",
             "workers": 1,
             "threads": THREADS,
             "keepalive": 75,

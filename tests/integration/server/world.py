@@ -33,10 +33,10 @@ from protocol.messages import (
 from protocol.resources import ResourceType
 from protocol.states import JobState
 from server import catalogue, closer, computing, job_executor, reaper, task_executor, task_manager
+from server.access.tokens import Role
 from server.core import Core
 from server.database import proxy
 from server.models import TABLES, Attempt, Job
-from server.tokens import Role
 
 T = TypeVar("T")
 KEY = b"k" * 32

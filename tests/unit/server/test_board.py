@@ -8,9 +8,9 @@ import pytest
 
 from protocol.messages import to_wire
 from protocol.resources import Needs, Offer, ResourceType
-from server.board import RECENT_SECONDS, Board, Place
-from server.tickets import Ticket
-from server.wake import News
+from server.waiting.board import RECENT_SECONDS, Board, Place
+from server.waiting.tickets import Ticket
+from server.waiting.wake import News
 
 
 def key(**needs: object) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from protocol.messages import TaskSpec, to_wire
 from protocol.resources import Needs, ResourceType
-from server.brokerage import needs_in, needs_of
+from server.brokerage.broker import needs_in, needs_of
 
 SPEC = TaskSpec("t", ["true"], n_jobs=1)
 

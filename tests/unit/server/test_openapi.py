@@ -16,9 +16,10 @@ from protocol import messages
 from protocol.errors import PilotageError
 from protocol.messages import wire_name
 from protocol.states import JobState
-from server import app, openapi
-from server.tokens import Role
-from server.wire import CURSOR, JSON_LINES, STATUS, Query
+from server import app
+from server.access.tokens import Role
+from server.http import openapi
+from server.http.wire import CURSOR, JSON_LINES, STATUS, Query
 
 ROUTES = [route for door in app.DOORS for route in door.routes]
 DOCUMENT = openapi.document(ROUTES)

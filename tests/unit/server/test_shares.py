@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from server.shares import Share, turns
+from server.brokerage.shares import Share, turns
 
 TREE = {
     "spd": Share(share=60),

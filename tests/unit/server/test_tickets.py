@@ -8,8 +8,8 @@ import pytest
 
 from protocol.errors import PilotageError
 from protocol.resources import Offer, ResourceType
-from server import tickets
-from server.tickets import Ticket
+from server.waiting import tickets
+from server.waiting.tickets import Ticket
 
 KEY = tickets.key_of(b"key of the server")
 OFFER = Offer(

@@ -7,9 +7,10 @@ import json
 import pytest
 
 from protocol.errors import PilotageError
-from server import waiting, wake, wire
-from server.waiting import read_head, read_query
-from server.wake import News
+from server.http import wire
+from server.waiting import process, wake
+from server.waiting.process import read_head, read_query
+from server.waiting.wake import News
 
 
 def test_a_request_is_read() -> None:
@@ -52,8 +53,8 @@ def test_b09_what_two_readers_could_take_for_two_things_is_refused(head: bytes) 
 
 def test_ticket_and_time_are_read_and_the_time_is_bounded() -> None:
     assert read_query("ticket=a.b&timeout=7") == ("a.b", 7)
-    assert read_query("ticket=a.b") == ("a.b", waiting.USUAL_WAIT_SECONDS)
-    assert read_query("timeout=999999999") == ("", waiting.LONGEST_WAIT_SECONDS)
+    assert read_query("ticket=a.b") == ("a.b", process.USUAL_WAIT_SECONDS)
+    assert read_query("timeout=999999999") == ("", process.LONGEST_WAIT_SECONDS)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +70,7 @@ def test_b13_other_parameters_are_refused(query: str) -> None:
 
 def test_its_statuses_are_those_of_the_server() -> None:
     """It does not import the table, since that needs Flask."""
-    assert {name: wire.STATUS[name] for name in waiting._ERRORS} == waiting._ERRORS
+    assert {name: wire.STATUS[name] for name in process._ERRORS} == process._ERRORS
 
 
 def test_news_is_read_as_it_was_written() -> None:

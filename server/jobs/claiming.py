@@ -1,0 +1,284 @@
+"""getJob: bind READY jobs to the pilot that asks, now (late binding); the same request yields the same attempts again."""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import quote
+
+import peewee
+from peewee import JOIN
+
+from protocol.errors import PilotageError
+from protocol.messages import GetJobRequest, InputFile, JobSpec, OutputFile
+from protocol.resources import Offer
+from protocol.states import QueueState
+from server.access import tokens
+from server.brokerage import nodes
+from server.brokerage.broker import WINDOW, Lane
+from server.core import Core
+from server.jobs import moves, statements
+from server.leaseclock import lease_clock
+from server.models import Attempt, Dataset, File, Job, JobInput, Replica, now
+from server.recent import PilotFacts, QueueFacts, TaskFacts, pilot_facts, queue_facts, storage_url, task_facts
+
+SIGN_OF_LIFE_SECONDS = 5.0
+"""How often at most the database is told that a pilot which asks for jobs is alive."""
+
+
+def claim(core: Core, request: GetJobRequest) -> list[JobSpec]:
+    """Jobs for this offer, at most `n_jobs`; none if nothing fits now.
+
+    A request that is repeated gets the attempts that it got before and that have not ended, with the same tokens: its first
+    attempt's row can be there once only.
+    """
+    asked = time.monotonic()
+    with core.database.reading():
+        queue, pilot = _who(core, request)
+        try:
+            rows = core.database.write(lambda: _claim(core, request, queue, pilot, asked), atomic=False)
+        except peewee.IntegrityError:
+            rows = []
+        if rows:
+            moves.tell_ready(core, [row[3] for row in rows if row[7]])
+            return _specs(core, [row[:6] for row in rows], queue.storage)
+        return _again(core, request)
+
+
+def _who(core: Core, request: GetJobRequest) -> tuple[QueueFacts, PilotFacts]:
+    queue = queue_facts(core.recent, request.queue)
+    if queue is None:
+        raise PilotageError("NOT_FOUND", f"no queue {request.queue}; see 'pilotage queue list'")
+    if queue.resource_type != request.resource_type.value:
+        raise PilotageError(
+            "WRONG_STATE",
+            f"{queue.name} is a {queue.resource_type} queue and this pilot is of type {request.resource_type}",
+        )
+    pilot = pilot_facts(core.recent, request.pilot_id)
+    if pilot is None:
+        core.recent.forget()
+        raise PilotageError(
+            "NOT_FOUND", f"no pilot {request.pilot_id} is registered; a pilot's first word is registerPilot"
+        )
+    return queue, pilot
+
+
+def _claim(
+    core: Core, request: GetJobRequest, queue: QueueFacts, pilot: PilotFacts, asked: float
+) -> list[Any]:
+    """Rows of statements.CLAIM; on Postgres each statement is a transaction of its own, and a part of the jobs is no harm."""
+    _tell_alive(core, request, queue)
+    node = request.node or pilot.node
+    if not _hands_out(core, queue, node) or pilot.draining:
+        return []
+    wanted = 1 if queue.state is QueueState.TEST else request.n_jobs
+    rows: list[Any] = []
+    nonce = tokens.new_nonce()
+    for lane in core.broker.lanes(core.database, _offer(request, queue, pilot), asked):
+        values = {
+            "job_class": lane.class_id,
+            "priority": lane.priority,
+            "place": lane.place,
+            "n": wanted - len(rows),
+            "node": node,
+            "queue": queue.name,
+            "storage": queue.storage,
+            "pilot_id": request.pilot_id,
+            "request_id": request.request_id,
+            "first_nr": len(rows),
+            "nonce": nonce,
+            "acknowledge_seconds": core.limits.acknowledge_seconds,
+            "lease_seconds": queue.lease_seconds,
+            "cores": lane.needs.cores,
+            "now": now(),
+        }
+        took = _take(core, lane, request, queue, values)
+        rows += took
+        core.broker.charge(lane, len(took))
+        if len(rows) >= wanted:
+            break
+    return rows
+
+
+def _take(
+    core: Core, lane: Lane, request: GetJobRequest, queue: QueueFacts, values: dict[str, Any]
+) -> list[Any]:
+    """Jobs of one lane: its first ones, or of the first hundred those that suit this pilot best."""
+    if request.task_id is None and not core.broker.sites_matter:
+        took = core.database.run(statements.CLAIM, **values)
+        if took:
+            lane.took(took[-1][6])
+    else:
+        window = {"window": max(WINDOW, values["n"]), "task_id": request.task_id or 0, "site": queue.site}
+        best = core.database.run(statements.WINDOW, **values, **window)
+        ranked = [(job_id, rank) for rank, (job_id,) in enumerate(best)]
+        took = core.database.run(statements.CLAIM_THESE, wanted=ranked, **values) if ranked else []
+    if not took:
+        behind = {name: values[name] for name in ("job_class", "priority", "place")}
+        # Jobs that only avoid this node are there for others.
+        lane.empty = not core.database.run(statements.WAITING, **behind)
+    return took
+
+
+def _tell_alive(core: Core, request: GetJobRequest, queue: QueueFacts) -> None:
+    """Any call of a pilot is a sign of life; the database is told of it now and then."""
+    tell = functools.partial(
+        core.database.run,
+        statements.SEEN,
+        pilot_id=request.pilot_id,
+        lease_seconds=queue.lease_seconds,
+        now=now(),
+    )
+    core.recent.get(("alive", request.pilot_id), tell, SIGN_OF_LIFE_SECONDS)
+
+
+def _hands_out(core: Core, queue: QueueFacts, node: str) -> bool:
+    """Whether this queue gives jobs to this node now; one in test has one job at a time."""
+    if queue.state is QueueState.TEST:
+        held = Attempt.select().where(
+            Attempt.queue == queue.name, Attempt.ended_at.is_null(), Attempt.lease_until >= lease_clock()
+        )
+        return not held.exists() and not nodes.is_closed(core, queue.name, node)
+    return queue.state is QueueState.ONLINE and not nodes.is_closed(core, queue.name, node)
+
+
+def _offer(request: GetJobRequest, queue: QueueFacts, pilot: PilotFacts) -> Offer:
+    return Offer(
+        resource_type=request.resource_type,
+        queue=queue.name,
+        cores=request.cores,
+        memory_mb=request.memory_mb,
+        disk_mb=request.disk_mb,
+        walltime_seconds=request.walltime_seconds,
+        gpus=request.gpus,
+        site=queue.site,
+        label=request.prod_source_label,
+        working_group=request.working_group,
+        country_group=request.country_group or queue.country_group,
+        allow_other_country=request.allow_other_country,
+        tags=(*queue.tags, *pilot.tags, *request.tags),
+    )
+
+
+def offer(core: Core, request: GetJobRequest) -> Offer:
+    """What this pilot offers, for its ticket when there was no job."""
+    return _offer(request, *_who(core, request))
+
+
+def _again(core: Core, request: GetJobRequest) -> list[JobSpec]:
+    """The attempts that this request was given before and that have not ended."""
+    query = (
+        Attempt.select(Attempt, Job)
+        .join(Job)
+        .where(
+            Attempt.request_id == request.request_id,
+            Attempt.pilot_id == request.pilot_id,
+            Attempt.ended_at.is_null(),
+        )
+    )
+    specs = []
+    for row in query.order_by(Attempt.request_nr):
+        known = (row.id, row.attempt_nr, row.nonce, row.job_id, row.job.job_nr, row.job.task_id)
+        specs += _specs(core, [known], row.storage_id)
+    return specs
+
+
+# -- what a pilot is given --------------------------------------------------------------------------------------------------
+
+
+def _specs(core: Core, rows: Sequence[Any], storage: str) -> list[JobSpec]:
+    """Everything a pilot needs for these attempts (id, number, nonce, job id, job number, task id); the same each time."""
+    url = storage_url(core.recent, storage)
+    tasks = {row[5]: task_facts(core.recent, row[5]) for row in rows}
+    inputs = _inputs([row[3] for row in rows if tasks[row[5]].spec.input_dataset])
+    outputs = _output_lfns([row[3] for row in rows if tasks[row[5]].spec.outputs])
+    return [
+        _spec(core, row, tasks[row[5]], url, inputs.get(row[3], []), outputs.get(row[3], [])) for row in rows
+    ]
+
+
+def _spec(
+    core: Core, row: Any, task: TaskFacts, url: str, inputs: list[InputFile], output_lfns: list[str]
+) -> JobSpec:
+    attempt_id, attempt_nr, nonce, job_id, job_nr, task_id = row
+    spec = task.spec
+    return JobSpec(
+        job_id=job_id,
+        job_nr=job_nr,
+        task_id=task_id,
+        attempt_id=attempt_id,
+        attempt_nr=attempt_nr,
+        attempt_token=tokens.attempt_token(core.key, attempt_id, nonce),
+        command=spec.command,
+        environment=spec.environment,
+        inputs=inputs,
+        outputs=[
+            OutputFile(
+                lfn,
+                spec_scope(task),
+                task.output_dataset,
+                physical_name(url, task.output_dataset, lfn, attempt_id),
+            )
+            for lfn in output_lfns
+        ],
+        log_url=log_url(url, task_id, job_id, attempt_id),
+        bundle=task.bundle,
+        data_type=spec.data_type,
+        cores=spec.cores,
+        gpus=spec.gpus,
+        memory_mb=spec.memory_mb,
+        disk_mb=spec.disk_mb,
+        walltime_seconds=spec.walltime_seconds,
+        prod_source_label=spec.prod_source_label,
+    )
+
+
+def spec_scope(task: TaskFacts) -> str:
+    """The scope of a task's outputs is the name of its output dataset."""
+    return task.output_dataset
+
+
+def physical_name(storage: str, dataset: str, lfn: str, attempt_id: int) -> str:
+    """The URL that this attempt alone may write: it contains the attempt's id, which is never used again."""
+    return f"{storage}/{quote(dataset)}/{quote(lfn)}.{attempt_id}"
+
+
+def log_url(storage: str, task_id: int, job_id: int, attempt_id: int) -> str:
+    """Where an attempt's log archive goes."""
+    return f"{storage}/log/task-{task_id}/job-{job_id}.{attempt_id}.tar.gz"
+
+
+def _inputs(job_ids: list[int]) -> dict[int, list[InputFile]]:
+    """The inputs of each job, with the first replica of each."""
+    found: dict[int, dict[int, InputFile]] = {}
+    if not job_ids:
+        return {}
+    # All replicas, and the first one taken here: asked for the first one each, Postgres may walk through the table.
+    rows = (
+        JobInput.select(
+            JobInput.job, File.id, File.lfn, File.scope, Dataset.name, File.size, File.checksums, Replica.url
+        )
+        .join(File, on=(JobInput.file == File.id))
+        .join(Dataset, on=(File.dataset == Dataset.id))
+        .join(Replica, JOIN.LEFT_OUTER, on=(Replica.file == File.id))
+        .where(JobInput.job.in_(job_ids))
+        .order_by(File.id, Replica.id)
+        .tuples()
+    )
+    for job_id, file_id, lfn, scope, dataset, size, checksums, url in rows:
+        spec = InputFile(lfn, scope, dataset, size, json.loads(checksums), url or "")
+        found.setdefault(job_id, {}).setdefault(file_id, spec)
+    return {job_id: list(inputs.values()) for job_id, inputs in found.items()}
+
+
+def _output_lfns(job_ids: list[int]) -> dict[int, list[str]]:
+    """The names that each job declares."""
+    found: dict[int, list[str]] = {}
+    if job_ids:
+        rows = File.select(File.job_id, File.lfn).where(File.job_id.in_(job_ids)).order_by(File.id).tuples()
+        for job_id, lfn in rows:
+            found.setdefault(job_id, []).append(lfn)
+    return found

@@ -1,0 +1,257 @@
+"""Files that attempts left on the storages and that nothing publishes: noted when a job goes into the archive, removed later.
+
+A pilot may be thought lost and still write, so that nobody knows which files there are: what is noted is every name that an
+attempt might have written. Only its own attempt ever writes such a name, and an attempt that has ended publishes nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import re
+import time
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from protocol.errors import PilotageError
+from protocol.files import local_path
+from protocol.states import JobState
+from server.core import Core
+from server.database import Chain, Part, Rows
+from server.jobs.claiming import physical_name
+from server.models import Attempt, Garbage, Job, Storage, Task, now
+from server.specs import outputs_of
+
+logger = logging.getLogger(__name__)
+
+PASS_SECONDS = 0.2
+"""After this a pass begins no further directory."""
+CHUNK = 500
+"""Files looked for at once."""
+LATER_SECONDS = 3600.0
+"""When a file is looked for again that could not be reached."""
+_UNFINISHED = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{12}\.part", re.DOTALL)
+"""What a copytool calls a file before it is whole."""
+
+Left = tuple[int, str]
+"""An attempt, and the URL of a file that it may have written."""
+
+_NOTE = Chain(
+    Rows("files", {"attempt_id": "bigint", "url": "text"}),
+    Part(
+        "noted",
+        """INSERT INTO garbage (attempt_id, url, due)
+           SELECT attempt_id, url, CAST(:due AS double precision) FROM files
+           RETURNING id""",
+        {},
+    ),
+    result="noted",
+    bulk=True,
+)
+
+_PUBLISHED = Chain(
+    Rows("these", {"dataset": "text", "lfn": "text", "attempt_id": "text"}),
+    Part(
+        "published",
+        """SELECT replica.url FROM these JOIN dataset ON dataset.name = these.dataset
+               JOIN file ON file.scope = dataset.scope AND file.lfn = these.lfn JOIN replica ON replica.file_id = file.id
+           UNION ALL
+           SELECT url FROM replica WHERE storage_id IS NULL AND url <> rtrim(url, '0123456789')
+               AND substr(url, length(rtrim(url, '0123456789')) + 1, 20) IN (SELECT attempt_id FROM these)""",
+        {"url": "text"},
+    ),
+    result="published",
+    bulk=True,
+)
+"""Where outputs of these names lie, and files that users registered with these numbers at the end of their address."""
+
+
+# -- noting -----------------------------------------------------------------------------------------------------------------
+
+
+def left_by(task_id: int, jobs: Sequence[Job]) -> list[Left]:
+    """What attempts of these jobs of a task, which have all ended, may have written in vain."""
+    attempts = (
+        Attempt.select(Attempt.id, Attempt.job, Storage.url)
+        .join(Storage)
+        .where(Attempt.job.in_([job.id for job in jobs]), Attempt.state != JobState.COMPLETED.value)
+    )
+    tries = list(attempts.order_by(Attempt.id).tuples())
+    if not tries:
+        return []
+    task = Task.get_by_id(task_id)
+    of_those = {job_id for _, job_id, _ in tries}
+    names = outputs_of(task, [job for job in jobs if job.id in of_those])
+    return [
+        (attempt_id, physical_name(url, task.output_dataset.name, lfn, attempt_id))
+        for attempt_id, job_id, url in tries
+        for lfn in names[job_id]
+    ]
+
+
+def note(core: Core, files: Sequence[Left]) -> None:
+    """These may be removed when the grace time is over; inside `Database.write`, with the end of their attempts' rows."""
+    if files:
+        core.database.run(_NOTE, files=files, due=now() + core.limits.garbage_seconds)
+
+
+# -- removing ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Swept:
+    """Rows of files that are not there any more or are published, rows to look at again, and how many files were removed."""
+
+    done: list[int] = field(default_factory=list)
+    later: list[int] = field(default_factory=list)
+    n_files: int = 0
+
+
+def run_once(core: Core, seconds: float = PASS_SECONDS) -> int:
+    """One pass over what is due; how many files were removed. A directory that was begun is brought to its end.
+
+    A row goes after its file: whoever is killed in between finds no file the next time.
+    """
+    deadline = time.monotonic() + seconds
+    removed, more = 0, True
+    while more and time.monotonic() < deadline:
+        with core.database.reading():
+            due = Garbage.select().where(Garbage.due <= now())
+            rows = list(due.order_by(Garbage.due).limit(CHUNK))
+            published = _published(core, rows)
+        swept = _sweep(rows, published, deadline)
+        if swept.done or swept.later:
+            core.database.write(functools.partial(_settle, swept))
+        removed, more = removed + swept.n_files, len(rows) == CHUNK
+    if removed:
+        logger.info("removed what attempts had left on storages", extra={"files": removed})
+    return removed
+
+
+def _settle(swept: _Swept) -> None:
+    Garbage.delete().where(Garbage.id.in_(swept.done)).execute()
+    Garbage.update(due=now() + LATER_SECONDS).where(Garbage.id.in_(swept.later)).execute()
+
+
+def _place(row: Garbage) -> Path | None:
+    """Where the file lies; None if that is not on a disk of this host, or no attempt's name."""
+    try:
+        path = Path(local_path(row.url))
+    except PilotageError:
+        return None
+    return path if path.name.endswith(f".{row.attempt_id}") else None
+
+
+def _published(core: Core, rows: Sequence[Garbage]) -> set[tuple[str, str]]:
+    """Which of these somebody relies on, by directory and name: a storage may be known by several paths."""
+    these = [
+        (path.parent.name, path.name.removesuffix(f".{row.attempt_id}"), str(row.attempt_id))
+        for row in rows
+        if (path := _place(row))
+    ]
+    found = set()
+    for (url,) in core.database.run(_PUBLISHED, these=these) if these else ():
+        with contextlib.suppress(PilotageError):
+            place = local_path(url, "/")
+            found.add((place.parent.name, place.name))
+    return found
+
+
+def _sweep(rows: Sequence[Garbage], published: Collection[tuple[str, str]], deadline: float) -> _Swept:
+    swept = _Swept()
+    directories: dict[Path, dict[str, int]] = defaultdict(dict)
+    for row in rows:
+        path = _place(row)
+        if path is None:
+            swept.later.append(row.id)
+        elif (path.parent.name, path.name) in published:
+            swept.done.append(row.id)
+        else:
+            directories[path.parent][path.name] = row.id
+    for index, (directory, names) in enumerate(directories.items()):
+        if index and time.monotonic() > deadline:
+            break
+        _sweep_directory(directory, names, swept)
+    return swept
+
+
+def _sweep_directory(directory: Path, names: dict[str, int], swept: _Swept) -> None:
+    """Remove files with these names, each with its row's id; what cannot be done is left for later."""
+    try:
+        with _opened(directory) as descriptor:
+            if descriptor is None:
+                swept.done += names.values()
+                return
+            twins = _unfinished(descriptor, names)
+            for name, row_id in names.items():
+                try:
+                    for each in (*twins[name], name):
+                        swept.n_files += _removed(each, descriptor)
+                    swept.done.append(row_id)
+                except OSError as error:
+                    _tell(directory / name, error)
+                    swept.later.append(row_id)
+    except _NotHere:
+        swept.later += names.values()
+    except OSError as error:
+        _tell(directory, error)
+        swept.later += names.values()
+
+
+class _NotHere(Exception):
+    """This host does not see the storage."""
+
+
+@contextlib.contextmanager
+def _opened(directory: Path) -> Iterator[int | None]:
+    """A dataset's directory, which may not be a link to another place; None if the storage has none of that name.
+
+    A storage without anything in it is a place where nothing is mounted.
+    """
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    with contextlib.ExitStack() as stack:
+        try:
+            root = os.open(directory.parent, flags)
+        except (FileNotFoundError, NotADirectoryError):
+            raise _NotHere from None
+        stack.callback(os.close, root)
+        try:
+            descriptor = os.open(directory.name, flags | os.O_NOFOLLOW, dir_fd=root)
+        except FileNotFoundError:
+            with os.scandir(root) as entries:
+                if next(entries, None) is None:
+                    raise _NotHere from None
+            yield None
+            return
+        stack.callback(os.close, descriptor)
+        yield descriptor
+
+
+def _unfinished(descriptor: int, names: Collection[str]) -> dict[str, list[str]]:
+    """Of each of these files, those that were to become it."""
+    found: dict[str, list[str]] = {name: [] for name in names}
+    with os.scandir(descriptor) as entries:
+        for entry in entries:
+            match = _UNFINISHED.fullmatch(entry.name)
+            if match and match["name"] in found:
+                found[match["name"]].append(entry.name)
+    return found
+
+
+def _removed(name: str, descriptor: int) -> bool:
+    """Whether there was such a file; a link is removed itself."""
+    try:
+        os.unlink(name, dir_fd=descriptor)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _tell(path: Path, error: OSError) -> None:
+    logger.warning(
+        "cannot remove what an attempt has left", extra={"path": str(path), "reason": error.strerror}
+    )
