@@ -1,5 +1,6 @@
 # Everything a developer, an operator trying it out, and CI do with this tree. `make` alone prints this list.
 # PYTHON=…  the Python to make the environment with      T=…  what pytest gets, e.g. make test T="tests/unit -k states"
+# N=…       how many tests run side by side, file by file (2; 0: one after the other)
 # DEMO=…    options of the demo, e.g. make demo DEMO="--files 10"
 
 SHELL := /bin/sh
@@ -9,6 +10,7 @@ BIN := .venv/bin
 PYTHONS := python3.14 python3.13 python3.12 python3.11 python3.10 python3
 export PYTHON
 T ?=
+N ?= 2
 DEMO ?=
 HOURS ?= 1
 SCALE ?= 1
@@ -29,7 +31,7 @@ demo: ## the main job on this machine, start to end, without tests' tools (DEMO=
 	@exec $(BIN)/pilotage demo $(DEMO)
 
 test: components dev lint type test39 ## everything: what CI runs (T="…" chooses tests)
-	$(BIN)/pytest $(T)
+	$(BIN)/pytest -n $(N) --dist loadfile $(T)
 
 test-pg: dev ## the tests that use a real Postgres
 	$(BIN)/pytest --component postgres --component postgres-system --component postgres-wheel $(T)
