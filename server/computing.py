@@ -348,16 +348,12 @@ def register_pilot(core: Core, word: PilotRegistration) -> QueueForPilot:
             "exit_code": None,
             "reason": None,
         }
-        if (
-            not Pilot.update(**facts)
-            .where(Pilot.pilot_id == word.pilot_id, Pilot.node == word.node)
-            .execute()
-        ):
-            if Pilot.get_or_none(Pilot.pilot_id == word.pilot_id):
-                raise PilotageError(
-                    "ALREADY_EXISTS", f"a pilot {word.pilot_id} is registered from another node"
-                )
-            Pilot.create(pilot_id=word.pilot_id, **facts)
+        # One statement: the same word may be on its way twice at the same time.
+        known = Pilot.insert(pilot_id=word.pilot_id, **facts).on_conflict(
+            conflict_target=[Pilot.pilot_id], update=facts, where=(Pilot.node == word.node)
+        )
+        if not list(known.returning(Pilot.pilot_id).tuples().execute()):
+            raise PilotageError("ALREADY_EXISTS", f"a pilot {word.pilot_id} is registered from another node")
         return queue
 
     queue = core.database.write(work)

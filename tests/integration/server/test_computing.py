@@ -1,0 +1,37 @@
+"""Queues, nodes and pilots as the operator and the pilots themselves name them: what registering twice, or at once, does."""
+
+from __future__ import annotations
+
+import pytest
+
+from protocol.errors import PilotageError
+from protocol.messages import PilotRegistration
+from server import computing
+from server.models import Pilot
+from tests.integration.server.world import World, at_once
+
+
+def test_f08_a_first_word_that_comes_several_times_at_once_is_taken_each_time(world: World) -> None:
+    for number in range(10):
+        word = PilotRegistration(f"p-{number}", "node1", "1.0", queue="CPU")
+        for future in at_once([lambda word=word: computing.register_pilot(world.core, word)] * 4):
+            assert future.result().name == "CPU"
+    assert Pilot.select().where(Pilot.pilot_id.startswith("p-")).count() == 10
+
+
+def test_a_pilot_that_registers_again_is_known_with_what_it_has_now(world: World) -> None:
+    for cores in (4, 8):
+        word = PilotRegistration("p1", "node1", "1.0", queue="CPU", cores=cores)
+        computing.register_pilot(world.core, word)
+        Pilot.update(ended=1.0).execute()
+    computing.register_pilot(world.core, word)
+    row = Pilot.get(Pilot.pilot_id == "p1")
+    assert (row.cores, row.ended) == (8, None)
+    assert row.first_seen < row.last_seen
+
+
+def test_a_name_that_a_pilot_on_another_node_has_is_refused(world: World) -> None:
+    computing.register_pilot(world.core, PilotRegistration("p1", "node1", "1.0", queue="CPU"))
+    with pytest.raises(PilotageError, match="p1 is registered from another node"):
+        computing.register_pilot(world.core, PilotRegistration("p1", "node2", "2.0", queue="CPU"))
+    assert Pilot.get(Pilot.pilot_id == "p1").version == "1.0"
