@@ -50,7 +50,9 @@ def fetch(
             problems[0].name,
             f"{len(problems)} of {tables.some(len(files), 'file')} could not be fetched",
             problems=[str(problem) for problem in problems[:TOLD]],
-            advice=f"{problems[0].entry.advice}; then run the same command again: it goes on where it ended",
+            advice="; then ".join(
+                filter(None, (problems[0].next_step, "run the same command again: it goes on where it ended"))
+            ),
         )
     return Fetched(len(missing), len(there), sum(file.size for file in files))
 

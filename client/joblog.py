@@ -51,7 +51,11 @@ def chosen(job: JobView, number: int | None) -> list[AttemptView]:
     attempts = [attempt for attempt in job.attempts or () if number in (None, attempt.attempt_nr)]
     if not attempts:
         which = f"no attempt {number}" if number else "no attempt yet"
-        raise PilotageError("NOT_FOUND", f"job {job.job_id} has {which}; it is {job.state}")
+        raise PilotageError(
+            "NOT_FOUND",
+            f"job {job.job_id} has {which}; it is {job.state}",
+            advice=f"pilotage job {'show' if job.attempts else 'why'} {job.job_id}",
+        )
     return attempts
 
 

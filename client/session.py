@@ -92,10 +92,12 @@ class Session:
         cacert: str | None = None,
         timeout_seconds: float = 30.0,
         data_root: Path | None = None,
+        token_file: Path | None = None,
     ) -> None:
-        """`data_root`: where `file:` addresses without a slash lie on this machine, for who fetches files."""
+        """`token_file`: where the token comes from, for who is told that it is not valid. `data_root`: where `file:` addresses without a slash lie on this machine, for who fetches files."""
         self.url = url.rstrip("/")
         self.data_root = data_root
+        self._token_file = token_file
         self._timeout_seconds = timeout_seconds
         self._pool = urllib3.PoolManager(
             maxsize=8,
@@ -131,9 +133,11 @@ class Session:
         url = settings.text("client", "server")
         if settings.is_default("client", "server"):
             url = own or url
+        token_file = _token_file(settings, directory, own == url)
         return cls(
             url,
-            _token(settings, directory, own == url),
+            read_secret(token_file),
+            token_file=token_file,
             cacert=_text(settings.optional_path("client", "ca_file")),
             timeout_seconds=settings.number("client", "timeout_seconds"),
             data_root=settings.optional_path("client", "data_root"),
@@ -493,7 +497,13 @@ class Session:
                 f"{address} answered {response.status} with {kind}: is that a Pilotage server?",
             )
         if response.status >= 300:
-            raise _error(self._view(ErrorReply, body, ""))
+            error = _error(self._view(ErrorReply, body, ""))
+            if error.name == "UNAUTHENTICATED" and self._token_file is not None:
+                error.fields["advice"] = (
+                    f"the token in {self._token_file} is not one of {self.url}, or no longer: ask an operator for a new one "
+                    "(pilotage token create NAME --out FILE), and name its file with --token-file"
+                )
+            raise error
         return body
 
 
@@ -511,13 +521,13 @@ def running_server(directory: Path) -> str | None:
         return None
 
 
-def _token(settings: Settings, directory: Path, own: bool) -> str:
+def _token_file(settings: Settings, directory: Path, own: bool) -> Path:
     """The token file that the settings name; else the first token of our own server, which is sent to no other one."""
     named = settings.optional_path("client", "token_file")
     if named is not None:
-        return read_secret(named)
+        return named
     if own:
-        return read_secret(directory / FIRST_TOKEN)
+        return directory / FIRST_TOKEN
     if settings.is_default("client", "server"):
         raise PilotageError(
             "SERVER_UNREACHABLE",

@@ -99,6 +99,7 @@ def _run(
     events: queue.SimpleQueue[Event],
     signals: Signals,
 ) -> PilotExit:
+    started = time.monotonic()
     here = node.inspect(settings.text("node_settings", "processor_type"), environ)
     given = settings.text("node_settings", "pilot_id")
     pilot_id = node.pilot_name(given, here.name, os.getpid(), randomness.token_hex(3))
@@ -130,6 +131,7 @@ def _run(
             channels=channels.make(settings.integer("node_settings", "slots")),
             jobs=Jobs(lambda: events.put(JobsChanged())),
             events=events,
+            started=started,
         )
         return Pilot(context).live()
 
@@ -412,11 +414,15 @@ def _registration(settings: Settings, here: Node, pilot_id: str, work: Path) -> 
 
 
 def _register(client: ServerClient, word: PilotRegistration, settings: Settings) -> QueueForPilot:
-    """The pilot's first word, again and again while the server does not answer, until it is given up."""
+    """The pilot's first word, again and again while the server does not answer, until it is given up or the lifetime is over."""
     backoff = Backoff(
         settings.number("connection", "backoff_seconds"), settings.number("connection", "backoff_max_seconds")
     )
-    give_up_at = time.monotonic() + settings.integer("connection", "give_up_seconds")
+    seconds = min(
+        settings.integer("connection", "give_up_seconds"), settings.integer("limits", "lifetime_seconds")
+    )
+    give_up_at = time.monotonic() + seconds
+    shown = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + seconds))
     while True:
         try:
             return client.register(word)
@@ -427,8 +433,14 @@ def _register(client: ServerClient, word: PilotRegistration, settings: Settings)
                 raise
             wait = min(backoff.next(error), left)
             logger.warning(
-                "the server does not answer",
-                extra={"error": error.name, "detail": error.detail, "again_in": round(wait, 1)},
+                "the server does not answer; is its address right?",
+                extra={
+                    "server": client.url,
+                    "error": error.name,
+                    "detail": error.detail,
+                    "again_in": round(wait, 1),
+                    "gives_up_at": shown,
+                },
             )
             time.sleep(wait)
 

@@ -123,7 +123,7 @@ _CONNECTION = (
     Setting("connection", "backoff_max_seconds", Type.NUMBER, 60, "the longest such wait", minimum=0.01, maximum=3600),
     Setting("connection", "give_up_seconds", Type.INTEGER, 600,
             "a pilot without a job ends when the server was silent for so long; one with a job goes on",
-            minimum=1, maximum=31_536_000),
+            minimum=1, maximum=31_536_000, options=("--give-up",)),
 )
 
 _COPYTOOLS = (

@@ -57,6 +57,10 @@ class ErrorEntry:
     text: str
     advice: str
 
+    def advice_for(self, job_id: int) -> str:
+        """The advice to somebody who looks at this job."""
+        return self.advice.replace(" ID", f" {job_id}")
+
 
 def _row(
     name: str, code: int, blame: Blame, budget: Budget, retry: Retry, text: str, advice: str
@@ -335,12 +339,38 @@ CATALOGUE: tuple[ErrorEntry, ...] = (
     _row("FOREIGN_KEY", 3223, _B.USER, _C.NONE, _R.NEVER,
          "this host has another key than the installation",
          "copy server.key from the state directory of the first host into this one's"),
+    _row("DATABASE_UNREACHABLE", 3225, _B.SERVER, _C.NONE, _R.LATER,
+         "the database does not answer, or not as it should",
+         "see that it runs and takes connections from here, and that its address is right: --database URL, or [database] url in server.ini"),
+    _row("OTHER_DATABASE", 3226, _B.USER, _C.NONE, _R.NEVER,
+         "the server of this state directory works on another database",
+         "give its address with --database, or as [database] url in server.ini; the one in the state directory is taken if --database names it"),
 )
 # fmt: on
 
 BY_NAME: dict[str, ErrorEntry] = {entry.name: entry for entry in CATALOGUE}
 BY_CODE: dict[int, ErrorEntry] = {entry.code: entry for entry in CATALOGUE}
 assert len(BY_NAME) == len(BY_CODE) == len(CATALOGUE), "names and codes of the catalogue must be unique"
+
+
+FOR_PROGRAMS = frozenset(
+    {
+        "ALREADY_EXISTS",
+        "BAD_PATH",
+        "BAD_REQUEST",
+        "BAD_SETTINGS",
+        "FORBIDDEN",
+        "MISSING_EXTRA",
+        "NOT_FOUND",
+        "PROGRAM_FAILED",
+        "SERVER_NOT_STARTED",
+        "SERVER_UNAVAILABLE",
+        "TOO_MANY_REQUESTS",
+        "UNAUTHENTICATED",
+        "WRONG_STATE",
+    }
+)
+"""Errors whose advice is for who speaks HTTP, or says no more than the detail: of no use to a person at a command line."""
 
 
 def shorten(text: str, limit: int = DETAIL_LIMIT) -> str:
@@ -364,6 +394,12 @@ class PilotageError(Exception):
     @property
     def name(self) -> str:
         return self.entry.name
+
+    @property
+    def next_step(self) -> str:
+        """What a person at a command line does next: said where it was raised, or by the catalogue where that fits; or ""."""
+        general = "" if self.name in FOR_PROGRAMS else self.entry.advice
+        return str(self.fields.get("advice") or general)
 
     @property
     def code(self) -> int:

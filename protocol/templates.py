@@ -47,9 +47,15 @@ def check(template: str, allowed: Mapping[str, str], what: str) -> set[str]:
             used.add(name)
         elif match.group(0) not in ("{{", "}}"):
             known = " ".join("{" + each + "}" for each in allowed)
+            word = match.group(0)
+            meant = (
+                "write ${" + word + "} for a shell's variable; "
+                if name and template[: match.start()].endswith("$")
+                else ""
+            )
             raise PilotageError(
                 "BAD_REQUEST",
-                f"{match.group(0)[:60]!a} in the {what} is no placeholder; there are {known} (a plain brace: {{{{ or }}}})",
+                f"{word[:60]!a} in the {what} is no placeholder; {meant}there are {known} (a plain brace: {{{{ or }}}})",
             )
     return used
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -42,6 +43,7 @@ def server() -> None:
 
 _STATE = click.option(
     "--state",
+    "--state-directory",
     "server__state_directory",
     type=click.Path(path_type=Path),
     help="state directory (default: ~/.local/share/pilotage)",
@@ -80,6 +82,7 @@ def start(foreground: bool, **options: Any) -> None:
     """
     settings = _load(**options)
     directory = state_directory.prepare(settings.path("server", "state_directory"))
+    state_directory.database_url(directory, settings.text("database", "url"))  # OTHER_DATABASE is said here
     if foreground:
         _serve(settings, directory)
     else:
@@ -142,6 +145,7 @@ def _answers(process: subprocess.Popen[bytes], directory: Path) -> bool:
         running = state_directory.read_running(directory)
         if running is not None and running.pid == process.pid:
             click.echo(f"The server is at {running.url} (process {running.pid}).")
+            click.echo(f"Database: {running.database}")
             return True
         time.sleep(0.05)
     return False
@@ -193,7 +197,9 @@ def status(context: click.Context, as_json: bool, **options: Any) -> None:
             facts |= {"url": running.url, "pid": running.pid, "database": running.database}
         click.echo(json.dumps(facts))
     elif running is None:
-        click.echo(f"No server runs in {directory}. Start one: pilotage server start")
+        click.echo(
+            f"No server runs in {directory}. Start one: pilotage server start --state {shlex.quote(str(directory))}"
+        )
     else:
         click.echo(
             f"The server is at {running.url} (process {running.pid}, {running.database}); state: {directory}"
@@ -207,7 +213,7 @@ def main() -> None:
     try:
         code = server.main(standalone_mode=False)
     except PilotageError as error:
-        click.echo(f"Error: {error}\nNext: {error.entry.advice}", err=True)
+        click.echo(f"Error: {error}" + (f"\nNext: {error.next_step}" if error.next_step else ""), err=True)
         sys.exit(1)
     except click.ClickException as error:
         error.show()

@@ -28,6 +28,8 @@ from playhouse.migrations import Runner
 from playhouse.pool import MaxConnectionsExceeded, PooledPostgresqlDatabase
 
 from protocol.errors import PilotageError
+from protocol.redaction import redact
+from server.state_directory import named
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -51,6 +53,10 @@ CONFLICTS = frozenset({"40001", "40P01", TAKEN})
 """SQLSTATE of serialization failure, deadlock, and a name that another transaction took after this one had looked."""
 UNREACHABLE = (peewee.OperationalError, peewee.InterfaceError, MaxConnectionsExceeded)
 """What says that the database cannot do it now: away, full, or all connections in use."""
+NO_JIT = "-c jit=off"
+"""On Postgres: every statement of ours is short, and where its cost is overrated, compiling it takes as long as a hundred runs of it."""
+BELIEVED_SECONDS = 1.0
+"""A connection to Postgres that was in use so lately is not asked whether it still lives; a request that finds it dead says 503."""
 GROUP_SECONDS = 0.02
 """A transaction takes in no more works after this time, so that no reader's snapshot and no waiting request grows old."""
 
@@ -270,6 +276,35 @@ class Database:
             self._peewee.close_all()
 
 
+class _Pool(PooledPostgresqlDatabase):
+    """Connections to Postgres, asked whether they live when they were idle for a while (peewee's own: each time)."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._used: dict[int, float] = {}
+
+    def _is_closed(self, connection: Any) -> bool:
+        idle = time.monotonic() - self._used.get(id(connection), -BELIEVED_SECONDS)
+        return bool(connection.closed or (idle > BELIEVED_SECONDS and super()._is_closed(connection)))
+
+    def _close(self, connection: Any, close_conn: bool = False) -> None:
+        self._used[id(connection)] = time.monotonic()
+        super()._close(connection, close_conn)
+
+
+@contextlib.contextmanager
+def told(url: str) -> Iterator[None]:
+    """For the command line, where whoever asks is the operator: DATABASE_UNREACHABLE with the address and what the database says."""
+    try:
+        yield
+    except (*UNREACHABLE, PilotageError) as error:
+        reason = error.__cause__ if isinstance(error, PilotageError) else error
+        if not isinstance(reason, UNREACHABLE):
+            raise
+        words = "; ".join(line.strip() for line in redact(str(reason)).splitlines())
+        raise PilotageError("DATABASE_UNREACHABLE", f"{named(url)}: {words}") from error
+
+
 def _unavailable(error: Exception) -> PilotageError:
     """For whoever asks: that it may pass. What the database says (its address, say) is for the operator's log."""
     logger.error("the database does not answer", extra={"reason": str(error)})
@@ -296,8 +331,8 @@ def _open(url: str) -> Any:
         return peewee.SqliteDatabase(path, pragmas=pragmas)
     if parts.scheme in ("postgresql", "postgres"):
         # What was answered is on disk, whatever the cluster is set to: as synchronous=full is on SQLite.
-        options = [*parse_qs(parts.query).get("options", ()), "-c synchronous_commit=on"]
-        return PooledPostgresqlDatabase(
+        options = [*parse_qs(parts.query).get("options", ()), "-c synchronous_commit=on", NO_JIT]
+        return _Pool(
             url,
             max_connections=40,
             stale_timeout=300,

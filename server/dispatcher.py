@@ -24,7 +24,7 @@ from server.access import tokens
 from server.app import create_app
 from server.core import Core, Limits
 from server.daemons import Daemons
-from server.database import Database
+from server.database import Database, told
 from server.waiting.keeper import WaitingProcess
 
 if TYPE_CHECKING:
@@ -39,9 +39,11 @@ def serve(settings: Settings) -> None:
     _check_certificate(settings)
     directory = state_directory.prepare(settings.path("server", "state_directory"))
     with state_directory.locked(directory):
-        url = settings.text("database", "url") or f"sqlite:///{directory}/pilotage.db"
-        _migrate(url)
+        url = state_directory.database_url(directory, settings.text("database", "url"))
+        with told(url):
+            _migrate(url)
         _set_up(open_core(settings, directory, url))
+        state_directory.note_database(directory, url)
         listener, for_waiting = (_listen(settings, port) for port in ("port", "wait_port"))
         waiting = WaitingProcess(settings, directory, for_waiting, has_relay=not url.startswith("sqlite:"))
         _Gunicorn(settings, directory, url, listener, waiting).run()
@@ -251,7 +253,7 @@ class _Gunicorn(BaseApplication):
         host, port = arbiter.LISTENERS[0].sock.getsockname()[:2]
         scheme = "https" if self._settings.optional_path("server", "certfile") else "http"
         url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
-        state_directory.write_running(self._directory, url, self._url.split(":")[0])
+        state_directory.write_running(self._directory, url, self._url)
         logger.info("the server is ready", extra={"url": url, "state": str(self._directory)})
 
     def _forked(self, arbiter: Any, worker: Any) -> None:

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from protocol.errors import PilotageError
+from protocol.redaction import HIDDEN
+from protocol.values import without_password
 
 NETWORK_FILE_SYSTEMS = frozenset(
     {
@@ -34,6 +36,8 @@ NETWORK_FILE_SYSTEMS = frozenset(
 """Where SQLite's locks and write-ahead log cannot be trusted."""
 
 RUNNING = "server.json"
+ELSEWHERE = "database.url"
+"""Names the database, without its password, if it is not the one in the directory; not there if it is."""
 MOUNTS = Path("/proc/self/mounts")
 """The kernel's mount table: a line per mount, the later one on top."""
 
@@ -46,6 +50,7 @@ class Running:
     pid: int
     start_time: int
     database: str
+    """As `named` says it."""
 
 
 def prepare(directory: Path) -> Path:
@@ -106,6 +111,56 @@ def locked(directory: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+# -- its database -----------------------------------------------------------------------------------------------------------
+
+
+def sqlite_path(url: str) -> Path:
+    return Path("/" + url.removeprefix("sqlite:").lstrip("/"))
+
+
+def named(url: str) -> str:
+    """A database's address without its password; without its parameters too if these hold one."""
+    shown = without_password(url)
+    return without_password(url.partition("?")[0]) if shown == HIDDEN else shown
+
+
+def database_url(directory: Path, chosen: str = "") -> str:
+    """The address of the database: the chosen one, else SQLite in the directory.
+
+    OTHER_DATABASE if none is chosen and the server has moved to another one: both would give the same numbers.
+    """
+    if chosen:
+        return chosen
+    own = f"sqlite:///{directory}/pilotage.db"
+    try:
+        elsewhere = (directory / ELSEWHERE).read_text().strip()
+    except FileNotFoundError:
+        return own
+    raise PilotageError(
+        "OTHER_DATABASE",
+        f"{elsewhere}, and not {own}",
+        advice=f"give that address with --database, or as [database] url in server.ini; to go back: --database {own}",
+    )
+
+
+def note_database(directory: Path, url: str) -> None:
+    """From now on the server of this directory works on this database."""
+    if url.startswith("sqlite:") and sqlite_path(url).resolve() == (directory / "pilotage.db").resolve():
+        (directory / ELSEWHERE).unlink(missing_ok=True)
+    else:
+        _put(directory / ELSEWHERE, named(url))
+
+
+def _put(path: Path, text: str) -> None:
+    """Write a line in one step."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text + "\n")
+    temporary.rename(path)
+
+
+# -- who runs ---------------------------------------------------------------------------------------------------------------
+
+
 def start_time(pid: int) -> int | None:
     """When a process began, in the kernel's ticks since boot; None if there is none or only its zombie."""
     try:
@@ -116,10 +171,8 @@ def start_time(pid: int) -> int | None:
 
 
 def write_running(directory: Path, url: str, database: str) -> None:
-    running = Running(url, os.getpid(), start_time(os.getpid()) or 0, database)
-    temporary = directory / f".{RUNNING}.{os.getpid()}"
-    temporary.write_text(json.dumps(asdict(running)) + "\n")
-    temporary.rename(directory / RUNNING)
+    running = Running(url, os.getpid(), start_time(os.getpid()) or 0, named(database))
+    _put(directory / RUNNING, json.dumps(asdict(running)))
 
 
 def read_running(directory: Path) -> Running | None:

@@ -229,14 +229,14 @@ def _view(task: Task, tally: Tally, n_outputs: int) -> TaskView:
         n_outputs=n_outputs,
         started=iso(task.started) if task.started else None,
         ended=iso(task.ended) if task.ended else None,
-        errors=_errors(task) if tally.counts.get(JobState.FAILED) else {},
+        errors=errors_of(task) if tally.counts.get(JobState.FAILED) else {},
         paused=task.paused,
         boost=task.boost,
         working_group=task.working_group,
     )
 
 
-def _errors(task: Task) -> dict[str, int]:
+def errors_of(task: Task) -> dict[str, int]:
     """Failed jobs by error; those that wait for another try have one too, and those that were cancelled another."""
     failed = JobState.FAILED.value
     hot = Job.select(Job.error, fn.COUNT(Job.id)).where(

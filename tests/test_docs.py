@@ -8,6 +8,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import click
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -50,6 +51,24 @@ def test_every_verb_named_in_the_documents_is_one_of_the_makefile() -> None:
     text = "".join(path.read_text(encoding="utf-8") for path in DOCUMENTS)
     named = set(re.findall(r"`make ([a-z0-9-]+)", text))
     assert named <= verbs, named - verbs
+
+
+def test_every_command_named_in_the_documents_is_there() -> None:
+    from client.commands import root
+
+    text = "".join(path.read_text(encoding="utf-8") for path in DOCUMENTS)
+    named = set(
+        re.findall(r"(?:^ *(?:\$ )?|`)pilotage ([a-z]+) ([a-z][a-z-]*)(?=[ `\n])", text, re.MULTILINE)
+    )
+    assert len(named) > 20
+    context = click.Context(root)
+    groups = {noun: root.get_command(context, noun) for noun, _ in named}
+    assert not [noun for noun, found in groups.items() if found is None]
+    assert not [
+        f"{noun} {verb}"
+        for noun, verb in sorted(named)
+        if isinstance(found := groups[noun], click.Group) and verb not in found.list_commands(context)
+    ]
 
 
 def test_the_tests_that_prove_what_is_true_now_exist() -> None:

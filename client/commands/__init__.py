@@ -84,7 +84,7 @@ def _missing(error: Exception, path: str, extra: str) -> PilotageError:
 
 
 class Root(LazyGroup):
-    """`pilotage` itself: an error of the catalogue becomes two lines on standard error and exit code 1."""
+    """`pilotage` itself: an error of the catalogue becomes a line or two on standard error and exit code 1."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -106,10 +106,10 @@ class Root(LazyGroup):
 
 
 def show_error(error: Exception) -> None:
-    """One line that says what is wrong, a line for each thing that is wrong in the same way, and what to do next."""
+    """One line that says what is wrong, a line for each thing that is wrong in the same way, and what to do next if that is known."""
     problems: Iterable[object] = ()
     if isinstance(error, PilotageError):
-        what, advice = str(error), error.fields.get("advice") or error.entry.advice
+        what, advice = str(error), error.next_step
         problems = error.fields.get("problems", ())
     elif isinstance(error, OSError):
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
@@ -117,7 +117,8 @@ def show_error(error: Exception) -> None:
     else:
         what = f"a fault of this program: {type(error).__name__}: {error}"
         advice = "report it, with what the same command says with --debug: pilotage --debug ..."
-    for line in (f"Error: {what}", *(f"  {problem}" for problem in problems), f"next: {advice}"):
+    following = [f"next: {advice}"] if advice else []
+    for line in (f"Error: {what}", *(f"  {problem}" for problem in problems), *following):
         click.echo(one_line(line), err=True)
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import functools
+import re
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from client import settings, tables
 from client.session import Session
-from protocol.messages import Explanation
+from protocol.errors import PilotageError
+from protocol.messages import Explanation, wire_name
 from protocol.redaction import one_line
 
 _QUEUES = (
@@ -48,13 +52,41 @@ def with_session(function: F) -> F:
         config = options.pop(_CONFIG)
         given = {row.parameter: options.pop(row.parameter) for row in settings.TABLE.options()}
         with Session.find(settings.load(given, config)) as session:
-            return function(session, **options)
+            try:
+                return function(session, **options)
+            except PilotageError as error:
+                raise _by_options(error) from None
 
     for row in reversed(list(settings.TABLE.options())):
         command = click.option(
             *row.options, row.parameter, metavar=_METAVARS.get(row.key, "TEXT"), help=f"{_capital(row.help)}."
         )(command)
     return config_option(command)  # type: ignore[return-value]
+
+
+def _by_options(error: PilotageError) -> PilotageError:
+    """The server's refusal of a field, naming the option that it was given with: "nJobs: " becomes "--jobs: "."""
+    context = click.get_current_context()
+    if error.name != "BAD_REQUEST":
+        return error
+    detail = error.detail
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if given and isinstance(parameter, click.Option):
+            field = re.escape(wire_name(name))
+            detail = re.sub(rf"(^|; ){field}(?=[.:])", rf"\1{parameter.opts[0]}", detail)
+    return PilotageError(error.name, detail, **error.fields)
+
+
+def say_next(command: str) -> None:
+    """The command that comes next, `pilotage NOUN VERB ...`, with the options that said which server is meant."""
+    given = click.get_current_context().params
+    names = {row.parameter: row.options[0] for row in settings.TABLE.options()} | {_CONFIG: "--config"}
+    which = [f"{option} {shlex.quote(str(given[name]))}" for name, option in names.items() if given.get(name)]
+    # Behind the verb: what stands behind `--` is the task's.
+    words = command.split(" ", 3)
+    tables.say(" ".join(["next:", *words[:3], *which, *words[3:]]))
 
 
 def config_option(function: F) -> F:

@@ -8,11 +8,11 @@ import click
 
 from client import fetch, registrator, tables
 from client.commands import Group
-from client.commands.common import examples, json_option, limit_option, print_list, with_session
+from client.commands.common import examples, json_option, limit_option, print_list, say_next, with_session
 from client.commands.files import COLUMNS as FILE_COLUMNS
 from client.session import Session
 from client.tables import Column
-from protocol.files import ALGORITHMS
+from protocol.files import ALGORITHMS, check_name
 from protocol.messages import DatasetView
 from protocol.redaction import one_line
 from protocol.states import DatasetState
@@ -71,7 +71,7 @@ def register(
     tables.write(
         f"Dataset {view.name}: {tables.some(view.n_files, 'file')}, {tables.size(view.size)}, {view.state}.{known}"
     )
-    tables.say(f"next: pilotage task submit --input {view.name} -- COMMAND '{{input}}'")
+    say_next(f"pilotage task submit --input {view.name} -- COMMAND '{{input}}'")
     return None
 
 
@@ -116,18 +116,19 @@ def files(session: Session, *, name: str, limit: int, as_json: bool) -> None:
 
 @dataset.command(epilog=examples("pilotage dataset get md5.out --to results/"))
 @click.argument("name", metavar="NAME")
-@click.option("--to", "directory", type=click.Path(path_type=Path), default=Path("."), show_default=True, metavar="DIR",
-              help="Where the files go; made if it is not there.")  # fmt: skip
+@click.option("--to", "directory", type=click.Path(path_type=Path), metavar="DIR",
+              help="Where the files go; made if it is not there.  [default: ./NAME]")  # fmt: skip
 @click.option("--threads", type=click.IntRange(1, 64), default=fetch.THREADS, show_default=True,
               help="Files copied at the same time.")  # fmt: skip
 @json_option
 @with_session
-def get(session: Session, *, name: str, directory: Path, threads: int, as_json: bool) -> None:
+def get(session: Session, *, name: str, directory: Path | None, threads: int, as_json: bool) -> None:
     """Copy every file of a dataset here, and verify sizes and checksums.
 
     What is there and right is not copied again, so the same command goes on after an interruption. A file that is
     there with the same name and another content is never written over.
     """
+    directory = directory or Path(check_name(name, "dataset"))
     result = fetch.fetch(session, name, directory, threads, quiet=as_json)
     if as_json:
         return tables.show(result._asdict())

@@ -15,6 +15,7 @@ from client.commands.common import (
     limit_option,
     print_explanation,
     print_list,
+    say_next,
     with_session,
 )
 from client.session import Session
@@ -119,7 +120,7 @@ def show(session: Session, *, job_id: int, as_json: bool) -> None:
             "copies": _copies(view),
             "error": Text(f"{view.error} ({view.error_code})", style="red") if view.error else None,
             "reason": _reason(view),
-            "advice": BY_NAME[view.error].advice if view.error in BY_NAME else None,
+            "advice": BY_NAME[view.error].advice_for(view.job_id) if view.error in BY_NAME else None,
         }
     )
     _print_more(view)
@@ -128,7 +129,11 @@ def show(session: Session, *, job_id: int, as_json: bool) -> None:
 
 def _copies(view: JobView) -> str | None:
     n = sum(attempt.ended is None for attempt in view.attempts or ())
-    return f"{n} of {view.replicate} copies run" if view.replicate > 1 and n else None
+    if view.replicate == 1 or not view.attempts:
+        return None
+    if view.state == JobState.COMPLETED.value and len(view.attempts) < view.replicate:
+        return f"{len(view.attempts)} of {view.replicate} copies were handed out: no pilot of another node asked before it ended"
+    return f"{n} of {view.replicate} copies run" if n else None
 
 
 def _reason(view: JobView) -> str | None:
@@ -193,7 +198,7 @@ def retry(session: Session, *, job_id: int, as_json: bool) -> None:
     if as_json:
         return tables.show(view)
     tables.write(f"Job {view.job_id} of task {view.task} is {view.state}.")
-    tables.say(f"next: pilotage job why {view.job_id}")
+    say_next(f"pilotage job why {view.job_id}")
     return None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import click
 
 from client import tables
@@ -11,6 +13,8 @@ from client.session import Session
 from client.tables import Column
 from protocol.states import QueueState
 
+LOOKED_AT = 10_000
+"""Pilots of a queue, the newest first, among which a node is looked for."""
 _COLUMNS = (
     Column("queue", lambda node: node.queue),
     Column("node", lambda node: node.node),
@@ -58,4 +62,8 @@ def set_state(
     if as_json:
         return tables.show(view)
     tables.write(f"Node {view.node} of {view.queue} is {view.state}.")
+    if not online and all(pilot.node != node for pilot in islice(session.pilots(queue=queue), LOOKED_AT)):
+        tables.say(
+            f"Pilots of {queue} have not been seen on {node} of late: is that its name? Pilots know it by 'hostname'."
+        )
     return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from client import tables
-from client.commands.common import examples, json_option, limit_option, print_list, with_session
+from client.commands.common import examples, json_option, limit_option, print_list, say_next, with_session
 from client.session import Session
 from client.tables import Column
 from protocol.messages import PilotView
@@ -88,7 +88,7 @@ def drain(session: Session, *, pilot_id: str | None, queue: str | None, as_json:
         if as_json:
             return tables.show(drained)
         tables.write(f"{tables.some(drained.n_pilots, 'pilot')} of {queue} will take no further job.")
-        tables.say(f"next: pilotage queue set {queue} drain   # or new pilots there go on")
+        say_next(f"pilotage queue set {queue} drain --reason TEXT")
         return None
     view = session.drain_pilot(str(pilot_id))
     if as_json:

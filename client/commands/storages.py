@@ -6,7 +6,7 @@ import click
 
 from client import tables
 from client.commands import Group
-from client.commands.common import examples, json_option, limit_option, print_list, with_session
+from client.commands.common import examples, json_option, limit_option, print_list, say_next, with_session
 from client.session import Session
 from client.tables import Column
 from protocol.messages import StorageSpec
@@ -54,5 +54,5 @@ def create(session: Session, *, name: str, url: str, site: str, as_json: bool) -
     if as_json:
         return tables.show(view)
     tables.write(f"Storage {view.name}: {view.url}")
-    tables.say(f"next: pilotage queue create QUEUE --storage {view.name}")
+    say_next(f"pilotage queue create QUEUE --storage {view.name}")
     return None

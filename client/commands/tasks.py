@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +20,18 @@ from client.commands.common import (
     limit_option,
     print_explanation,
     print_list,
+    say_next,
     with_session,
 )
 from client.session import Session
 from client.tables import Column
 from protocol.errors import PilotageError
 from protocol.files import NAME
-from protocol.messages import RetrySpec, TaskView, wire_name
+from protocol.messages import RetrySpec, TaskSpec, TaskView, wire_name
 from protocol.redaction import one_line
 from protocol.resources import ResourceType
 from protocol.states import TaskState
+from protocol.values import nearest
 
 LARGEST_FILE = 1 << 20
 """Bytes; a task that is described in more is some other file."""
@@ -118,6 +122,8 @@ def submit(
     """
     body = {**(_read(file) if file else {}), **_given(options)}
     if not body.get("command"):
+        if wrong := _no_such_field(body):
+            raise PilotageError("BAD_REQUEST", f"{one_line(str(file))}: {wrong}")
         raise click.UsageError("no command: it stands at the end, behind --, or in the file of --from")
     body.setdefault("name", _name(body["command"]))
     if ship is not None:
@@ -131,7 +137,7 @@ def submit(
         tables.show(view)
     else:
         tables.write(f"Task {view.task_id} ({view.name}): {_size_of(view)}.")
-        tables.say(f"next: pilotage task watch {view.name}")
+        say_next(f"pilotage task watch {view.name}")
     return 0
 
 
@@ -167,10 +173,30 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         body = json.loads(data)
     except (ValueError, RecursionError) as error:  # the latter: nested too deeply
-        raise PilotageError("BAD_REQUEST", f"{shown} is no JSON: {one_line(str(error))}") from None
+        raise PilotageError("BAD_REQUEST", f"{shown} is no JSON{_place(error)}") from None
     if not isinstance(body, dict):
         raise PilotageError("BAD_REQUEST", f'{shown} holds no JSON object, as {{"name": …, "command": […]}}')
     return body
+
+
+def _place(error: Exception) -> str:
+    """Where a text stops to be JSON, and what is wrong most often."""
+    if not isinstance(error, json.JSONDecodeError):
+        return ""
+    return (
+        f": see line {error.lineno}, column {error.colno}; names and texts stand in double quotes, "
+        "and no comma comes after the last one"
+    )
+
+
+def _no_such_field(body: dict[str, Any]) -> str | None:
+    """A field of a task's file that no task has, with the one that may be meant."""
+    known = [wire_name(field.name) for field in dataclasses.fields(TaskSpec)]
+    for name in body:
+        if name not in known:
+            near = nearest(name, known)
+            return f"{one_line(name[:60])}: no such field" + (f"; did you mean {near}?" if near else "")
+    return None
 
 
 def _name(command: Any) -> str:
@@ -234,7 +260,7 @@ def show(session: Session, *, task: str, as_json: bool) -> None:
             + (f" + {view.boost}" if view.boost else ""),
             "group": view.working_group,
             "after": ", ".join((view.spec or {}).get("after", [])),
-            "command": " ".join((view.spec or {}).get("command", [])),
+            "command": shlex.join((view.spec or {}).get("command", [])),
             "input": view.input_dataset,
             "output": view.output_dataset
             and f"{view.output_dataset}: {tables.some(view.n_outputs, 'file')}, {view.output_state}",
@@ -246,7 +272,7 @@ def show(session: Session, *, task: str, as_json: bool) -> None:
         }
     )
     if view.errors:
-        tables.say(f"next: pilotage job list --task {view.name} --state FAILED")
+        say_next(f"pilotage job list --task {view.name} --state FAILED")
     return None
 
 
@@ -304,7 +330,7 @@ def retry(
         return tables.show(reply)
     left = f"; {tables.some(reply.n_left, 'job')} not: {reply.reason}" if reply.n_left else ""
     tables.write(one_line(f"Task {task}: {tables.some(reply.n_jobs, 'job')} tried again{left}."))
-    tables.say(f"next: pilotage task watch {task}")
+    say_next(f"pilotage task watch {task}")
     return None
 
 

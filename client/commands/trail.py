@@ -39,4 +39,6 @@ def list_trail(
 ) -> None:
     """List actions, the newest first."""
     entries = session.trail(who=who, action=action, subject=subject)
-    print_list(entries, _COLUMNS, limit, as_json, "Nothing of the kind was done.")
+    asked = who or action or subject
+    nothing = "No action fits; without options all are shown." if asked else "No action was noted yet."
+    print_list(entries, _COLUMNS, limit, as_json, nothing)

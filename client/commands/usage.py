@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import datetime
 import io
+from typing import Any
 
 import click
 
@@ -14,7 +16,20 @@ from client.session import Session
 from client.tables import Column
 from protocol.messages import UsageView, wire_name
 
-DAY = click.DateTime(["%Y-%m-%d"])
+
+class Day(click.ParamType):
+    """A day as 2026-11-01, as the server takes it."""
+
+    name = "day"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return datetime.datetime.strptime(str(value), "%Y-%m-%d").date().isoformat()
+        except ValueError:
+            self.fail(f"{str(value)!r} is no day, as 2026-11-01", param, ctx)
+
+
+DAY = Day()
 _COLUMNS = (
     Column("attempts", lambda line: line.n_attempts, right=True),
     Column("completed", lambda line: line.n_completed, right=True),
@@ -45,12 +60,16 @@ _COLUMNS = (
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV, with bytes and hours as they are.")
 @json_option
 @with_session
-def usage(session: Session, *, by: str, since: object, until: object, as_csv: bool, as_json: bool) -> None:
+def usage(
+    session: Session, *, by: str, since: str | None, until: str | None, as_csv: bool, as_json: bool
+) -> None:
     """Show core-hours and bytes of the attempts that have ended, by owner, group or queue.
 
     Core-hours are the cores of an attempt, times from its hand-over to its end. An attempt counts on the day of its end.
     """
-    lines = session.usage(by, since=_day(since), until=_day(until))
+    if since and until and since > until:
+        raise click.UsageError(f"--since {since} is after --until {until}")
+    lines = session.usage(by, since=since, until=until)
     if as_json:
         return tables.show(lines)
     if as_csv:
@@ -60,10 +79,6 @@ def usage(session: Session, *, by: str, since: object, until: object, as_csv: bo
     else:
         tables.say("No attempt has ended in that time.")
     return None
-
-
-def _day(moment: object) -> str | None:
-    return str(moment)[:10] if moment else None
 
 
 def _csv(by: str, lines: list[UsageView]) -> str:

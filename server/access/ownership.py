@@ -48,6 +48,7 @@ def _check(caller: Caller, owner: str, group: str, what: str) -> None:
         raise PilotageError(
             "FORBIDDEN",
             f"{what} is {owner or 'nobody'}'s: its owner may change it, who manages the owner's group, and an admin",
+            advice="ask one of them",
         )
 
 

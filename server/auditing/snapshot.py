@@ -114,9 +114,8 @@ class Snapshot:
         try:
             yield
         except self._errors as error:
-            raise PilotageError(
-                "DATABASE_UNREADABLE", f"{self.name}: {redact(str(error)).strip()}"
-            ) from error
+            words = "; ".join(line.strip() for line in redact(str(error)).splitlines())
+            raise PilotageError("DATABASE_UNREADABLE", f"{self.name}: {words}") from error
 
     def close(self) -> None:
         self._connection.close()

@@ -14,7 +14,7 @@ from typing import Any
 from peewee import fn
 
 from protocol.errors import BY_NAME
-from protocol.messages import Explanation, QueueFit
+from protocol.messages import Explanation, QueueFit, TaskSpec
 from protocol.resources import Needs, fits, misfits
 from protocol.states import FINAL, HELD, MEANING, DatasetState, JobState, QueueState, TaskState
 from server import computing, job_manager, task_manager
@@ -46,6 +46,9 @@ MOST_NAMES = 5
 """Names that a sentence lists."""
 MOST_PILOTS = 1_000
 """Pilots of a queue that are compared with a job's needs; the others are like them."""
+NO_PILOT = "no pilot is alive there"
+LABEL = TaskSpec(name="x", command=["x"]).prod_source_label
+"""The label of tasks that were given none: most pilots take it, so nothing is said about it."""
 BUSY = "pilots there are busy, or ask at their next turn"
 
 
@@ -57,14 +60,14 @@ def job(core: Core, job_id: int) -> Explanation:
     found = job_manager.find(job_id)
     task = Task.get_by_id(found.task_id)
     if isinstance(found, ArchivedJob):
-        return _about(found, task, found.ended_at, _ended(found.state, found.error, ""))
+        return _about(found, task, found.ended_at, _ended(found, ""))
     state = JobState(found.state)
     if state in FINAL:
         return _about(
             found,
             task,
             found.changed,
-            [*_ended(found.state, found.error, found.error_detail), *_by_whom(found)],
+            [*_ended(found, found.error_detail), *_by_whom(found)],
         )
     if state in HELD:
         return _about(found, task, found.changed, _held(found))
@@ -85,15 +88,15 @@ def _about(job: Any, task: Task, since: float, reasons: list[str]) -> Explanatio
     )
 
 
-def _ended(state: str, error: str | None, detail: str | None) -> list[str]:
-    if state == JobState.COMPLETED.value:
+def _ended(job: Job | ArchivedJob, detail: str | None) -> list[str]:
+    if job.state == JobState.COMPLETED.value:
         return ["it has completed: its outputs are registered"]
-    words = [f"it has ended with {error}"]
-    if error in BY_NAME:
-        entry = BY_NAME[error]
+    words = [f"it has ended with {job.error}"]
+    if job.error in BY_NAME:
+        entry = BY_NAME[job.error]
         words[0] += f": {entry.text}" + (f" ({detail})" if detail else "")
-        words.append(f"by the fault of the {entry.blame.value}; what to do: {entry.advice}")
-    words.append("it is not tried again by itself; a user may: 'pilotage job retry ID'")
+        words.append(f"by the fault of the {entry.blame.value}; what to do: {entry.advice_for(job.id)}")
+    words.append(f"it is not tried again by itself; a user may: 'pilotage job retry {job.id}'")
     return words
 
 
@@ -237,7 +240,7 @@ def _fit(needs: Needs, queue: Queue, aside: dict[tuple[str, str], Node]) -> Queu
     closed = _closed(queue)
     told.missing = [closed] if closed else []
     if not pilots:
-        told.missing += [*_tags(needs, queue), "no pilot is alive there"]
+        told.missing += [*_tags(needs, queue), NO_PILOT]
     elif not told.n_fitting:
         told.missing += [reason for reason, _ in reasons.most_common(MOST_NAMES)]
     return told
@@ -275,7 +278,20 @@ def _who_could(needs: Needs, queues: Sequence[QueueFit]) -> list[str]:
         if any(fit.state == QueueState.TEST.value for fit in able):
             words.append("a queue in test gets one job at a time")
         return [*words, *_what_pilots_say(needs)]
-    return [f"nobody can take it now: {_shortest(needs, queues)}", *_what_pilots_say(needs)]
+    return [
+        f"nobody can take it now: {_shortest(needs, queues)}",
+        *_start(needs, queues),
+        *_what_pilots_say(needs),
+    ]
+
+
+def _start(needs: Needs, queues: Sequence[QueueFit]) -> list[str]:
+    """Where nothing is missing but a pilot: how one is started."""
+    name = next((fit.queue for fit in queues if fit.missing == [NO_PILOT]), None)
+    if name is None:
+        return []
+    label = "" if needs.label == LABEL else f" -j {needs.label}"
+    return [f"to start a pilot on a node: 'pilotage pilot run -q {name}{label}'"]
 
 
 def _shortest(needs: Needs, queues: Sequence[QueueFit]) -> str:
@@ -311,7 +327,7 @@ def _lacking(needs: Needs, kind: Sequence[str]) -> list[str]:
 def _what_pilots_say(needs: Needs) -> list[str]:
     """What is known only when a pilot asks."""
     words = []
-    if needs.label:
+    if needs.label not in ("", LABEL):
         words.append(f"pilots started with another label than {needs.label} (-j) do not take it")
     if needs.walltime_seconds:
         words.append(f"a pilot must have {needs.walltime_seconds} s of its time left")
@@ -334,23 +350,36 @@ def task(core: Core, found: Task) -> Explanation:
     )
     if found.ended is not None:
         told.reasons.append(f"it has ended as {state.value}")
+        told.reasons += _failed(found)
         if state is not TaskState.COMPLETED:
             told.reasons.append(f"what ended badly can be tried again: 'pilotage task retry {found.name}'")
         return told
     told.reasons += _forming(core, found)
     counts = task_manager.counts_of(found)
     if ready := counts.get(JobState.READY, 0):
-        told.reasons.append(f"{ready} of its jobs are READY" + _first_ready(core, found, told))
+        told.reasons += [f"{ready} of its jobs are READY", *_first_ready(core, found, told)]
     elif not counts:
         needs = broker.needs_in(found.job_class.key)
         told.queues = _fits(needs)
         told.reasons += _who_could(needs, told.queues)
     if held := sum(counts.get(each, 0) for each in HELD):
         told.reasons.append(f"{held} of its jobs are with pilots")
+    told.reasons += _failed(found)
     return told
 
 
-def _first_ready(core: Core, found: Task, told: Explanation) -> str:
+def _failed(found: Task) -> list[str]:
+    """With which errors how many of its jobs have failed, and where to read about the first of them."""
+    errors = task_manager.errors_of(found)
+    if not errors:
+        return []
+    many = ", ".join(f"{name} {count}" for name, count in sorted(errors.items()))
+    return [
+        f"{sum(errors.values())} of its jobs have failed: {many}; 'pilotage job list --task {found.name} --state FAILED'"
+    ]
+
+
+def _first_ready(core: Core, found: Task, told: Explanation) -> list[str]:
     """What keeps the one that goes first, said for all of them."""
     first = (
         Job.select()
@@ -359,10 +388,10 @@ def _first_ready(core: Core, found: Task, told: Explanation) -> str:
         .first()
     )
     if first is None:
-        return ""
+        return []
     of_job = _ready(core, first, found)
     told.queues, told.n_before, told.retry_seconds = of_job.queues, of_job.n_before, of_job.retry_seconds
-    return f"; of the first one, {first.id}: " + "; ".join(of_job.reasons)
+    return [f"the first of them is job {first.id}: {of_job.reasons[0]}", *of_job.reasons[1:]]
 
 
 def _forming(core: Core, found: Task) -> list[str]:

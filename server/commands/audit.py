@@ -36,6 +36,7 @@ EPILOG = (
 @click.command(epilog=EPILOG)
 @click.option(
     "--state",
+    "--state-directory",
     "server__state_directory",
     type=click.Path(path_type=Path),
     metavar="DIR",
@@ -136,17 +137,8 @@ def _storages(checksums: str, sample: int, data_root: str, grace_hours: float) -
 
 def _url(chosen: Settings) -> str:
     """The database as the server would find it."""
-    url = chosen.text("database", "url")
-    if url:
-        return url
     directory = chosen.path("server", "state_directory").expanduser().absolute()
-    running = state_directory.read_running(directory)
-    if running is not None and running.database != "sqlite":
-        raise PilotageError(
-            "DATABASE_UNREADABLE",
-            f"the server in {directory} works on {running.database}, and no settings here say where: give --database",
-        )
-    return f"sqlite:///{directory}/pilotage.db"
+    return state_directory.database_url(directory, chosen.text("database", "url"))
 
 
 def as_facts(report: Report) -> dict[str, Any]:

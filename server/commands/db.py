@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import logging
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +21,7 @@ from client.commands.common import examples, json_option
 from protocol.errors import PilotageError
 from server import settings, state_directory
 from server.core import Core
-from server.database import Database
+from server.database import Database, told
 from server.upkeep import backup as backups
 from server.upkeep import copying, health, reconcile
 
@@ -36,18 +38,26 @@ class Installation:
     url: str
 
     @property
+    def options(self) -> str:
+        """What makes a further command mean this installation too, as a shell reads it; passwords are to be put in."""
+        default = settings.load({}).path("server", "state_directory").expanduser().absolute()
+        words = [] if self.directory == default else ["--state", str(self.directory)]
+        if self.url != f"sqlite:///{self.directory}/pilotage.db":
+            words += ["--database", state_directory.named(self.url)]
+        return "".join(f" {shlex.quote(word)}" for word in words)
+
+    @property
     def is_sqlite(self) -> bool:
         return self.url.startswith("sqlite:")
 
     @contextlib.contextmanager
     def database(self, must_exist: bool = True) -> Iterator[Database]:
-        if must_exist and self.is_sqlite and not backups.sqlite_path(self.url).is_file():
-            raise PilotageError(
-                "DATABASE_UNREADABLE", f"there is no database {backups.sqlite_path(self.url)}"
-            )
+        path = state_directory.sqlite_path(self.url)
+        if must_exist and self.is_sqlite and not path.is_file():
+            raise PilotageError("DATABASE_UNREADABLE", f"there is no database {path}")
         database = Database(self.url)
         try:
-            with database.reading():
+            with told(self.url), database.reading():
                 yield database
         finally:
             database.close()
@@ -68,10 +78,11 @@ def of_installation(function: F) -> F:
     @functools.wraps(function)
     def command(config: Path | None, **options: Any) -> Any:
         os.umask(0o077)
+        logging.getLogger("server.database").addHandler(logging.NullHandler())  # the command says it itself
         names = ("server__state_directory", "database__url")
         chosen = settings.load({name: options.pop(name) for name in names}, config)
         directory = chosen.path("server", "state_directory").expanduser().absolute()
-        url = chosen.text("database", "url") or f"sqlite:///{directory}/pilotage.db"
+        url = state_directory.database_url(directory, chosen.text("database", "url"))
         return function(Installation(directory, url), **options)
 
     for option in (
@@ -89,6 +100,7 @@ def of_installation(function: F) -> F:
         ),
         click.option(
             "--state",
+            "--state-directory",
             "server__state_directory",
             type=click.Path(path_type=Path),
             metavar="DIR",
@@ -185,6 +197,8 @@ def backup(installation: Installation, file: Path, no_bundles: bool, as_json: bo
 
     The file holds secrets: it has mode 0600, and FILE must not exist. Files on storages are not in it.
     """
+    if not file.absolute().parent.is_dir():
+        raise PilotageError("BAD_PATH", f"there is no directory {file.absolute().parent}")
     manifest = backups.backup(installation.url, installation.directory, file, with_bundles=not no_bundles)
     if as_json:
         tables.show({"file": str(file), **dataclasses.asdict(manifest)})
@@ -210,8 +224,11 @@ def restore(installation: Installation, file: Path, replace: bool, as_json: bool
     is given twice. Look afterwards at what the storages hold beyond it: pilotage db reconcile.
     """
     directory = state_directory.prepare(installation.directory)
-    with state_directory.locked(directory):
+    with state_directory.locked(directory), told(installation.url):
         restored = backups.restore(installation.url, directory, file, replace)
+        state_directory.note_database(directory, installation.url)
+    if restored.is_copy:
+        _warn_of_the_original(restored)
     if as_json:
         former = str(restored.former) if restored.former else None
         tables.show({**dataclasses.asdict(restored), "former": former})
@@ -221,11 +238,24 @@ def restore(installation: Installation, file: Path, replace: bool, as_json: bool
             "restored": f"backup of {restored.manifest.made}, of version {restored.manifest.program}",
             "migrated": ", ".join(restored.migrated),
             "epoch": f"{restored.epoch}: attempts from before are refused",
-            "numbers": f"{restored.passed_over} passed over",
+            "numbers": f"new tasks, jobs and attempts are numbered {restored.passed_over:,} further on, so that none"
+            " that was given since the backup is given twice",
             "former database": restored.former,
         }
     )
-    tables.write("Next: pilotage db reconcile, then start the server.")
+    tables.write(f"Next: pilotage db reconcile{installation.options}")
+    tables.write(f"Then: pilotage server start{installation.options}")
+
+
+def _warn_of_the_original(restored: backups.Restored) -> None:
+    """Two installations with the same storages: what the one does there may be the other's loss."""
+    shown = [f"{name} ({url})" for name, url in restored.storages.items()]
+    names = ", ".join(shown[:5]) + (f" and {len(shown) - 5} more" if len(shown) > 5 else "")
+    tables.say(
+        f"Warning: the backup is of {restored.manifest.origin or 'an installation that it does not name'}, and this one uses"
+        f" the same storages: {names}. If that one still works, jobs of both write there, and 'db reconcile --quarantine'"
+        " takes its files away: read 'Trying a restore beside a live server' in docs/data.md before you start this one."
+    )
 
 
 @db.command(epilog=examples("pilotage server stop", "pilotage db copy postgresql://pilotage@db/pilotage"))
@@ -235,11 +265,13 @@ def restore(installation: Installation, file: Path, replace: bool, as_json: bool
 def copy(installation: Installation, url: str, as_json: bool) -> None:
     """Copy an installation on SQLite to an empty Postgres, with the server stopped; every row is read back and compared.
 
-    Start the server on the same state directory with --database URL then: pilots keep their jobs.
+    Start the server on the same state directory with --database URL then: pilots keep their jobs. Without that option, and
+    without [database] url in server.ini, it does not start any more.
     """
     with installation.held():
-        with progress.counted("rows", 2 * copying.count(installation.url)) as advance:
+        with progress.counted("rows", 2 * copying.count(installation.url)) as advance, told(url):
             proofs = copying.copy(installation.url, url, advance)
+        state_directory.note_database(installation.directory, url)
     if as_json:
         tables.show([dataclasses.asdict(proof) for proof in proofs])
         return
@@ -251,7 +283,9 @@ def copy(installation: Installation, url: str, as_json: bool) -> None:
             tables.Column("checksum", lambda proof: f"{proof.digest:032x}"),
         ),
     )
-    tables.write("All rows were read back and are the same. Next: pilotage server start --database URL")
+    there = Installation(installation.directory, url)
+    tables.write("All rows were read back and are the same.")
+    tables.write(f"Next: pilotage server start{there.options}, or [database] url in server.ini")
 
 
 class Age(click.ParamType):
@@ -277,9 +311,11 @@ class Age(click.ParamType):
 def prune(installation: Installation, older_than: int, dry_run: bool, compact: bool, as_json: bool) -> None:
     """Remove what is older: archived jobs, pilots that ended, the trail of administrative actions, dead tokens, unused bundles.
 
-    Tasks, datasets, files and the accounting (`pilotage usage`) stay. On SQLite the server is stopped meanwhile.
+    Tasks, datasets, files and the accounting (`pilotage usage`) stay. On SQLite the server is stopped meanwhile, but
+    not for --dry-run.
     """
-    with installation.held(), installation.database() as database:
+    alone = contextlib.nullcontext() if dry_run else installation.held()
+    with alone, installation.database() as database:
         core = Core(database, b"", installation.directory)
         pruned = health.prune(core, older_than, dry_run)
         sizes = (

@@ -15,6 +15,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from protocol.errors import PilotageError
 from protocol.messages import (
+    NAME_FIELD,
+    OPTIONAL_NAME,
     ErrorReply,
     GetJobReply,
     HeartbeatReply,
@@ -180,7 +182,30 @@ def _sentence(cls: Any, problem: Any) -> str:
         return f"{place[:100]}: no such field; {meant}"
     if problem["type"] in ("missing", "missing_argument"):
         return f"{place}: is missing"
-    return f"{place[:100]}: {problem['msg']}" if place else str(problem["msg"])
+    words = _in_words(problem)
+    return f"{place[:100]}: {words}" if place else words
+
+
+def _in_words(problem: Any) -> str:
+    """What the validation library found, as we say it."""
+    bounds = problem.get("ctx", {})
+    if problem["type"] == "string_pattern_mismatch" and bounds["pattern"] in _NAMES:
+        return _NAMES[bounds["pattern"]]
+    words = _BOUNDS.get(problem["type"])
+    return words.format(**bounds) if words else str(problem["msg"])
+
+
+_LETTERS = "it is made of letters, digits and . _ : + - and begins with a letter or digit"
+_NAMES = {NAME_FIELD["pattern"]: _LETTERS, OPTIONAL_NAME["pattern"]: _LETTERS}
+_BOUNDS = {
+    "greater_than_equal": "must be at least {ge}",
+    "less_than_equal": "must be at most {le}",
+    "string_too_short": "is empty",
+    "string_too_long": "has more than {max_length} characters",
+    "too_long": "has more than {max_length} entries",
+    "too_short": "is empty",
+    "json_invalid": "the body is no JSON: {error}",
+}
 
 
 def reply(content: Any, status: int = 200) -> Response:

@@ -86,25 +86,29 @@ RETRY = Chain(
 
 def pause(core: Core, id_or_name: str, who: str) -> Task:
     """No further job of the task is formed or handed out; those that pilots hold go on."""
-    return _wish(core, id_or_name, who, "task pause", {"paused": True})
+    return _wish(core, id_or_name, who, "task pause", paused=True)
 
 
 def resume(core: Core, id_or_name: str, who: str) -> Task:
-    return _wish(core, id_or_name, who, "task resume", {"paused": False})
+    return _wish(core, id_or_name, who, "task resume", paused=False)
 
 
 def set_priority(core: Core, id_or_name: str, priority: int, who: str) -> Task:
     """Also for the jobs that wait already; the boost of the task stays."""
-    return _wish(core, id_or_name, who, "task set-priority", {"priority": priority})
+    return _wish(core, id_or_name, who, "task set-priority", f"priority {priority}", priority=priority)
 
 
-def _wish(core: Core, id_or_name: str, who: str, action: str, wish: dict[str, object]) -> Task:
+def _wish(core: Core, id_or_name: str, who: str, action: str, detail: str = "", **wish: object) -> Task:
     def work() -> Task:
         task = task_manager.find(id_or_name)
         if task.ended is not None:
-            raise PilotageError("WRONG_STATE", f"task {task.name} has ended")
+            raise PilotageError(
+                "WRONG_STATE",
+                f"task {task.name} has ended",
+                advice=f"what ended badly can be tried again: pilotage task retry {task.name}",
+            )
         Task.update(unsettled=True, **wish).where(Task.id == task.id).execute()
-        trail.note(who, action, task.name, ", ".join(f"{name} {value}" for name, value in wish.items()))
+        trail.note(who, action, task.name, detail)
         return task
 
     task = core.database.write(work)

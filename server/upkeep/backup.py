@@ -22,6 +22,7 @@ import tarfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from dataclasses import replace as replace_fields
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,8 +30,10 @@ from protocol import __version__
 from protocol.errors import PilotageError
 from server.access import tokens
 from server.database import MIGRATIONS, Database, proxy
-from server.models import TABLES, AdminEvent, Counter
+from server.models import TABLES, AdminEvent, Counter, Storage
 from server.paging import iso
+from server.state_directory import named, sqlite_path
+from server.upkeep.garbage import FOREIGN_ATTEMPT
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -59,6 +62,8 @@ class Manifest:
     format: int = FORMAT
     program: str = __version__
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    origin: str = ""
+    """The state directory and the database that it was taken of; empty in backups of versions that did not say so."""
 
     @property
     def size(self) -> int:
@@ -69,8 +74,8 @@ def kind_of(url: str) -> str:
     return "sqlite" if url.startswith("sqlite:") else "postgres"
 
 
-def sqlite_path(url: str) -> Path:
-    return Path("/" + url.removeprefix("sqlite:").lstrip("/"))
+def origin_of(url: str, directory: Path) -> str:
+    return f"{directory.resolve()} with {named(url)}"
 
 
 def known_migrations() -> list[str]:
@@ -96,7 +101,9 @@ def backup(url: str, directory: Path, target: Path, with_bundles: bool = True) -
                 f"{BUNDLES}{path.name}": path for path in sorted((directory / "bundles").glob("[0-9a-f]*"))
             }
         facts = {name: _facts(path) for name, path in members.items() if path.is_file()}
-        manifest = Manifest(kind_of(url), migrations, iso(made_at), made_at, files=facts)
+        manifest = Manifest(
+            kind_of(url), migrations, iso(made_at), made_at, files=facts, origin=origin_of(url, directory)
+        )
         _pack(manifest, members, part)
         os.link(part, target)  # unlike a rename it never takes the place of another file
         _sync(target.parent)
@@ -224,6 +231,10 @@ class Restored:
     passed_over: int
     migrated: list[str]
     former: Path | None
+    storages: dict[str, str]
+    """The addresses of all storages: the same as those of the installation that the backup is of."""
+    is_copy: bool = False
+    """Whether that installation may be another one, which goes on beside this one."""
 
 
 def restore(url: str, directory: Path, source: Path, replace: bool = False) -> Restored:
@@ -250,7 +261,7 @@ def restore(url: str, directory: Path, source: Path, replace: bool = False) -> R
         put_back = _restore_sqlite if manifest.database == "sqlite" else _restore_postgres
         restored = put_back(url, manifest, folder, replace)
         _put_files(folder, directory)
-    return restored
+    return replace_fields(restored, is_copy=manifest.origin != origin_of(url, directory))
 
 
 @contextlib.contextmanager
@@ -329,13 +340,14 @@ def _restore_sqlite(url: str, manifest: Manifest, folder: Path, replace: bool) -
         migrated = database.migrate()
         epoch, passed_over = database.write(lambda: _begin_epoch_on_sqlite(manifest))
         with database.reading():
+            storages = _storages()
             proxy.execute_sql("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     finally:
         database.close()
     with contextlib.closing(sqlite3.connect(copy)) as connection:
         connection.execute("PRAGMA journal_mode = DELETE")  # one file, without a log beside it
     former = _swap(copy, path)
-    return Restored(manifest, epoch, passed_over, migrated, former)
+    return Restored(manifest, epoch, passed_over, migrated, former, storages)
 
 
 def _swap(copy: Path, path: Path) -> Path | None:
@@ -366,9 +378,11 @@ def _restore_postgres(url: str, manifest: Manifest, folder: Path, replace: bool)
         _load(url, folder, epoch, passed_over)
         migrated = database.migrate()
         database.write(lambda: _record(manifest, epoch))
+        with database.reading():
+            storages = _storages()
     finally:
         database.close()
-    return Restored(manifest, epoch, passed_over, migrated, None)
+    return Restored(manifest, epoch, passed_over, migrated, None, storages)
 
 
 def _load(url: str, folder: Path, epoch: int, passed_over: int) -> None:
@@ -387,6 +401,8 @@ def _load(url: str, folder: Path, epoch: int, passed_over: int) -> None:
         f"INSERT INTO counter (name, value) VALUES ('{tokens.KEY_EPOCH}', {epoch})"
         " ON CONFLICT (name) DO UPDATE SET value = greatest(counter.value + 1, excluded.value);\n"
         f"DO $$ BEGIN {' '.join(moves)} END $$;\n"
+        f"INSERT INTO counter (name, value) SELECT '{FOREIGN_ATTEMPT}', last_value FROM attempt_id_seq"
+        " ON CONFLICT (name) DO UPDATE SET value = excluded.value;\n"
     )
     words = ["psql", "--no-psqlrc", "--quiet", "--single-transaction", "--set=ON_ERROR_STOP=1"]
     files = [f"--file={path}" for path in (first, folder / COPIES["postgres"], last)]
@@ -435,6 +451,11 @@ def _begin_epoch_on_sqlite(manifest: Manifest) -> tuple[int, int]:
     Counter.update(value=Counter.value + passed_over).where(Counter.name == "ready_nr").execute()
     for name in NUMBERED:
         proxy.execute_sql("UPDATE sqlite_sequence SET seq = seq + ? WHERE name = ?", (passed_over, name))
+    Counter.delete().where(Counter.name == FOREIGN_ATTEMPT).execute()
+    proxy.execute_sql(
+        "INSERT INTO counter (name, value) SELECT ?, seq FROM sqlite_sequence WHERE name = 'attempt'",
+        (FOREIGN_ATTEMPT,),
+    )
     _record(manifest, epoch)
     return epoch, passed_over
 
@@ -443,6 +464,10 @@ def _record(manifest: Manifest, epoch: int) -> None:
     AdminEvent.create(
         who="operator", action="db.restore", subject=f"backup of {manifest.made}", detail=f"epoch {epoch}"
     )
+
+
+def _storages() -> dict[str, str]:
+    return {row.name: row.url for row in Storage.select().order_by(Storage.name)}
 
 
 def _put_files(folder: Path, directory: Path) -> None:

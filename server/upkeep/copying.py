@@ -15,7 +15,8 @@ from peewee import BooleanField, DoubleField
 from protocol.errors import PilotageError
 from server.database import Database, proxy
 from server.models import TABLES, Counter, Table
-from server.upkeep.backup import NUMBERED, known_migrations, refuse_while_used, sqlite_path
+from server.state_directory import sqlite_path
+from server.upkeep.backup import NUMBERED, known_migrations, refuse_while_used
 
 CHUNK = 5000
 """Rows read at a time."""
@@ -84,6 +85,7 @@ def _copy_all(source: sqlite3.Connection, target: Database, advance: Callable[[i
             raise PilotageError(
                 "ALREADY_EXISTS",
                 f"the database has rows in {_name(table)}; copy into an empty one that no server has used",
+                advice="make a new one: createdb NAME",
             )
     proofs = []
     for table in TABLES:

@@ -2,6 +2,9 @@
 
 A pilot may be thought lost and still write, so that nobody knows which files there are: what is noted is every name that an
 attempt might have written. Only its own attempt ever writes such a name, and an attempt that has ended publishes nothing.
+
+After a restore that holds only for attempts handed out since: an older one is lost here, and may have completed there, in the
+installation that the backup was taken of and that works on the same storages. So files of older attempts are nobody's to remove.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from protocol.states import JobState
 from server.core import Core
 from server.database import Chain, Part, Rows
 from server.jobs.claiming import physical_name
-from server.models import Attempt, Garbage, Job, Storage, Task, now
+from server.models import Attempt, Counter, Garbage, Job, Storage, Task, now
 from server.specs import outputs_of
 
 logger = logging.getLogger(__name__)
@@ -32,6 +35,8 @@ PASS_SECONDS = 0.2
 """After this a pass begins no further directory."""
 CHUNK = 500
 """Files looked for at once."""
+FOREIGN_ATTEMPT = "foreign_attempt"
+"""The counter with the last number that may have been an attempt's before a restore."""
 LATER_SECONDS = 3600.0
 """When a file is looked for again that could not be reached."""
 _UNFINISHED = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{12}\.part", re.DOTALL)
@@ -104,7 +109,7 @@ def note(core: Core, files: Sequence[Left]) -> None:
 
 @dataclass
 class _Swept:
-    """Rows of files that are not there any more or are published, rows to look at again, and how many files were removed."""
+    """Rows of files that are not there any more, are published or not ours, rows to look at again, and how many files were removed."""
 
     done: list[int] = field(default_factory=list)
     later: list[int] = field(default_factory=list)
@@ -122,14 +127,22 @@ def run_once(core: Core, seconds: float = PASS_SECONDS) -> int:
         with core.database.reading():
             due = Garbage.select().where(Garbage.due <= now())
             rows = list(due.order_by(Garbage.due).limit(CHUNK))
-            published = _published(core, rows)
-        swept = _sweep(rows, published, deadline)
+            foreign = _last_foreign_attempt()
+            ours = [row for row in rows if row.attempt_id > foreign]
+            published = _published(core, ours)
+        swept = _sweep(ours, published, deadline)
+        swept.done += [row.id for row in rows if row.attempt_id <= foreign]
         if swept.done or swept.later:
             core.database.write(functools.partial(_settle, swept))
         removed, more = removed + swept.n_files, len(rows) == CHUNK
     if removed:
         logger.info("removed what attempts had left on storages", extra={"files": removed})
     return removed
+
+
+def _last_foreign_attempt() -> int:
+    row = Counter.get_or_none(Counter.name == FOREIGN_ATTEMPT)
+    return row.value if row else 0
 
 
 def _settle(swept: _Swept) -> None:

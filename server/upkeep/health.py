@@ -16,7 +16,8 @@ from peewee import fn
 from server.core import Core
 from server.database import Database, proxy
 from server.models import TABLES, AdminEvent, ArchivedJob, Attempt, Bundle, Job, JobClass, Pilot, Task, Token
-from server.upkeep.backup import known_migrations, sqlite_path
+from server.state_directory import sqlite_path
+from server.upkeep.backup import known_migrations
 
 CHUNK = 500
 """Rows removed in one transaction."""

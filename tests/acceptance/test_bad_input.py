@@ -53,7 +53,8 @@ def refused(world: World, *arguments: str, code: int = FAILED, message: str) -> 
     assert not done.stdout
     if code == FAILED:
         error, following = done.stderr.splitlines()[0], done.stderr.splitlines()[1:]
-        assert error.startswith("Error: ") and following[-1].startswith("next: "), done.stderr
+        assert error.startswith("Error: "), done.stderr
+        assert all(line.startswith(("next: ", "  ")) for line in following), done.stderr
 
 
 @pytest.fixture
@@ -196,7 +197,7 @@ SUBMISSIONS: dict[str, tuple[list[str], int, str]] = {
     ),
     "output with a path": (["--jobs", "1", "--output", "../x", "--", "true"], FAILED, "contains a slash"),
     "no jobs": (["--jobs", "0", "--", "true"], FAILED, "either an input dataset|nJobs"),
-    "minus one job": (["--jobs", "-1", "--", "true"], FAILED, "nJobs"),
+    "minus one job": (["--jobs", "-1", "--", "true"], FAILED, "--jobs: must be at least 0"),
     "a word for a number": (["--jobs", "many", "--", "true"], WRONG_USAGE, "'many' is not a valid integer"),
     "a number beyond all": (["--jobs", "1", "--priority", "9" * 400, "--", "true"], FAILED, "priority"),
     "no core": (["--jobs", "1", "--cores", "0", "--", "true"], FAILED, "cores"),

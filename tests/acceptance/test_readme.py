@@ -152,6 +152,14 @@ def test_the_commands_of_a_document_do_what_it_shows(
     check(shell, steps(ROOT / document, sections))
 
 
+@pytest.mark.parametrize("document", ["README.md", "docs/curl.md"])
+def test_by_hand_only_jobs_of_the_document_are_asked_for(document: str) -> None:
+    """A queue binds its tasks to itself and not its pilots: on a server with other work they would get that."""
+    commands = [step.command for step in steps(ROOT / document)]
+    asked = [command for command in commands if "getJob" in command and "requestId" in command]
+    assert asked and all('"prodSourceLabel": "hand"' in command for command in asked)
+
+
 def test_the_readme_speaks_as_a_pilot_by_curl() -> None:
     commands = "\n".join(step.command for step in steps(ROOT / "README.md", ("curl for debugging",)))
     for address in ("registerPilot", "getJob", "updateJob", "jobs/", "tasks/"):

@@ -10,6 +10,7 @@ from typing import Any, List
 import pytest
 
 from client.session import Session
+from protocol.errors import BY_NAME
 from protocol.messages import TaskSpec
 from protocol.share import shared_path
 from protocol.states import JobState
@@ -103,11 +104,12 @@ def test_shipped_code_is_sent_once_and_named_in_the_task(
     [
         (["--jobs", "1"], 2, "no command: it stands at the end, behind --"),
         (["--jobs", "0", "--", "true"], 1, "either an input dataset"),
-        (["--jobs", "-3", "--", "true"], 1, "nJobs: "),
+        (["--jobs", "-3", "--", "true"], 1, ": --jobs: must be at least 0"),
         (["--jobs", "x", "--", "true"], 2, "'x' is not a valid integer"),
-        (["--jobs", "1", "--cores", "0", "--", "true"], 1, "cores: "),
-        (["--jobs", "1", "--priority", "99999999", "--", "true"], 1, "priority: "),
-        (["--jobs", "1", "--name", "a b", "--", "true"], 1, "name: "),
+        (["--jobs", "1", "--cores", "0", "--", "true"], 1, ": --cores: must be at least 1"),
+        (["--jobs", "1", "--priority", "99999999", "--", "true"], 1, ": --priority: must be at most 1000000"),
+        (["--jobs", "1", "--name", "a b", "--", "true"], 1, ": --name: it is made of letters, digits and"),
+        (["--jobs", "1", "--", "sh", "-c", "echo ${HOME}"], 1, "write ${{HOME}} for a shell's variable"),
         (["--jobs", "1", "--", "true", "{nothing}"], 1, "{nothing}"),
         (["--jobs", "1", "--env", "A", "--", "true"], 2, "write NAME=VALUE"),
         (["--jobs", "1", "--gpu", "--resource-type", "cpu", "--", "true"], 2, "exclude each other"),
@@ -127,14 +129,19 @@ def test_a_task_that_cannot_be_is_refused_in_one_line(
     assert done.out == ""
     assert "Traceback" not in done.err
     if code == 1:
-        error, advice = done.err.splitlines()
-        assert error.startswith("Error: ") and advice.startswith("next: ")
+        error, *following = done.err.splitlines()
+        assert error.startswith("Error: ")
+        assert following in ([], [f"next: {BY_NAME['BAD_LFN'].advice}"])
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("{", "is no JSON"),
+        (
+            '{"name": "x",\n nJobs: 1}',
+            "is no JSON: see line 2, column 2; names and texts stand in double quotes",
+        ),
+        ('{"name": "x", "kommand": ["true"]}', "kommand: no such field; did you mean command?"),
         ("[1]", "holds no JSON object"),
         ('{"name": "x", "command": "true", "nJobs": 1}', "command: "),
         ('{"name": "x", "command": ["true"], "njobs": 1}', "did you mean nJobs?"),
@@ -390,6 +397,39 @@ def test_a_wrong_token_is_told(pilotage: Pilotage, server: Server, tmp_path: Pat
     (tmp_path / "token").chmod(0o600)
     done = pilotage("queue", "list", "--server", server.url, "--token-file", tmp_path / "token")
     assert done.code == 1 and done.err.startswith("Error: no valid token")
+    told = done.err.splitlines()[-1]
+    assert told.startswith(f"next: the token in {tmp_path}/token is not one of {server.url}")
+    assert "pilotage token create" in told
+
+
+def test_the_next_command_is_about_the_same_server(
+    pilotage: Pilotage, server: Server, tmp_path: Path
+) -> None:
+    given = ("--server", server.url, "--token-file", f"{server.state}/admin.token")
+    words = ("task", "submit", "--name", "same-server", "--jobs", "1", *given, "--", "true")
+    assert pilotage(*words).err == f"next: pilotage task watch {' '.join(given)} same-server\n"
+    pilotage("task", "cancel", "same-server")
+    (tmp_path / "f").write_text("x")
+    done = pilotage("dataset", "register", "same-server", tmp_path / "f", *given)
+    last = done.err.splitlines()[-1]
+    assert last == f"next: pilotage task submit {' '.join(given)} --input same-server -- COMMAND '{{input}}'"
+
+
+def test_a_dataset_is_fetched_into_a_directory_of_its_name(
+    pilotage: Pilotage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "one.dat").write_text("1")
+    assert pilotage("dataset", "register", "own-directory", tmp_path / "one.dat").code == 0
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert pilotage("dataset", "get", "own-directory").code == 0
+    assert (tmp_path / "here" / "own-directory" / "one.dat").read_text() == "1"
+
+
+def test_a_command_is_shown_as_a_shell_takes_it(pilotage: Pilotage) -> None:
+    pilotage("task", "submit", "--name", "quoted", "--jobs", "1", "--", "sh", "-c", "echo 'a b'")
+    assert """sh -c 'echo '"'"'a b'"'"''""" in pilotage("task", "show", "quoted").out
+    pilotage("task", "cancel", "quoted")
 
 
 def test_a_pilot_s_token_makes_no_queue(pilotage: Pilotage, server: Server) -> None:

@@ -114,6 +114,27 @@ def test_prune_says_what_would_go(pilotage: Pilotage, state: Path) -> None:
     assert pilotage("db", "prune", "--older-than", "soon", "--state", state).code == 2
 
 
+def test_what_would_go_is_said_while_a_server_runs(pilotage: Pilotage, server: Server) -> None:
+    dry = pilotage("db", "prune", "--older-than", "90d", "--dry-run", "--state", server.state)
+    assert dry.code == 0 and "would go" in dry.out, dry.err
+
+
+def test_the_state_directory_has_one_option_everywhere(pilotage: Pilotage, state: Path) -> None:
+    for command in (("db", "status"), ("audit",), ("server", "stop")):
+        done = pilotage(*command, "--state-directory", state)
+        assert done.code == 0, done
+
+
+def test_without_a_server_the_command_that_starts_one_there_is_told(pilotage: Pilotage, state: Path) -> None:
+    done = pilotage("server", "status", "--state", state)
+    assert done.code == 1 and done.out.endswith(f"pilotage server start --state {state}\n")
+
+
+def test_a_backup_into_no_directory_names_it(pilotage: Pilotage, state: Path, tmp_path: Path) -> None:
+    done = pilotage("db", "backup", tmp_path / "none" / "b.tar.gz", "--state", state)
+    assert done.err == f"Error: a path cannot be used: there is no directory {tmp_path}/none\n"
+
+
 def test_reconcile_tells_strays(pilotage: Pilotage, state: Path, tmp_path: Path) -> None:
     stray = tmp_path / "data" / "t.out" / "a.o.17"
     stray.parent.mkdir(parents=True)
@@ -136,7 +157,10 @@ def test_usage_of_a_new_server_is_empty_in_every_form(pilotage: Pilotage, server
     assert "No attempt has ended" in pilotage("usage", "--since", since).err
     assert json.loads(pilotage("usage", "--by", "group", "--since", since, "--json").out) == []
     assert pilotage("usage", "--by", "queue", "--since", since, "--csv").out.startswith("queue,nAttempts")
-    assert pilotage("usage", "--since", "soon").code == 2
+    wrong = pilotage("usage", "--since", "soon")
+    assert wrong.code == 2 and "'soon' is no day, as 2026-11-01" in wrong.err
+    turned = pilotage("usage", "--since", "2026-12-01", "--until", "2026-01-01")
+    assert turned.code == 2 and "--since 2026-12-01 is after --until 2026-01-01" in turned.err
 
 
 def test_csv_keeps_names_with_commas_apart() -> None:
@@ -145,3 +169,102 @@ def test_csv_keeps_names_with_commas_apart() -> None:
         ["group", "nAttempts", "nCompleted", "coreHours", "inputBytes", "outputBytes"],
         ['a,"b"', "3", "2", "0.25", "10", "20"],
     ]
+
+
+# -- which database ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("server", "start", "--port", "0"),
+        ("audit",),
+        ("db", "status"),
+        ("db", "migrate"),
+        ("db", "backup", "FILE"),
+        ("db", "reconcile"),
+        ("db", "prune", "--older-than", "1d"),
+    ],
+)
+def test_of_a_server_that_works_elsewhere_the_old_database_is_not_taken_unasked(
+    pilotage: Pilotage, state: Path, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    state_directory.note_database(state, "postgresql://ada:geheim@db/pilotage")
+    file = tmp_path / "b.tar.gz"
+    refused = pilotage(*(str(file) if word == "FILE" else word for word in words), "--state", state)
+    assert refused.code in (1, 2)
+    assert "postgresql://ada:(hidden)@db/pilotage" in refused.err
+    assert f"to go back: --database sqlite:///{state}/pilotage.db" in refused.err
+    assert not file.exists()
+    assert (
+        pilotage("db", "status", "--state", state, "--database", f"sqlite:///{state}/pilotage.db").code == 0
+    )
+
+
+@pytest.mark.component("postgres")
+def test_after_a_copy_the_server_does_not_go_back_to_the_old_database_by_itself(
+    pilotage: Pilotage, state: Path, postgres_url: str
+) -> None:
+    copied = pilotage("db", "copy", postgres_url, "--state", state)
+    assert copied.code == 0, copied.err
+    assert f"pilotage server start --state {state} --database " in copied.out
+    refused = pilotage("server", "start", "--state", state, "--port", "0")
+    assert refused.code == 1
+    assert "postgresql:" in refused.err
+    assert "--database" in refused.err
+
+
+def test_a_running_server_names_its_database(pilotage: Pilotage, server: Server) -> None:
+    own = f"sqlite:///{server.state}/pilotage.db"
+    assert own in pilotage("server", "status", "--state", server.state).out
+    assert json.loads(pilotage("server", "status", "--state", server.state, "--json").out)["database"] == own
+
+
+@pytest.mark.component("postgres")
+@pytest.mark.parametrize("words", [("status",), ("migrate",), ("copy",), ("reconcile",)])
+def test_a_database_that_cannot_be_reached_is_told_with_its_address_and_the_reason(
+    pilotage: Pilotage, state: Path, words: tuple[str, ...]
+) -> None:
+    url = "postgresql://ada:geheim@127.0.0.1:1/none"
+    given = (url,) if words == ("copy",) else ("--database", url)
+    refused = pilotage("db", *words, *given, "--state", state)
+    assert refused.code == 1
+    assert "postgresql://ada:(hidden)@127.0.0.1:1/none" in refused.err
+    assert "refused" in refused.err.lower()
+    assert "Retry-After" not in refused.err
+    assert "geheim" not in refused.err
+    assert state_directory.database_url(state), "nothing was noted"
+
+
+@pytest.mark.component("postgres")
+def test_a_server_whose_database_cannot_be_reached_says_why_it_does_not_start(
+    pilotage: Pilotage, tmp_path: Path
+) -> None:
+    refused = pilotage(
+        "server", "start", "--state", tmp_path / "s", "--database", "postgresql://ada:geheim@127.0.0.1:1/none"
+    )
+    assert refused.code == 1
+    assert "postgresql://ada:(hidden)@127.0.0.1:1/none" in refused.err
+    assert "refused" in refused.err.lower()
+    assert not (tmp_path / "s" / state_directory.ELSEWHERE).exists(), "it never worked there"
+
+
+# -- a restore in another place ---------------------------------------------------------------------------------------------
+
+
+def test_a_restore_in_another_place_warns_of_the_storages_and_says_how_to_go_on_there(
+    pilotage: Pilotage, state: Path, tmp_path: Path
+) -> None:
+    with sqlite3.connect(state / "pilotage.db") as connection:
+        connection.execute("INSERT INTO storage (name, url) VALUES ('s', 'file:///srv/of-all')")
+    file, other = tmp_path / "b.tar.gz", tmp_path / "other place"
+    assert pilotage("db", "backup", file, "--state", state).code == 0
+    there = pilotage("db", "restore", file, "--state", other)
+    assert there.code == 0, there.err
+    assert "s (file:///srv/of-all)" in there.err
+    assert str(state) in there.err
+    assert f"pilotage db reconcile --state '{other}'" in there.out
+    assert f"pilotage server start --state '{other}'" in there.out
+    here = pilotage("db", "restore", file, "--state", state, "--replace")
+    assert here.code == 0
+    assert "Warning" not in here.err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -140,11 +141,30 @@ def test_a_site_is_closed_and_opened(pilotage: Pilotage, session: Session) -> No
 def test_a_node_is_put_aside_and_lifted(pilotage: Pilotage) -> None:
     done = pilotage("node", "set", "CPU", "wn17", "--offline", "--reason", "bad disk")
     assert (done.code, done.out) == (0, "Node wn17 of CPU is offline.\n"), done.err
+    assert "have not been seen on wn17 of late" in done.err
     (row,) = [line for line in pilotage("node", "list", "--queue", "CPU").out.splitlines() if "wn17" in line]
     assert "offline" in row and "by admin: bad disk" in row
     assert pilotage("node", "set", "CPU", "wn17", "--online").out == "Node wn17 of CPU is online.\n"
     assert pilotage("node", "set", "CPU", "wn17").code == 2
     assert pilotage("node", "set", "CPU", "nobody", "--online").code == 1
+
+
+def test_what_is_forbidden_or_too_late_is_told_with_whom_or_what_to_ask(
+    pilotage: Pilotage, session: Session, tmp_path: Path
+) -> None:
+    ready(session, "not-hers", 1)
+    pilotage("token", "create", "op-grace", "--role", "user", "--out", tmp_path / "grace.token")
+    hers = ("--server", session.url, "--token-file", tmp_path / "grace.token")
+    refused = pilotage("task", "cancel", "not-hers", *hers)
+    assert refused.err.splitlines()[1:] == ["next: ask one of them"]
+    job = next(session.jobs(task="not-hers"))
+    assert pilotage("job", "log", job.job_id).err.splitlines()[1:] == [f"next: pilotage job why {job.job_id}"]
+    pilotage("task", "cancel", "not-hers")
+    wait_until(lambda: session.task("not-hers").ended, what="the end")
+    late = pilotage("task", "pause", "not-hers")
+    assert late.err.splitlines()[1].endswith(": pilotage task retry not-hers")
+    told = pilotage("job", "why", job.job_id).out
+    assert f"pilotage job retry {job.job_id}'" in told and " ID" not in told
 
 
 def test_a_storage_has_a_site(pilotage: Pilotage) -> None:

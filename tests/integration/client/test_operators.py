@@ -114,7 +114,7 @@ def test_the_trail_tells_who_did_what(pilotage: Pilotage, server: Server, tmp_pa
     told = pilotage("trail", "list", "--who", "op-root")
     assert "op-root" in told.out
     assert "group create" in told.out
-    assert "Nothing of the kind" in pilotage("trail", "list", "--who", "op-nobody").err
+    assert "No action fits" in pilotage("trail", "list", "--who", "op-nobody").err
     entries = json.loads(pilotage("trail", "list", "--action", "token create", "--limit", "1", "--json").out)
     assert entries[0]["detail"] == "admin op-root"
 

@@ -250,6 +250,15 @@ def test_a_pilot_that_never_reaches_a_server_says_so(site: Site) -> None:
     assert "127.0.0.1:9" in pilot.log, "-p replaces the port of the address"
 
 
+@pytest.mark.parametrize("option", ["--lifetime", "--give-up"])
+def test_a_pilot_with_a_wrong_address_waits_no_longer_than_it_may(site: Site, option: str) -> None:
+    """By default it would wait for ten minutes."""
+    pilot = site.start(option, "2", url="http://127.0.0.1:9")
+    assert pilot.wait() == PilotExit.SERVER_UNREACHABLE
+    assert "is its address right?" in pilot.log
+    assert "gives_up_at=" in pilot.log
+
+
 def test_a_pilot_waits_for_a_server_that_is_only_starting(site: Site, dispatcher: Dispatcher) -> None:
     number = dispatcher.add("true")
     dispatcher.misbehave("registerPilot", times=3, drop=True)

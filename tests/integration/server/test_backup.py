@@ -24,7 +24,7 @@ from server.access import tokens
 from server.core import Core
 from server.database import Database, proxy
 from server.models import AdminEvent, Attempt, Dataset, File, Job, Site, Task
-from server.upkeep import backup
+from server.upkeep import backup, garbage
 from tests.integration.server.lived import live, pictures
 from tests.integration.server.world import World, refusing
 from tests.postgres import Cluster
@@ -141,6 +141,24 @@ def test_a_restored_server_refuses_old_attempts_and_gives_new_numbers(machine: M
             highest = {table: max(row.id for row in table.select()) for table in highest}
             lost = [*lost, *jobs]
         assert restored.passed_over >= backup.NUMBERS_AT_LEAST
+
+
+def test_attempts_from_before_a_restore_are_told_from_those_after_it(machine: Machine, file: Path) -> None:
+    """Files of the former may be published by the installation that the backup was taken of."""
+    with machine as world:
+        known, _ = live(world)
+    backup.backup(machine.url, machine.directory, file)
+    for _ in range(2):
+        backup.restore(machine.url, machine.directory, file, replace=True)
+        with machine as world:
+            last = garbage._last_foreign_attempt()
+            assert last >= known.attempt_id + backup.NUMBERS_AT_LEAST
+            world.task("later", n_jobs=1)
+            world.form()
+            world.pilot("p3")
+            jobs = world.claim("p3", n_jobs=5)
+            assert jobs
+            assert min(job.attempt_id for job in jobs) > last
 
 
 def test_the_epoch_of_a_second_restore_is_another_one(

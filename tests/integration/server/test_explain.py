@@ -116,6 +116,7 @@ def test_without_a_pilot_that_is_what_is_missing(world: World) -> None:
     world.form()
     told = why(world)
     assert "CPU: no pilot is alive there" in said(told)
+    assert "to start a pilot on a node: 'pilotage pilot run -q CPU'" in told.reasons
     world.pilot()
     world.pass_seconds(1000)
     assert fit(why(world), "CPU").missing == ["no pilot is alive there"]
@@ -149,6 +150,13 @@ def test_what_only_a_request_tells_is_said_as_such(world: World) -> None:
     world.ready(1, prod_source_label="ptest", walltime_seconds=600)
     assert "another label than ptest" in said(why(world))
     assert "600 s of its time left" in said(why(world))
+    world.pass_seconds(1000)
+    assert "'pilotage pilot run -q CPU -j ptest'" in said(why(world))
+
+
+def test_a_label_that_nobody_chose_is_not_spoken_of(world: World) -> None:
+    world.ready(1)
+    assert "label" not in said(why(world))
 
 
 def test_a_job_that_pauses_says_for_how_long_and_why(world: World) -> None:
@@ -274,6 +282,7 @@ def test_a_task_that_is_paused_or_has_ended_says_so(world: World) -> None:
     told = why_task(world)
     assert told.reasons == [
         "it has ended as FAILED",
+        "1 of its jobs have failed: PAYLOAD_FAILED 1; 'pilotage job list --task t --state FAILED'",
         "what ended badly can be tried again: 'pilotage task retry t'",
     ]
     assert explain.hint(task_manager.find("t")) is None
@@ -284,9 +293,9 @@ def test_a_task_says_what_keeps_its_first_job(world: World) -> None:
     world.task("big", n_jobs=2, cores=64)
     world.form()
     told = why_task(world, "big")
-    assert (
-        "2 of its jobs are READY; of the first one, 4: nobody can take it now: no queue offers 64 cores"
-        in said(told)
+    assert told.reasons[0] == "2 of its jobs are READY"
+    assert told.reasons[1].startswith(
+        "the first of them is job 4: nobody can take it now: no queue offers 64 cores"
     )
     assert told.queues and fit(told, "CPU").n_fitting == 0
     world.claim()

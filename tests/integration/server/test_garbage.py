@@ -20,7 +20,7 @@ from server import catalogue, daemons
 from server.auditing import storage_checks
 from server.core import Core, Limits
 from server.jobs import operations
-from server.models import Attempt, Garbage, Replica, Storage
+from server.models import Attempt, Counter, Garbage, Replica, Storage
 from server.upkeep import archive, garbage
 from tests.auditing import assert_clean
 from tests.integration.server.world import MD5, World
@@ -344,6 +344,18 @@ def test_a_dataset_that_the_storage_never_had_costs_the_rows_alone(
     (storage / "t.out").rename(storage.parent / "gone")
     assert sweep(scene.core) == 0
     assert not Garbage.select().exists(), "the storage is there: it has the logs"
+
+
+def test_what_an_attempt_from_before_a_restore_wrote_is_not_ours_to_remove(scene: Scene, due: None) -> None:
+    """It may have completed in the installation that the backup was taken of, and that published the file."""
+    first, last = (int(path.name.rpartition(".")[2]) for path in (scene.lost[0], scene.lost[-1]))
+    assert first < last
+    change(scene, lambda: Counter.create(name=garbage.FOREIGN_ATTEMPT, value=first))
+    assert sweep(scene.core) > 0, "those of the later attempt"
+    mine = [path for path in scene.lost if path.name.endswith(f".{last}")]
+    assert exist(mine) == {False}
+    assert exist([path for path in scene.lost if path not in mine] + scene.parts) == {True}
+    assert not Garbage.select().exists(), "they are not looked at again"
 
 
 @pytest.mark.parametrize(

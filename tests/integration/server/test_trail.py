@@ -62,6 +62,8 @@ def test_what_users_do_to_their_tasks_is_in_it_too(core: Core, tenants: Tenants)
     assert lines()[before:] == [
         ("bob", f"task {action}", "t") for action in ("pause", "resume", "set-priority", "cancel", "retry")
     ]
+    said = AdminEvent.select(AdminEvent.detail).order_by(AdminEvent.id).tuples()
+    assert [detail for (detail,) in said][before : before + 3] == ["", "", "priority 5"]
 
 
 def test_an_action_that_fails_leaves_no_line_and_a_line_that_fails_no_action(

@@ -12,7 +12,7 @@ import pytest
 from client import cli, commands
 from client.commands import COMMANDS, Lazy
 from client.commands import pilot as pilot_commands
-from protocol.errors import PilotageError
+from protocol.errors import BY_NAME, FOR_PROGRAMS, PilotageError
 
 
 class Outcome(NamedTuple):
@@ -149,12 +149,22 @@ def fail(error: BaseException) -> None:
 
 
 def test_an_error_of_the_catalogue_is_one_line_and_advice(run: Run, failing: Callable[..., None]) -> None:
-    failing(PilotageError("NOT_FOUND", "no queue \x1b[31mX\nY"))
+    failing(PilotageError("STATE_DIRECTORY_IN_USE", "X \x1b[31mX\nY"))
     done = run("queue")
     assert done.code == 1 and done.out == ""
     assert done.err.splitlines() == [
-        r"Error: there is no such thing: no queue \x1b[31mX\nY",
-        "next: list what there is with the command's list verb",
+        r"Error: another server works in this state directory: X \x1b[31mX\nY",
+        "next: stop it first: pilotage server stop",
+    ]
+
+
+@pytest.mark.parametrize("name", sorted(FOR_PROGRAMS))
+def test_advice_that_says_nothing_at_a_command_line_is_not_shown_there(
+    run: Run, failing: Callable[..., None], name: str
+) -> None:
+    failing(PilotageError(name, "no queue X; see 'pilotage queue list'"))
+    assert run("queue").err.splitlines() == [
+        f"Error: {BY_NAME[name].text}: no queue X; see 'pilotage queue list'"
     ]
 
 

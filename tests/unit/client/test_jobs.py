@@ -37,3 +37,14 @@ def test_a_job_with_copies_says_how_many_run(
     out = capsys.readouterr().out
     assert said in out
     assert ("copies run" in out) == bool(said)
+
+
+def test_a_copy_that_was_never_made_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    class Session:
+        def job(self, job_id: int) -> JobView:
+            tries = [AttemptView(1, 1, "COMPLETED", "p", "n", "CPU", ended="2026-01-01T00:00:00Z")]
+            return JobView(job_id, 1, 1, "t", "COMPLETED", "cpu", 0, 1, "", "", replicate=2, attempts=tries)
+
+    show: Any = jobs.show.callback
+    show.__wrapped__(Session(), job_id=1, as_json=False)
+    assert "1 of 2 copies were handed out: no pilot of another node asked" in capsys.readouterr().out

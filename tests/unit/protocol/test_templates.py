@@ -23,6 +23,15 @@ same_each_time = settings(derandomize=True, database=None)
 VALUES = {name: f"<{name}>" for name in COMMAND_PLACEHOLDERS}
 
 
+def test_a_variable_of_a_shell_is_told_from_a_placeholder() -> None:
+    with pytest.raises(PilotageError, match=r"write \$\{\{HOME\}\} for a shell's variable"):
+        check("echo ${HOME}", COMMAND_PLACEHOLDERS, "command")
+    assert fill("echo ${{HOME}}", VALUES) == "echo ${HOME}"
+    with pytest.raises(PilotageError) as caught:
+        check("echo {HOME}", COMMAND_PLACEHOLDERS, "command")
+    assert "shell" not in str(caught.value)
+
+
 @pytest.mark.parametrize("name", sorted(COMMAND_PLACEHOLDERS))
 def test_each_placeholder_is_known_and_filled_in(name: str) -> None:
     assert check(f"a{{{name}}}b", COMMAND_PLACEHOLDERS, "command") == {name}

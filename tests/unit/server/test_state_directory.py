@@ -15,7 +15,14 @@ import pytest
 
 from protocol.errors import PilotageError
 from server import state_directory
-from server.state_directory import locked, prepare, read_running, write_running
+from server.state_directory import (
+    database_url,
+    locked,
+    note_database,
+    prepare,
+    read_running,
+    write_running,
+)
 
 ROOT = Path(__file__).parents[3]
 
@@ -185,3 +192,43 @@ def test_a_directory_that_everybody_may_write_to_is_refused(tmp_path: Path) -> N
     (tmp_path / "open").chmod(0o777)
     with pytest.raises(PilotageError, match="chmod o-w"):
         prepare(tmp_path / "open")
+
+
+# -- its database -----------------------------------------------------------------------------------------------------------
+
+
+def test_where_no_other_database_was_used_it_is_the_one_in_the_directory(tmp_path: Path) -> None:
+    own = f"sqlite:///{tmp_path}/pilotage.db"
+    assert database_url(tmp_path) == own
+    note_database(tmp_path, own)
+    assert database_url(tmp_path) == own
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://ada:geheim@db:5/pilotage", "postgresql://ada:(hidden)@db:5/pilotage"),
+        ("postgresql://ada@db/pilotage?password=geheim", "postgresql://ada@db/pilotage"),
+        ("postgresql:///pilotage?host=/run/postgresql", "postgresql:///pilotage?host=/run/postgresql"),
+        ("sqlite:////elsewhere/pilotage.db", "sqlite:////elsewhere/pilotage.db"),
+    ],
+)
+def test_a_directory_whose_server_works_elsewhere_has_no_database_of_its_own(
+    tmp_path: Path, url: str, shown: str
+) -> None:
+    note_database(tmp_path, url)
+    with pytest.raises(PilotageError) as caught:
+        database_url(tmp_path)
+    assert caught.value.name == "OTHER_DATABASE"
+    assert shown in caught.value.detail
+    assert "--database" in caught.value.next_step
+    assert all("geheim" not in path.read_text() for path in tmp_path.iterdir())
+    assert database_url(tmp_path, url) == url, "whoever names one gets it"
+
+
+def test_a_server_goes_back_to_the_database_in_its_directory_when_that_is_named(tmp_path: Path) -> None:
+    own = f"sqlite:///{tmp_path}/pilotage.db"
+    note_database(tmp_path, "postgresql://ada@db/pilotage")
+    note_database(tmp_path, database_url(tmp_path, f"sqlite:{tmp_path}/pilotage.db"))
+    assert database_url(tmp_path) == own
+    assert list(tmp_path.iterdir()) == [], "and the directory may be moved"
