@@ -153,7 +153,7 @@ def test_a_pause_keeps_further_copies_back(world: World) -> None:
 
 def test_a_pilot_that_waits_is_told_of_a_further_copy(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[int] = []
-    monkeypatch.setattr("server.waiting.process.news.of_jobs", lambda core, job_ids: told.extend(job_ids))
+    monkeypatch.setattr("server.waiting.news.of_jobs", lambda core, job_ids: told.extend(job_ids))
     begin(world, replicate=3)
     for pilot_id, expected in (("p1", [1]), ("p2", [1, 1]), ("p3", [1, 1])):
         claim(world, pilot_id)
