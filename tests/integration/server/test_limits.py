@@ -169,7 +169,7 @@ def test_b20_by_http_a_flood_gets_429_with_a_time_and_changes_nothing(
 
 def test_b20_requests_without_a_token_are_limited_too(client: FlaskClient) -> None:
     statuses = [client.post("/v1/getJob").status_code for _ in range(callers.GUESSES_AT_ONCE + 50)]
-    assert (statuses[0], statuses[-1]) == (401, 429)
+    assert statuses[0] == 401 and 429 in statuses, "the bucket fills again meanwhile"
     malformed = [
         client.post("/v1/getJob", headers={"Authorization": f"Basic {number}"}).status_code
         for number in range(50)
