@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from flask.testing import FlaskClient
@@ -38,6 +39,12 @@ def clock() -> Clock:
 @pytest.fixture
 def guarded(clock: Clock) -> Callers:
     return Callers(clock)
+
+
+@pytest.fixture
+def core(core: Core, guarded: Callers) -> Core:
+    """No bucket of this server fills while a slow machine asks: its clock goes on when the test says so."""
+    return replace(core, callers=guarded)
 
 
 def outcome(work: Callable[[], object]) -> str:
@@ -169,7 +176,7 @@ def test_b20_by_http_a_flood_gets_429_with_a_time_and_changes_nothing(
 
 def test_b20_requests_without_a_token_are_limited_too(client: FlaskClient) -> None:
     statuses = [client.post("/v1/getJob").status_code for _ in range(callers.GUESSES_AT_ONCE + 50)]
-    assert statuses[0] == 401 and 429 in statuses, "the bucket fills again meanwhile"
+    assert (statuses[0], statuses[-1]) == (401, 429)
     malformed = [
         client.post("/v1/getJob", headers={"Authorization": f"Basic {number}"}).status_code
         for number in range(50)
