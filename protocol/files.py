@@ -21,6 +21,10 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+-]{0,199}")
 _BIDIRECTIONAL = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
+UNFINISHED = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{12}\.part", re.DOTALL)
+"""What a copytool calls a file before it is whole (`hidden_name` in copytools/copying.py)."""
+
+
 def check_lfn(lfn: str) -> str:
     """Give back a logical file name that is one harmless path component on every storage, or raise BAD_LFN."""
     shown = ascii(lfn if len(lfn) <= 60 else lfn[:57] + "...")

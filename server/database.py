@@ -16,6 +16,7 @@ import re
 import sqlite3
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -281,14 +282,14 @@ class _Pool(PooledPostgresqlDatabase):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._used: dict[int, float] = {}
+        self._used: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()
 
     def _is_closed(self, connection: Any) -> bool:
-        idle = time.monotonic() - self._used.get(id(connection), -BELIEVED_SECONDS)
+        idle = time.monotonic() - self._used.get(connection, -BELIEVED_SECONDS)
         return bool(connection.closed or (idle > BELIEVED_SECONDS and super()._is_closed(connection)))
 
     def _close(self, connection: Any, close_conn: bool = False) -> None:
-        self._used[id(connection)] = time.monotonic()
+        self._used[connection] = time.monotonic()
         super()._close(connection, close_conn)
 
 
@@ -301,8 +302,12 @@ def told(url: str) -> Iterator[None]:
         reason = error.__cause__ if isinstance(error, PilotageError) else error
         if not isinstance(reason, UNREACHABLE):
             raise
-        words = "; ".join(line.strip() for line in redact(str(reason)).splitlines())
-        raise PilotageError("DATABASE_UNREACHABLE", f"{named(url)}: {words}") from error
+        raise PilotageError("DATABASE_UNREACHABLE", f"{named(url)}: {in_words(reason)}") from error
+
+
+def in_words(error: object) -> str:
+    """What a driver says, in one line and without passwords."""
+    return "; ".join(line.strip() for line in redact(str(error)).splitlines())
 
 
 def _unavailable(error: Exception) -> PilotageError:

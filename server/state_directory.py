@@ -124,6 +124,11 @@ def named(url: str) -> str:
     return without_password(url.partition("?")[0]) if shown == HIDDEN else shown
 
 
+def own_database(directory: Path) -> str:
+    """The address of the one in the directory, which is SQLite."""
+    return f"sqlite:///{directory}/pilotage.db"
+
+
 def database_url(directory: Path, chosen: str = "") -> str:
     """The address of the database: the chosen one, else SQLite in the directory.
 
@@ -131,7 +136,7 @@ def database_url(directory: Path, chosen: str = "") -> str:
     """
     if chosen:
         return chosen
-    own = f"sqlite:///{directory}/pilotage.db"
+    own = own_database(directory)
     try:
         elsewhere = (directory / ELSEWHERE).read_text().strip()
     except FileNotFoundError:
@@ -145,7 +150,8 @@ def database_url(directory: Path, chosen: str = "") -> str:
 
 def note_database(directory: Path, url: str) -> None:
     """From now on the server of this directory works on this database."""
-    if url.startswith("sqlite:") and sqlite_path(url).resolve() == (directory / "pilotage.db").resolve():
+    own = sqlite_path(own_database(directory))
+    if url.startswith("sqlite:") and sqlite_path(url).resolve() == own.resolve():
         (directory / ELSEWHERE).unlink(missing_ok=True)
     else:
         _put(directory / ELSEWHERE, named(url))

@@ -17,7 +17,7 @@ from urllib.parse import quote, urlsplit
 
 from protocol.errors import PilotageError
 from protocol.redaction import redact
-from server.database import MIGRATIONS
+from server.database import MIGRATIONS, in_words
 
 BUSY_SECONDS = 10
 OLD_SECONDS = 10.0
@@ -114,8 +114,7 @@ class Snapshot:
         try:
             yield
         except self._errors as error:
-            words = "; ".join(line.strip() for line in redact(str(error)).splitlines())
-            raise PilotageError("DATABASE_UNREADABLE", f"{self.name}: {words}") from error
+            raise PilotageError("DATABASE_UNREADABLE", f"{self.name}: {in_words(error)}") from error
 
     def close(self) -> None:
         self._connection.close()

@@ -21,7 +21,7 @@ from typing import Any
 
 from copytools import checksum
 from protocol.errors import PilotageError
-from protocol.files import local_path
+from protocol.files import UNFINISHED, local_path
 from protocol.states import JobState
 from server.auditing.database_checks import Progress, ranges
 from server.auditing.findings import Finding, Report, finding
@@ -33,8 +33,6 @@ SUSPECTS = 10_000
 """What seems wrong is kept until the second look; when there is so much of it, that look is taken at once."""
 
 _OUTPUT = re.compile(r"(?P<lfn>.+)\.(?P<attempt>[0-9]{1,18})", re.DOTALL)
-_UNFINISHED = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{12}\.part", re.DOTALL)
-"""What a copytool calls a file before it is whole."""
 _LOG = re.compile(r"job-(?P<job>[0-9]{1,18})\.(?P<attempt>[0-9]{1,18})\.tar\.gz")
 
 
@@ -74,12 +72,9 @@ def _places(snapshot: Snapshot, report: Report, options: Options, task: Row | No
     theirs = (
         "SELECT replica.id FROM replica JOIN file ON file.id = replica.file_id WHERE storage_id = :storage"
     )
-    theirs += (
-        " AND file.dataset_id = (SELECT output_dataset_id FROM task WHERE id = :task) LIMIT 1"
-        if task
-        else " LIMIT 1"
-    )
     of_task = {"task": task["id"]} if task else {}
+    if task:
+        theirs += " AND file.dataset_id = (SELECT output_dataset_id FROM task WHERE id = :task)"
     for row in list(snapshot.rows("SELECT name AS storage, url FROM storage ORDER BY name")):
         name, url = row["storage"], row["url"]
         try:
@@ -90,7 +85,7 @@ def _places(snapshot: Snapshot, report: Report, options: Options, task: Row | No
         report.looked("lost-storage", 1)
         if root.is_dir():
             yield Place(name, root)
-        elif snapshot.one(theirs, storage=name, **of_task):
+        elif snapshot.one(f"{theirs} LIMIT 1", storage=name, **of_task):
             report.add(
                 finding(
                     "lost-storage",
@@ -415,7 +410,7 @@ class _Name:
     @staticmethod
     def of(path: Path, place: Place) -> _Name:
         *folders, name = path.relative_to(place.root).parts
-        unfinished = _UNFINISHED.fullmatch(name)
+        unfinished = UNFINISHED.fullmatch(name)
         if unfinished:
             name = unfinished["name"]
         log = _LOG.fullmatch(name) if len(folders) == 2 and folders[0] == "log" else None

@@ -42,7 +42,7 @@ class Installation:
         """What makes a further command mean this installation too, as a shell reads it; passwords are to be put in."""
         default = settings.load({}).path("server", "state_directory").expanduser().absolute()
         words = [] if self.directory == default else ["--state", str(self.directory)]
-        if self.url != f"sqlite:///{self.directory}/pilotage.db":
+        if self.url != state_directory.own_database(self.directory):
             words += ["--database", state_directory.named(self.url)]
         return "".join(f" {shlex.quote(word)}" for word in words)
 
@@ -331,7 +331,6 @@ def prune(installation: Installation, older_than: int, dry_run: bool, compact: b
     )
     if sizes:
         tables.write(f"The file had {tables.size(sizes[0])} and has {tables.size(sizes[1])} now.")
-    return
 
 
 _STRAYS = (

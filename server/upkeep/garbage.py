@@ -13,7 +13,6 @@ import contextlib
 import functools
 import logging
 import os
-import re
 import time
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
@@ -21,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from protocol.errors import PilotageError
-from protocol.files import local_path
+from protocol.files import UNFINISHED, local_path
 from protocol.states import JobState
 from server.core import Core
 from server.database import Chain, Part, Rows
@@ -39,8 +38,6 @@ FOREIGN_ATTEMPT = "foreign_attempt"
 """The counter with the last number that may have been an attempt's before a restore."""
 LATER_SECONDS = 3600.0
 """When a file is looked for again that could not be reached."""
-_UNFINISHED = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{12}\.part", re.DOTALL)
-"""What a copytool calls a file before it is whole."""
 
 Left = tuple[int, str]
 """An attempt, and the URL of a file that it may have written."""
@@ -249,7 +246,7 @@ def _unfinished(descriptor: int, names: Collection[str]) -> dict[str, list[str]]
     found: dict[str, list[str]] = {name: [] for name in names}
     with os.scandir(descriptor) as entries:
         for entry in entries:
-            match = _UNFINISHED.fullmatch(entry.name)
+            match = UNFINISHED.fullmatch(entry.name)
             if match and match["name"] in found:
                 found[match["name"]].append(entry.name)
     return found

@@ -17,6 +17,7 @@ from server.access.tokens import Role
 from server.app import create_app
 from server.core import Core, Limits
 from server.database import Database, proxy
+from server.models import Storage
 from tests.integration.server.tenants import Tenants
 from tests.integration.server.world import KEY, OWNER, Bearer, World
 from tests.postgres import Cluster
@@ -190,3 +191,20 @@ def bearer(core: Core) -> Bearer:
 @pytest.fixture
 def tenants(core: Core, client: FlaskClient, bearer: Bearer) -> Tenants:
     return Tenants(core, client, bearer)
+
+
+@pytest.fixture
+def url(core: Core, tmp_path: Path, request: pytest.FixtureRequest) -> str:
+    """Where the database of `core` is."""
+    if core.database.is_sqlite:
+        return f"sqlite:///{tmp_path}/pilotage.db"
+    return str(request.getfixturevalue("shared_postgres").url)
+
+
+@pytest.fixture
+def storage(core: Core, tmp_path: Path) -> Path:
+    """The storage of the queues, on this disk."""
+    directory = tmp_path / "storage"
+    directory.mkdir()
+    core.database.write(lambda: Storage.update(url=f"file://{directory}").execute())
+    return directory

@@ -62,23 +62,6 @@ def impatient(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def url(core: Core, tmp_path: Path, request: pytest.FixtureRequest) -> str:
-    """Where the database of `core` is."""
-    if core.database.is_sqlite:
-        return f"sqlite:///{tmp_path}/pilotage.db"
-    return str(request.getfixturevalue("shared_postgres").url)
-
-
-@pytest.fixture
-def storage(core: Core, tmp_path: Path) -> Path:
-    """The storage of the queues, on this disk."""
-    directory = tmp_path / "storage"
-    directory.mkdir()
-    core.database.write(lambda: Storage.update(url=f"file://{directory}").execute())
-    return directory
-
-
-@pytest.fixture
 def lives(world: World, storage: Path) -> World:
     """A task of four jobs over a dataset: one completed, one completed at its second attempt, one failed, one is running."""
     world.dataset(4)

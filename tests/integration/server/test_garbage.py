@@ -20,7 +20,7 @@ from server import catalogue, daemons
 from server.auditing import storage_checks
 from server.core import Core, Limits
 from server.jobs import operations
-from server.models import Attempt, Counter, Garbage, Replica, Storage
+from server.models import Attempt, Counter, Garbage, Replica
 from server.upkeep import archive, garbage
 from tests.auditing import assert_clean
 from tests.integration.server.world import MD5, World
@@ -38,22 +38,6 @@ def limits() -> Limits:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing happens between the audit's two looks at a disk."""
     monkeypatch.setattr(storage_checks, "sleep", lambda seconds: None)
-
-
-@pytest.fixture
-def url(core: Core, tmp_path: Path, request: pytest.FixtureRequest) -> str:
-    """Where the database of `core` is."""
-    if core.database.is_sqlite:
-        return f"sqlite:///{tmp_path}/pilotage.db"
-    return str(request.getfixturevalue("shared_postgres").url)
-
-
-@pytest.fixture
-def storage(core: Core, tmp_path: Path) -> Path:
-    directory = tmp_path / "storage"
-    directory.mkdir()
-    core.database.write(lambda: Storage.update(url=f"file://{directory}").execute())
-    return directory
 
 
 def put(url: str, content: bytes) -> Path:

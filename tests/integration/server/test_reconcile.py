@@ -17,14 +17,6 @@ def limits() -> Limits:
     return Limits(archive_after_seconds=0)
 
 
-@pytest.fixture
-def storage(core: Core, tmp_path: Path) -> Path:
-    root = tmp_path / "storage"
-    root.mkdir()
-    core.database.write(lambda: Storage.update(url=f"file://{root}").execute())
-    return root
-
-
 def put(root: Path, name: str) -> Path:
     path = root / name
     path.parent.mkdir(parents=True, exist_ok=True)
