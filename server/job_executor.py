@@ -21,6 +21,7 @@ from server.jobs.leases import expire, heartbeat, promote
 from server.jobs.moves import READY_NUMBERS, TAKEN_AWAY
 from server.jobs.words import update, update_all
 from server.leaseclock import LEASE_CLOCK, advance_lease_clock, lease_clock
+from server.recent import queue_facts
 
 __all__ = [
     "LEASE_CLOCK",
@@ -45,9 +46,13 @@ __all__ = [
 
 
 def next_jobs(core: Core, request: GetJobRequest) -> GetJobReply:
-    """The answer to getJob: jobs, or when to ask again."""
+    """The answer to getJob: jobs, or when to ask again, and why there will be none if the queue is closed."""
     jobs = claim(core, request)
-    return GetJobReply(jobs, 0.0 if jobs else core.limits.idle_wait_seconds)
+    if jobs:
+        return GetJobReply(jobs)
+    with core.database.reading():
+        queue = queue_facts(core.recent, request.queue)
+    return GetJobReply([], core.limits.idle_wait_seconds, reason=queue.closed if queue else "")
 
 
 def update_and_next(

@@ -61,6 +61,21 @@ class QueueFacts:
     requeue_delay_seconds: int
     tags: tuple[str, ...]
     country_group: str
+    closed: str
+    """Why it hands out nothing, in words, or "" if it does."""
+
+
+def closed_because(queue: Queue) -> str:
+    """Why a queue hands out nothing, in words, or "" if it does."""
+    if queue.site.state == QueueState.OFFLINE.value:
+        return f"the site {queue.site_id} is offline{_said(queue.site.state_reason)}"
+    if queue.state in (QueueState.DRAIN.value, QueueState.OFFLINE.value):
+        return f"the queue is in {queue.state}{_said(queue.state_reason)}"
+    return ""
+
+
+def _said(reason: str) -> str:
+    return f": {reason}" if reason else ""
 
 
 def queue_facts(recent: Recent, name: str) -> QueueFacts | None:
@@ -81,6 +96,7 @@ def queue_facts(recent: Recent, name: str) -> QueueFacts | None:
             row.requeue_delay_seconds,
             tuple(json.loads(row.tags)),
             row.country_group,
+            closed_because(row),
         )
 
     return recent.get(("queue", name), load)

@@ -19,7 +19,7 @@ from protocol.resources import Needs, Offer, ResourceType, fits
 from server.brokerage import shares
 from server.brokerage.shares import Share
 from server.database import Chain, Database, Part
-from server.models import JobClass, Site, WorkingGroup
+from server.models import JobClass, WorkingGroup
 
 WINDOW = 100
 """So many of the first jobs of a lane may change places for a preference."""
@@ -52,6 +52,9 @@ LANES = Chain(
     result="lanes",
 )
 """The lanes, by a few look-ups in the index of READY jobs for each, however many jobs there are."""
+
+GROUPS = Chain(Part("groups", "SELECT name, parent, share, usage FROM working_group", {}), result="groups")
+SITES = Chain(Part("sites", "SELECT count(*) FROM site", {}), result="sites")
 
 
 def needs_of(spec: TaskSpec, working_group: str = "") -> Needs:
@@ -172,10 +175,10 @@ class Broker:
             Lane(class_id, priority, needs_in(key), core_seconds, first_nr - 1)
             for class_id, priority, first_nr, key, core_seconds in database.run(LANES)
         ]
-        tree = {row.name: Share(row.parent, row.share, row.usage) for row in WorkingGroup.select()}
+        tree = {name: Share(parent, share, usage) for name, parent, share, usage in database.run(GROUPS)}
         with self._lock:
             self._lanes, self._tree, self._looked = lanes, tree, began
-        self.sites_matter = Site.select().count() > 1
+        self.sites_matter = database.run(SITES)[0][0] > 1
 
     def _save_usage(self) -> None:
         with self._lock:

@@ -38,6 +38,7 @@ from server.models import (
     now,
 )
 from server.paging import iso
+from server.recent import closed_because
 from server.specs import spec_of
 
 MOST_BEFORE = 10_000
@@ -237,7 +238,7 @@ def _fit(needs: Needs, queue: Queue, aside: dict[tuple[str, str], Node]) -> Queu
             wrong.append(f"the node {pilot.node} is put aside: {node.reason}")
         reasons.update(wrong)
         told.n_fitting += not wrong
-    closed = _closed(queue)
+    closed = closed_because(queue)
     told.missing = [closed] if closed else []
     if not pilots:
         told.missing += [*_tags(needs, queue), NO_PILOT]
@@ -249,19 +250,6 @@ def _fit(needs: Needs, queue: Queue, aside: dict[tuple[str, str], Node]) -> Queu
 def _state_of(queue: Queue) -> str:
     offline = QueueState.OFFLINE.value
     return offline if queue.site.state == offline else str(queue.state)
-
-
-def _closed(queue: Queue) -> str:
-    """Why the queue hands out nothing, or "" if it does."""
-    if queue.site.state == QueueState.OFFLINE.value:
-        return f"the site {queue.site_id} is offline{_reason(queue.site.state_reason)}"
-    if queue.state in (QueueState.DRAIN.value, QueueState.OFFLINE.value):
-        return f"the queue is in {queue.state}{_reason(queue.state_reason)}"
-    return ""
-
-
-def _reason(text: str) -> str:
-    return f": {text}" if text else ""
 
 
 def _tags(needs: Needs, queue: Queue) -> list[str]:

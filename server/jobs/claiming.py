@@ -5,12 +5,11 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 from urllib.parse import quote
 
 import peewee
-from peewee import JOIN
 
 from protocol.errors import PilotageError
 from protocol.messages import GetJobRequest, InputFile, JobSpec, OutputFile
@@ -20,9 +19,10 @@ from server.access import tokens
 from server.brokerage import nodes
 from server.brokerage.broker import WINDOW, Lane
 from server.core import Core
+from server.database import Chain
 from server.jobs import moves, statements
 from server.leaseclock import lease_clock
-from server.models import Attempt, Dataset, File, Job, JobInput, Replica, now
+from server.models import Attempt, now
 from server.recent import PilotFacts, QueueFacts, TaskFacts, pilot_facts, queue_facts, storage_url, task_facts
 
 SIGN_OF_LIFE_SECONDS = 5.0
@@ -170,19 +170,11 @@ def offer(core: Core, request: GetJobRequest) -> Offer:
 
 def _again(core: Core, request: GetJobRequest) -> list[JobSpec]:
     """The attempts that this request was given before and that have not ended."""
-    query = (
-        Attempt.select(Attempt, Job)
-        .join(Job)
-        .where(
-            Attempt.request_id == request.request_id,
-            Attempt.pilot_id == request.pilot_id,
-            Attempt.ended_at.is_null(),
-        )
-    )
     specs = []
-    for row in query.order_by(Attempt.request_nr):
-        known = (row.id, row.attempt_nr, row.nonce, row.job_id, row.job.job_nr, row.job.task_id)
-        specs += _specs(core, [known], row.storage_id)
+    for *row, storage in core.database.run(
+        statements.AGAIN, request_id=request.request_id, pilot_id=request.pilot_id
+    ):
+        specs += _specs(core, [row], storage)
     return specs
 
 
@@ -193,15 +185,15 @@ def _specs(core: Core, rows: Sequence[Any], storage: str) -> list[JobSpec]:
     """Everything a pilot needs for these attempts (id, number, nonce, job id, job number, task id); the same each time."""
     url = storage_url(core.recent, storage)
     tasks = {row[5]: task_facts(core.recent, row[5]) for row in rows}
-    inputs = _inputs([row[3] for row in rows if tasks[row[5]].spec.input_dataset])
-    outputs = _output_lfns([row[3] for row in rows if tasks[row[5]].spec.outputs])
+    inputs = _inputs(core, [row[3] for row in rows if tasks[row[5]].spec.input_dataset])
+    outputs = outputs_of(core, [row[3] for row in rows if tasks[row[5]].spec.outputs])
     return [
-        _spec(core, row, tasks[row[5]], url, inputs.get(row[3], []), outputs.get(row[3], [])) for row in rows
+        _spec(core, row, tasks[row[5]], url, inputs.get(row[3], []), outputs.get(row[3], {})) for row in rows
     ]
 
 
 def _spec(
-    core: Core, row: Any, task: TaskFacts, url: str, inputs: list[InputFile], output_lfns: list[str]
+    core: Core, row: Any, task: TaskFacts, url: str, inputs: list[InputFile], output_lfns: Iterable[str]
 ) -> JobSpec:
     attempt_id, attempt_nr, nonce, job_id, job_nr, task_id = row
     spec = task.spec
@@ -251,34 +243,24 @@ def log_url(storage: str, task_id: int, job_id: int, attempt_id: int) -> str:
     return f"{storage}/log/task-{task_id}/job-{job_id}.{attempt_id}.tar.gz"
 
 
-def _inputs(job_ids: list[int]) -> dict[int, list[InputFile]]:
+def _inputs(core: Core, job_ids: list[int]) -> dict[int, list[InputFile]]:
     """The inputs of each job, with the first replica of each."""
     found: dict[int, dict[int, InputFile]] = {}
-    if not job_ids:
-        return {}
-    # All replicas, and the first one taken here: asked for the first one each, Postgres may walk through the table.
-    rows = (
-        JobInput.select(
-            JobInput.job, File.id, File.lfn, File.scope, Dataset.name, File.size, File.checksums, Replica.url
-        )
-        .join(File, on=(JobInput.file == File.id))
-        .join(Dataset, on=(File.dataset == Dataset.id))
-        .join(Replica, JOIN.LEFT_OUTER, on=(Replica.file == File.id))
-        .where(JobInput.job.in_(job_ids))
-        .order_by(File.id, Replica.id)
-        .tuples()
-    )
-    for job_id, file_id, lfn, scope, dataset, size, checksums, url in rows:
+    for job_id, file_id, lfn, scope, dataset, size, checksums, url in _of_jobs(
+        core, statements.INPUTS, job_ids
+    ):
         spec = InputFile(lfn, scope, dataset, size, json.loads(checksums), url or "")
         found.setdefault(job_id, {}).setdefault(file_id, spec)
     return {job_id: list(inputs.values()) for job_id, inputs in found.items()}
 
 
-def _output_lfns(job_ids: list[int]) -> dict[int, list[str]]:
-    """The names that each job declares."""
-    found: dict[int, list[str]] = {}
-    if job_ids:
-        rows = File.select(File.job_id, File.lfn).where(File.job_id.in_(job_ids)).order_by(File.id).tuples()
-        for job_id, lfn in rows:
-            found.setdefault(job_id, []).append(lfn)
+def outputs_of(core: Core, job_ids: list[int]) -> dict[int, dict[str, tuple[int, str]]]:
+    """The outputs that each job declares, by their names: the id in the catalogue, and the dataset."""
+    found: dict[int, dict[str, tuple[int, str]]] = {}
+    for job_id, lfn, file_id, dataset in _of_jobs(core, statements.DECLARED, job_ids):
+        found.setdefault(job_id, {})[lfn] = (file_id, dataset)
     return found
+
+
+def _of_jobs(core: Core, chain: Chain, job_ids: list[int]) -> list[Any]:
+    return core.database.run(chain, wanted=[(job_id,) for job_id in job_ids]) if job_ids else []

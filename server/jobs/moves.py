@@ -68,8 +68,10 @@ def is_taken(attempt: Attempt) -> bool:
 
 
 def reply(attempt: Attempt) -> UpdateReply:
-    """The state of an attempt now; STOP if it is not its pilot's any more."""
-    return UpdateReply(attempt.id, attempt.state, Command.STOP if is_taken(attempt) else Command.CONTINUE)
+    """The state of an attempt now; STOP if it is not its pilot's any more, and why."""
+    if is_taken(attempt):
+        return UpdateReply(attempt.id, attempt.state, Command.STOP, detail=attempt.error_detail)
+    return UpdateReply(attempt.id, attempt.state)
 
 
 def tell_ready(core: Core, job_ids: Sequence[int]) -> None:

@@ -173,6 +173,47 @@ WAITING = Chain(
 )
 """Whether any job of a class and priority waits behind `place`."""
 
+AGAIN = Chain(
+    Part(
+        "again",
+        """SELECT attempt.id, attempt.attempt_nr, nonce, job_id, job_nr, task_id, storage_id
+           FROM attempt JOIN job ON job.id = job_id
+           WHERE request_id = :request_id AND pilot_id = :pilot_id AND attempt.ended_at IS NULL ORDER BY request_nr""",
+        {},
+    ),
+    result="again",
+)
+"""What a request was given before and what has not ended."""
+
+INPUTS = Chain(
+    Rows("wanted", {"id": "bigint"}),
+    Part(
+        "inputs",
+        """SELECT job_input.job_id, file.id, file.lfn, file.scope, dataset.name, file.size, file.checksums, replica.url
+           FROM wanted JOIN job_input ON job_input.job_id = wanted.id JOIN file ON file.id = job_input.file_id
+           JOIN dataset ON dataset.id = file.dataset_id LEFT JOIN replica ON replica.file_id = file.id
+           ORDER BY file.id, replica.id""",
+        {},
+    ),
+    result="inputs",
+    bulk=True,
+)
+"""The inputs of jobs with all replicas: asked for the first one of each, Postgres may walk through the table."""
+
+DECLARED = Chain(
+    Rows("wanted", {"id": "bigint"}),
+    Part(
+        "declared",
+        """SELECT file.job_id, file.lfn, file.id, dataset.name
+           FROM wanted JOIN file ON file.job_id = wanted.id JOIN dataset ON dataset.id = file.dataset_id
+           ORDER BY file.id""",
+        {},
+    ),
+    result="declared",
+    bulk=True,
+)
+"""The outputs that jobs declare, and the datasets that they will belong to."""
+
 # -- words of pilots --------------------------------------------------------------------------------------------------------
 
 _BRIEF = {"id": "bigint", "nonce": "text", "seq": "bigint"}

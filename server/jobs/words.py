@@ -21,11 +21,11 @@ from server.access import tokens
 from server.brokerage import nodes
 from server.core import Core
 from server.jobs import copies, moves, statements
-from server.jobs.claiming import physical_name
+from server.jobs.claiming import outputs_of, physical_name
 from server.jobs.moves import TAKEN_AWAY, is_taken, reply
 from server.jobs.statements import MOVED
 from server.leaseclock import lease_clock
-from server.models import STATE_TIMES, Attempt, File, Job, now
+from server.models import STATE_TIMES, Attempt, Job, now
 from server.recent import storage_url, task_facts
 
 PILOT_MAY_REPORT = {state.value: state for state in (*PILOT_OWNED, JobState.COMPLETED, JobState.FAILED)}
@@ -232,7 +232,7 @@ def _not_taken(core: Core, word: Word) -> UpdateReply:
     if attempt.ended_at is not None:
         return _add_log(core, attempt, word)
     if word.target is JobState.COMPLETED and JobState(attempt.state) in HELD and not said.outputs:
-        _refuse_outputs({row.lfn for row in File.select().where(File.job_id == attempt.job_id)}, set(), 0)
+        _refuse_outputs(_declared(core, attempt.job_id).keys(), set(), 0)
     wanted = word.target.value if word.target else "this word"
     raise PilotageError(
         "WRONG_STATE", f"attempt {attempt.id} is in {attempt.state}; {wanted} does not follow from there"
@@ -260,25 +260,21 @@ def _add_log(core: Core, attempt: Attempt, word: Word) -> UpdateReply:
 
 def _publish(core: Core, row: dict[str, Any], reports: Sequence[OutputReport]) -> None:
     """The outputs: the declared names, all of them and no others, become available where this attempt wrote them."""
-    declared = {each.lfn: each.id for each in File.select().where(File.job_id == row["job_id"])}
+    declared = _declared(core, row["job_id"])
     reported = {report.lfn: report for report in reports}
     _refuse_outputs(declared.keys(), reported.keys(), len(reports) - len(reported))
-    task = task_facts(core.recent, Job.get_by_id(row["job_id"]).task_id)
     storage = storage_url(core.recent, row["storage_id"])
-    core.database.run(
-        statements.PUBLISH,
-        outputs=[
-            (
-                declared[lfn],
-                report.size,
-                json.dumps(check_checksums(report.checksums)),
-                row["storage_id"],
-                physical_name(storage, task.output_dataset, lfn, row["id"]),
-            )
-            for lfn, report in reported.items()
-        ],
-        now=now(),
-    )
+    outputs = []
+    for lfn, report in reported.items():
+        file_id, dataset = declared[lfn]
+        checksums = json.dumps(check_checksums(report.checksums))
+        url = physical_name(storage, dataset, lfn, row["id"])
+        outputs.append((file_id, report.size, checksums, row["storage_id"], url))
+    core.database.run(statements.PUBLISH, outputs=outputs, now=now())
+
+
+def _declared(core: Core, job_id: int) -> dict[str, tuple[int, str]]:
+    return outputs_of(core, [job_id]).get(job_id, {})
 
 
 def _refuse_outputs(declared: Any, reported: Any, n_twice: int) -> None:
