@@ -10,7 +10,7 @@ import os
 import sys
 from typing import Optional, Sequence
 
-INTERRUPTED = 130
+from client.interruption import interrupted
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:
@@ -39,13 +39,6 @@ def _run(arguments: list[str]) -> int:
     except click.Abort:
         return interrupted()
     return result if isinstance(result, int) else 0
-
-
-def interrupted(what: str = "") -> int:
-    """Say the one line after Ctrl-C, on a terminal below the ^C that it shows; the exit code."""
-    start = "\n" if sys.stderr.isatty() else ""
-    sys.stderr.write(f"{start}Interrupted{': ' + what if what else ''}.\n")
-    return INTERRUPTED
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from typing import NamedTuple
 from rich.console import Console
 
 from client import bundle, progress, registrator, tables, watch
-from client.cli import interrupted
+from client.interruption import interrupted
 from client.processes import Program, Programs, Signals
 from client.session import FIRST_TOKEN, Session, running_server
 from client.tables import Column

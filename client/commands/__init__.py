@@ -13,7 +13,7 @@ from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 import click
 
-from client.cli import interrupted
+from client.interruption import interrupted
 from protocol import __version__
 from protocol.errors import PilotageError
 from protocol.redaction import one_line
