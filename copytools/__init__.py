@@ -2,49 +2,34 @@
 
 from __future__ import annotations
 
-import pkgutil
-import sys
-from importlib import import_module
-from typing import TYPE_CHECKING, Dict, Iterable, List, Mapping, Tuple
+from typing import TYPE_CHECKING, Iterable, List, Mapping
 
 from protocol.errors import PilotageError
+from protocol.plugins import Family
 
 if TYPE_CHECKING:
-    from importlib.metadata import EntryPoint
-
     from copytools.base import CopyTool
 
-GROUP = "pilotage.copytools"
-"""The group of entry points by which a package from outside adds a tool: NAME = its.module."""
+_TOOLS = Family(
+    __name__,
+    "pilotage.copytools",
+    "Tool",
+    what="copytool",
+    unknown="UNKNOWN_COPYTOOL",
+    parts=("base", "checksum", "copying", "failures"),
+)
 
-_PARTS = frozenset(("base", "checksum", "copying", "failures"))
-"""The modules of this folder that are no tools."""
 
-
-def names() -> Tuple[str, ...]:
+def names() -> tuple[str, ...]:
     """All tools there are, ours and those of installed packages."""
-    return tuple(sorted({*_ours(), *_others()}))
+    return _TOOLS.names()
 
 
 def load(name: str, options: Mapping[str, object]) -> CopyTool:
     """The tool of that name, ours before others; UNKNOWN_COPYTOOL lists the names, BAD_SETTINGS tells a wrong option."""
-    from copytools.base import CopyTool, shown
+    from copytools.base import CopyTool  # late: it imports this folder's parts
 
-    if name in _ours():
-        module = f"{__name__}.{name}"
-    else:
-        others = _others()
-        if name not in others:
-            known = ", ".join(sorted({*_ours(), *others}))
-            raise PilotageError("UNKNOWN_COPYTOOL", f"{shown(name[:80])}; there are {known}")
-        module = others[name].value.partition(":")[0]
-    try:
-        tool = getattr(import_module(module), "Tool", None)
-    except ImportError as error:
-        raise PilotageError("UNKNOWN_COPYTOOL", f"{name} cannot be loaded from {module}: {error}") from error
-    if not (isinstance(tool, type) and issubclass(tool, CopyTool)):
-        raise PilotageError("UNKNOWN_COPYTOOL", f"{name}: {module} has no class Tool(CopyTool)")
-    return tool(options)
+    return _TOOLS.find(name, CopyTool)(options)
 
 
 def for_url(url: str, allowed_names: Iterable[str], options: Mapping[str, object]) -> CopyTool:
@@ -66,18 +51,3 @@ def for_url(url: str, allowed_names: Iterable[str], options: Mapping[str, object
             return tool
         passed_over.append(f"{name}: {reason}")
     raise PilotageError("UNKNOWN_COPYTOOL", f"{shown(url[:300])}: {'; '.join(passed_over)}")
-
-
-def _ours() -> Tuple[str, ...]:
-    """Found by listing the folder: a pilot that came as one zip file has no installed metadata."""
-    return tuple(module.name for module in pkgutil.iter_modules(__path__) if module.name not in _PARTS)
-
-
-def _others() -> Dict[str, EntryPoint]:
-    from importlib import metadata  # late: it reads the metadata of all that is installed
-
-    if sys.version_info >= (3, 10):
-        found: Iterable[EntryPoint] = metadata.entry_points(group=GROUP)
-    else:
-        found = metadata.entry_points().get(GROUP, ())
-    return {each.name: each for each in found}

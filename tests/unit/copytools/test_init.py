@@ -42,7 +42,7 @@ def bring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entry: str, module: s
     info = tmp_path / "outside-1.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: outside\nVersion: 1\n")
-    (info / "entry_points.txt").write_text(f"[{copytools.GROUP}]\n{entry}\n")
+    (info / "entry_points.txt").write_text(f"[pilotage.copytools]\n{entry}\n")
     if module:
         (tmp_path / f"{entry.split(' = ')[1]}.py").write_text(module)
     monkeypatch.syspath_prepend(tmp_path)
@@ -97,7 +97,7 @@ def test_a_tool_that_is_not_allowed_is_not_taken() -> None:
 
 
 def test_a_name_that_does_not_exist_is_no_silent_exception() -> None:
-    assert detail_of(copytools.for_url, "file:///a", ["xrdpc", "cp"], {}).startswith("xrdpc; there are")
+    assert detail_of(copytools.for_url, "file:///a", ["xrdpc", "cp"], {}).startswith("no copytool xrdpc; there are")
 
 
 def test_a_tool_that_does_not_work_here_is_passed_over_with_its_reason(

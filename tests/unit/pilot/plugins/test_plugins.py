@@ -13,7 +13,7 @@ from protocol.errors import PilotageError
 
 
 def test_the_plugins_of_the_folder_are_found_by_their_file_names() -> None:
-    assert plugins.names() == ["generic", "spd"]
+    assert plugins.names() == ("generic", "spd")
     for name in plugins.names():
         assert issubclass(importlib.import_module(f"pilot.plugins.{name}").Plugin, ExperimentPlugin)
 
