@@ -252,6 +252,8 @@ class GetJobReply:
     wait_seconds: float = 0.0
     drain: bool = False
     """The pilot is to take no further job, and to end when those that it holds have."""
+    reason: str = ""
+    """Why the pilot's queue hands out no jobs, if it is closed."""
     ticket: Optional[str] = None
     wait_url: Optional[str] = None
 
@@ -307,6 +309,7 @@ class UpdateReply:
     error: Optional[str] = None
     """In the answer to several words: the name of the error with which this one was refused, changing nothing."""
     detail: Optional[str] = None
+    """More about that error; with STOP, why the server ended the attempt."""
     next: Optional[GetJobReply] = bounded(None, of=GetJobReply)
 
 

@@ -37,7 +37,8 @@ def test_f21_a_job_that_a_pilot_holds_is_cancelled_and_the_pilot_told_at_its_nex
     assert (attempt.state, attempt.error) == ("CANCELLED", "CANCELLED_BY_USER")
     assert attempt.ended_at is not None
     with world.unchanged(ignore=("last_seen",)):
-        assert world.beat(job) == [UpdateReply(job.attempt_id, "CANCELLED", Command.STOP)]
+        stop = UpdateReply(job.attempt_id, "CANCELLED", Command.STOP, detail="not wanted any more")
+        assert world.beat(job) == [stop]
     for say in (
         lambda: world.say(job, S.STAGE_OUT),
         lambda: world.complete(job),
