@@ -58,6 +58,11 @@ def read(path: Path) -> IniFile:
         data, mode = bytes_of(path, LARGEST_FILE + 1)
     except (OSError, ValueError) as error:
         raise _wrong(path, f"cannot be read: {reason_of(error)}") from None
+    return parse(data, path, mode)
+
+
+def parse(data: bytes, path: Path, mode: int = 0o600) -> IniFile:
+    """What a file would hold that came some other way; `path` is what messages call it."""
     if len(data) > LARGEST_FILE:
         raise _wrong(path, "is larger than 1 MiB: that is no settings file")
     lines = _lines_of(data, path)

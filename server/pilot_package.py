@@ -61,7 +61,7 @@ def build(target: Path) -> None:
                 _add(archive, "__main__.py", _MAIN)
                 for package in OURS:
                     root = Path(__file__).resolve().parent.parent / package
-                    for source in sorted(root.rglob("*.py")):
+                    for source in sorted((*root.rglob("*.py"), *root.rglob("*.ini"))):
                         _add(archive, f"{package}/{source.relative_to(root)}", source.read_bytes())
                 for library in LIBRARIES:
                     _add_library(archive, library)

@@ -75,7 +75,7 @@ def _outcomes(most: int) -> dict[str, list[Outcome]]:
     found: defaultdict[str, list[Outcome]] = defaultdict(list)
     for queue, attempt_id, state, error in rows:
         if len(found[queue]) < most:
-            speaks = error in BY_NAME and BY_NAME[error].blame in AGAINST_THE_QUEUE
+            speaks = error in BY_NAME and BY_NAME[error].suspect in AGAINST_THE_QUEUE
             completed = state == JobState.COMPLETED.value
             found[queue].append(Outcome(attempt_id, completed, error if speaks and not completed else None))
     return found

@@ -64,8 +64,12 @@ def test_it_carries_every_module_of_ours_and_nothing_of_the_server(archive: Path
     names = zipfile.ZipFile(archive).namelist()
     root = Path(pilot_package.__file__).parent.parent
     ours = {
-        str(path.relative_to(root)) for folder in pilot_package.OURS for path in (root / folder).rglob("*.py")
+        str(path.relative_to(root))
+        for folder in pilot_package.OURS
+        for pattern in ("*.py", "*.ini")
+        for path in (root / folder).rglob(pattern)
     }
+    assert "pilot/patterns.ini" in ours
     assert ours <= set(names)
     top = {name.split("/")[0] for name in names if not name.split("/")[0].endswith(".dist-info")}
     assert top == {"__main__.py", *pilot_package.OURS, *pilot_package.LIBRARIES}

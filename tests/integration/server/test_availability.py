@@ -24,7 +24,10 @@ def one(world: World) -> JobSpec:
 
 
 def attempts(world: World, outcomes: str) -> None:
-    """One attempt in CPU for each letter: c completes, n and s fail by node and storage, p by the payload, x is cancelled."""
+    """One attempt in CPU for each letter: c completes, n and s fail by node and storage, p by the payload, x is cancelled.
+
+    h fails by the node as well, but only the payload's text says so.
+    """
     for outcome in outcomes:
         job = one(world)
         if outcome == "c":
@@ -32,7 +35,15 @@ def attempts(world: World, outcomes: str) -> None:
         elif outcome == "x":
             job_executor.cancel(world.core, [job.job_id], "ada", "no more")
         else:
-            world.fail(job, {"n": "SETUP_FAILED", "s": "STAGE_OUT_FAILED", "p": "PAYLOAD_FAILED"}[outcome])
+            world.fail(
+                job,
+                {
+                    "n": "SETUP_FAILED",
+                    "s": "STAGE_OUT_FAILED",
+                    "p": "PAYLOAD_FAILED",
+                    "h": "PAYLOAD_IO_ERROR",
+                }[outcome],
+            )
 
 
 def plenty(world: World) -> None:
@@ -69,6 +80,7 @@ def test_a_queue_whose_attempts_fail_by_its_fault_is_put_to_the_test(world: Worl
         ("nncc", "not more than half of them"),
         ("nnnncccc", "what is long ago does not count"),
         ("pppp", "the payload's fault is not the queue's"),
+        ("hhhh", "nobody closes a queue by what his payload prints"),
         ("nnxxp", "what a user ended says nothing"),
     ],
 )

@@ -44,6 +44,7 @@ OF_A_PILOT = ["OBTAINED", "PRE-PROCESSING", "STAGE-IN", "RUNNING", "FINISHED", "
 
 LEGAL: Dict[str, Dict[str, Set[str]]] = {
     "task-executor": {"REGISTERED": {"READY", "FAILED"}},
+    "self-healing": {},
     "dispatcher": {"READY": {"EXTRACTED"}},
     # A later state of its own; READY when the catalogue gives the job another try; and from READY, when the lease had run
     # out and nobody claimed the job, the late word takes it back.
