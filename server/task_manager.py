@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from peewee import fn
 
@@ -78,28 +78,14 @@ def _check(spec: TaskSpec) -> None:
         raise PilotageError(
             "BAD_REQUEST", f"name: {spec.name} has only digits and would be taken for a task's number"
         )
-    if sum(len(word.encode()) for word in spec.command) > LONGEST_COMMAND:
-        raise PilotageError(
-            "BAD_REQUEST", f"command: more than {LONGEST_COMMAND} bytes; ship a script instead (--ship)"
-        )
-    for index, word in enumerate(spec.command):
-        used = templates.check(word, templates.COMMAND_PLACEHOLDERS, f"command[{index}]")
-        _check_use(used, spec, f"command[{index}]")
-        if "\0" in word:
-            raise PilotageError("BAD_REQUEST", f"command[{index}] contains a NUL character")
-    for name, value in spec.environment.items():
-        if (
-            not name
-            or "=" in name
-            or "\0" in name + value
-            or len(name) > 200
-            or len(value) > LONGEST_ENVIRONMENT_VALUE
-        ):
-            raise PilotageError(
-                "BAD_REQUEST", f"environment: {name[:60]!a} is no name and value that a process can have"
-            )
-        used = templates.check(value, templates.COMMAND_PLACEHOLDERS, f"environment {name}")
-        _check_use(used, spec, f"environment {name}")
+    _check_command(spec.command, spec, "command")
+    _check_environment(spec.environment, spec, "environment")
+    names = Counter(step.name for step in spec.steps if step.name)
+    for index, step in enumerate(spec.steps):
+        _check_command(step.command, spec, f"steps[{index}].command")
+        _check_environment(step.environment, spec, f"steps[{index}].environment")
+        if names[step.name] > 1:
+            raise PilotageError("BAD_REQUEST", f"steps[{index}].name: {step.name} is there twice")
     if spec.gpus and spec.resource_type is not ResourceType.GPU:
         raise PilotageError(
             "BAD_REQUEST", f"gpus: {spec.gpus} are asked for, and resourceType is {spec.resource_type}"
@@ -125,6 +111,34 @@ def _check(spec: TaskSpec) -> None:
             )
     if len(set(spec.outputs)) != len(spec.outputs):
         raise PilotageError("BAD_REQUEST", "outputs: a template is there twice")
+
+
+def _check_command(words: Sequence[str], spec: TaskSpec, where: str) -> None:
+    if sum(len(word.encode()) for word in words) > LONGEST_COMMAND:
+        raise PilotageError(
+            "BAD_REQUEST", f"{where}: more than {LONGEST_COMMAND} bytes; ship a script instead (--ship)"
+        )
+    for index, word in enumerate(words):
+        used = templates.check(word, templates.COMMAND_PLACEHOLDERS, f"{where}[{index}]")
+        _check_use(used, spec, f"{where}[{index}]")
+        if "\0" in word:
+            raise PilotageError("BAD_REQUEST", f"{where}[{index}] contains a NUL character")
+
+
+def _check_environment(environment: Mapping[str, str], spec: TaskSpec, where: str) -> None:
+    for name, value in environment.items():
+        if (
+            not name
+            or "=" in name
+            or "\0" in name + value
+            or len(name) > 200
+            or len(value) > LONGEST_ENVIRONMENT_VALUE
+        ):
+            raise PilotageError(
+                "BAD_REQUEST", f"{where}: {name[:60]!a} is no name and value that a process can have"
+            )
+        used = templates.check(value, templates.COMMAND_PLACEHOLDERS, f"{where} {name}")
+        _check_use(used, spec, f"{where} {name}")
 
 
 def _check_use(used: set[str], spec: TaskSpec, where: str) -> None:

@@ -18,7 +18,7 @@ from typing import Callable, Dict, Generator, List, NoReturn, Optional, Tuple, U
 
 import pytest
 
-from tests import filesystems, postgres
+from tests import filesystems, postgres, slurm
 
 ROOT = Path(__file__).parent.parent
 MAKE_COMPONENTS = "make components   (as root on Debian)"
@@ -52,6 +52,15 @@ def _strace() -> Optional[str]:
     return None if tried.returncode == 0 else f"strace does not work here: {tried.stderr.strip()}"
 
 
+def _bubblewrap() -> Optional[str]:
+    absent = on_path("bwrap")()
+    if absent:
+        return absent
+    command = ["bwrap", "--ro-bind", "/", "/", "--unshare-pid", "--unshare-net", "--proc", "/proc", "true"]
+    tried = subprocess.run(command, capture_output=True, text=True, check=False)
+    return None if tried.returncode == 0 else f"bubblewrap does not work here: {tried.stderr.strip()}"
+
+
 def old_python() -> Optional[str]:
     """The path of a Python 3.9 that runs, or None."""
     found = subprocess.run([ROOT / ".ci" / "python39.sh"], capture_output=True, text=True, check=False)
@@ -83,6 +92,8 @@ COMPONENTS: Dict[str, Component] = {
         Component("second-filesystem", filesystems.no_second, f"{MAKE_COMPONENTS}, or a tmpfs on /dev/shm"),
         Component("mount", filesystems.no_mount, "run the tests as root on a machine that allows mount"),
         Component("haproxy", on_path("haproxy")),
+        Component("bubblewrap", _bubblewrap),
+        Component("slurm", slurm.missing),
         Component("blake3", _module("blake3"), "make dev"),
     )
 }

@@ -33,6 +33,8 @@ need e2fsprogs has mkfs.ext4
 need mount has mount
 need util-linux has setpriv
 need haproxy has haproxy
+need bubblewrap has bwrap
+need "slurm-wlm munge" has slurmctld
 
 if [ -z "$missing" ]; then
     echo "components: all there"

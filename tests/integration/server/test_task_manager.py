@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
-from protocol.messages import DatasetSpec, QueueSpec, TaskSpec
+from protocol.messages import DatasetSpec, JobSpec, QueueSpec, Step, StepKind, TaskSpec, from_wire, to_wire
 from protocol.resources import ResourceType
 from protocol.states import JobState
 from server import catalogue, computing, task_manager
@@ -42,6 +43,22 @@ WRONG: dict[str, tuple[dict[str, Any], str, str]] = {
     "environment with an equals sign": ({"environment": {"A=B": "x"}}, "BAD_REQUEST", "environment"),
     "environment with nul": ({"environment": {"A": "x\0"}}, "BAD_REQUEST", "environment"),
     "environment too long": ({"environment": {"A": "x" * 40_000}}, "BAD_REQUEST", "environment"),
+    "placeholder in a step": (
+        {"steps": [Step(StepKind.PRE, ["{nope}"])]},
+        "BAD_REQUEST",
+        r"steps\[0\].command\[0\]",
+    ),
+    "nul in a step": ({"steps": [Step(StepKind.CO, ["x\0"])]}, "BAD_REQUEST", "NUL"),
+    "a step's environment": (
+        {"steps": [Step(StepKind.CO, ["x"], environment={"": "x"})]},
+        "BAD_REQUEST",
+        r"steps\[0\].environment",
+    ),
+    "two steps of one name": (
+        {"steps": [Step(StepKind.PRE, ["x"], "a"), Step(StepKind.POST, ["x"], "a")]},
+        "BAD_REQUEST",
+        "there twice",
+    ),
     "placeholder in an output": ({"outputs": ["{input}"]}, "BAD_REQUEST", r"outputs\[0\]"),
     "an input's name without inputs": ({"outputs": ["{stem}.x"]}, "BAD_REQUEST", "names an input"),
     "one name for all jobs": ({"n_jobs": 2, "outputs": ["x"]}, "BAD_REQUEST", "same for every job"),
@@ -116,6 +133,18 @@ def test_a_task_is_seen_as_it_was_registered(world: World) -> None:
     assert view.spec["command"] == ["sh", "-c", "echo '$HOME' {{x}} ü"]
     assert view.spec["resourceType"] == "gpu"
     assert task_manager.view(task_manager.find("t"), with_spec=True) == view
+
+
+def test_steps_and_image_of_a_task_reach_each_of_its_jobs(world: World) -> None:
+    steps = [
+        Step(StepKind.POST, ["gzip", "log"], "pack", {"A": "{job_nr}"}, 60, "/image"),
+        Step(StepKind.CO, ["./service"]),
+    ]
+    world.ready(2, steps=steps, image="docker://debian:12")
+    for _ in range(2):
+        (job,) = world.claim()
+        assert (job.steps, job.image) == (steps, "docker://debian:12")
+        assert from_wire(JobSpec, json.loads(json.dumps(to_wire(job)))) == job
 
 
 def test_the_report_follows_the_jobs(world: World) -> None:

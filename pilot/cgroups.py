@@ -1,0 +1,124 @@
+"""A cgroup (version 2) of its own for each payload, where the pilot may make one: ended as a whole, measured as a whole.
+
+The group is made below the pilot's own one, so that all limits of the batch system hold in it. Where that is not allowed, as for
+most accounts on most nodes, `make` answers None, and the payload is found by other means. Version 1 has nothing that ends a group.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from functools import cache
+from pathlib import Path
+from typing import Optional
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "pilotage-"
+
+
+class Cgroup:
+    """The group of one payload."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def add(self, pid: int) -> bool:
+        """Take a process in; what it starts from now on is in as well."""
+        return self._write("cgroup.procs", str(pid))
+
+    def limit_processes(self, most: int) -> bool:
+        """False where the group has no such limit: the controller `pids` is not handed down here."""
+        return self._write("pids.max", str(most))
+
+    def kill(self) -> bool:
+        """SIGKILL to all in it at one moment: nothing can fork its way out. False before Linux 5.14."""
+        return self._write("cgroup.kill", "1")
+
+    def memory_mb(self) -> Optional[float]:
+        """What all in it use, page cache counted; None where the controller `memory` is not handed down to this group."""
+        number = _number(self._read("memory.current"))
+        return None if number is None else number / 1024 / 1024
+
+    def cpu_seconds(self) -> Optional[float]:
+        """What all that were ever in it have used."""
+        found = re.search(r"^usage_usec (\d+)", self._read("cpu.stat"), re.MULTILINE)
+        return int(found.group(1)) / 1e6 if found else None
+
+    def out_of_memory_kills(self) -> int:
+        """How many processes in it the kernel has ended because the group, or one above it, had no memory left."""
+        found = re.search(r"^oom_kill (\d+)", self._read("memory.events"), re.MULTILINE)
+        return int(found.group(1)) if found else 0
+
+    def processes(self) -> list[int]:
+        return [int(line) for line in self._read("cgroup.procs").split()]
+
+    def remove(self) -> None:
+        try:
+            self.path.rmdir()
+        except OSError as error:
+            logger.debug("a cgroup stays", extra={"cgroup": str(self.path), "reason": error.strerror})
+
+    def _read(self, name: str) -> str:
+        try:
+            return (self.path / name).read_text()
+        except OSError:
+            return ""
+
+    def _write(self, name: str, text: str) -> bool:
+        try:
+            # Never created: a file that is missing is a controller or a kernel that is missing.
+            descriptor = os.open(self.path / name, os.O_WRONLY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            os.write(descriptor, text.encode())
+        except OSError:
+            return False
+        finally:
+            os.close(descriptor)
+        return True
+
+
+def make(name: str) -> Optional[Cgroup]:
+    """A new group below ours; None where we may not."""
+    parent = own()
+    if parent is None:
+        return None
+    path = parent / f"{PREFIX}{name}"
+    try:
+        path.mkdir()
+    except OSError:
+        return None
+    return Cgroup(path)
+
+
+def remove_leftovers() -> None:
+    """Groups of killed pilots beside ours; one that still has a process in it stays: the kernel refuses."""
+    parent = own()
+    for path in parent.glob(f"{PREFIX}*") if parent else ():
+        Cgroup(path).remove()
+
+
+@cache
+def own() -> Optional[Path]:
+    """The directory of the group in which we are, if we may make groups in it; looked for once."""
+    path = find(Path("/proc/self/mountinfo").read_text(), Path("/proc/self/cgroup").read_text())
+    return path if path is not None and os.access(path, os.W_OK | os.X_OK) else None
+
+
+def find(mounts: str, groups: str) -> Optional[Path]:
+    """Where a process's group of version 2 lies, from its mountinfo and its cgroup file; None if there is none, or out of sight."""
+    line = re.search(r"^0::(/.*)$", groups, re.MULTILINE)
+    for mount in mounts.splitlines():
+        before, _, after = mount.partition(" - ")
+        if line and after.split(" ", 1)[0] == "cgroup2":
+            root, place = before.split()[3:5]
+            relative = os.path.relpath(line.group(1), root)
+            return None if relative.startswith("..") else Path(place) / relative
+    return None
+
+
+def _number(text: str) -> Optional[int]:
+    return int(text) if text.strip().isdigit() else None
