@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from peewee import fn
 
+from protocol import __version__
 from protocol.errors import PilotageError
 from protocol.messages import (
     NodeStateSpec,
@@ -70,6 +72,12 @@ def find_queue(name: str) -> Queue:
 
 
 def create_queue(core: Core, spec: QueueSpec) -> QueueView:
+    for name in spec.pilot_settings:
+        if not re.fullmatch(r"[a-z_]+\.[a-z_]+", name):
+            raise PilotageError(
+                "BAD_REQUEST", f"pilotSettings: {name[:80]!a} is not SECTION.KEY in small letters"
+            )
+
     def work() -> Queue:
         if Queue.get_or_none(Queue.name == spec.name):
             raise PilotageError("ALREADY_EXISTS", f"there is a queue {spec.name} already")
@@ -97,6 +105,7 @@ def create_queue(core: Core, spec: QueueSpec) -> QueueView:
             requeue_delay_seconds=spec.requeue_delay_seconds,
             tags=json.dumps(sorted(set(spec.tags))),
             country_group=spec.country_group,
+            pilot_settings=json.dumps(spec.pilot_settings),
         )
 
     return queue_view(core.database.write(work))
@@ -201,6 +210,7 @@ def _queue_view(queue: Queue, numbers: _Numbers) -> QueueView:
         country_group=queue.country_group,
         state_reason=queue.state_reason,
         state_by=queue.state_by,
+        pilot_settings=json.loads(queue.pilot_settings),
     )
 
 
@@ -342,6 +352,8 @@ def register_pilot(core: Core, word: PilotRegistration) -> QueueForPilot:
             "disk_mb": word.disk_mb,
             "gpus": word.gpus,
             "tags": json.dumps(sorted(set(word.tags))),
+            "batch_system": word.batch_system,
+            "batch_id": word.batch_id,
             "last_seen": now(),
             "lease_until": lease_clock() + queue.lease_seconds,
             "ended": None,
@@ -366,6 +378,7 @@ def register_pilot(core: Core, word: PilotRegistration) -> QueueForPilot:
         lease_seconds=queue.lease_seconds,
         heartbeat_seconds=queue.heartbeat_seconds,
         timefloor_seconds=queue.timefloor_seconds,
+        pilot_settings=json.loads(queue.pilot_settings),
     )
 
 
@@ -417,12 +430,14 @@ def drain_pilot(core: Core, pilot_id: str, who: str) -> None:
     core.recent.forget()
 
 
-def drain_pilots(core: Core, queue: str, who: str) -> PilotsDrained:
-    """Tell all pilots that are there now in a queue; those that come later are not meant."""
+def drain_pilots(core: Core, queue: str, who: str, outdated: bool = False) -> PilotsDrained:
+    """Tell all pilots that are there now in a queue, or those of another version than ours; those that come later are not meant."""
 
     def work() -> int:
         find_queue(queue)
         here = (Pilot.queue == queue) & alive() & ~Pilot.draining
+        if outdated:
+            here &= Pilot.version != __version__
         drained: int = Pilot.update(draining=True).where(here).execute()
         trail.note(who, "pilot drain", f"queue {queue}", f"{drained} pilots")
         return drained

@@ -108,3 +108,36 @@ def test_a_queue_that_names_an_unknown_copytool_is_a_wrong_setting(
     dispatcher.queue.copytools = ["teleport"]
     assert site.run() == PilotExit.BAD_SETTINGS
     assert "teleport" in site.pilots[0].log
+
+
+def test_everything_that_is_wrong_is_told_at_once(site: Site, dispatcher: Dispatcher) -> None:
+    dispatcher.queue.pilot_settings = {
+        "validation.tools": "no-such-program",
+        "validation.mounts": "/no/such/mount",
+    }
+    dispatcher.clock_ahead = 7200.0
+    dispatcher.add("true")
+    code = site.run(
+        *("--resource-type", "gpu"), PILOTAGE_VALIDATION__CLOCK_SKEW_SECONDS="600", CUDA_VISIBLE_DEVICES=""
+    )
+    for reason in (
+        "the program no-such-program is not on PATH",
+        "/no/such/mount is not to be used",
+        "s behind the server's; 600 are allowed",
+        "this node shows no GPU",
+    ):
+        assert_unfit(site, dispatcher, code, reason)
+
+
+def test_f19_a_clock_that_is_a_day_off_is_only_warned_about(site: Site, dispatcher: Dispatcher) -> None:
+    dispatcher.clock_ahead = -86_400.0
+    number = dispatcher.add("true")
+    assert site.run() == PilotExit.DONE
+    assert dispatcher.attempt(number).state == "COMPLETED"
+    assert "s ahead of the server's" in site.pilots[0].log
+
+
+def test_a_queue_whose_wish_no_pilot_knows_is_a_wrong_setting(site: Site, dispatcher: Dispatcher) -> None:
+    dispatcher.queue.pilot_settings = {"validation.toools": "git"}
+    assert site.run() == PilotExit.BAD_SETTINGS
+    assert "queue CPU: [validation] toools is not for the queue to set" in site.pilots[0].log

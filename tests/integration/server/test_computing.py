@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from protocol.errors import PilotageError
-from protocol.messages import PilotRegistration
-from server import computing
+from protocol.messages import PilotRegistration, QueueSpec
+from server import computing, job_manager
 from server.models import Pilot
 from tests.integration.server.world import World, at_once
 
@@ -35,3 +35,26 @@ def test_a_name_that_a_pilot_on_another_node_has_is_refused(world: World) -> Non
     with pytest.raises(PilotageError, match="p1 is registered from another node"):
         computing.register_pilot(world.core, PilotRegistration("p1", "node2", "2.0", queue="CPU"))
     assert Pilot.get(Pilot.pilot_id == "p1").version == "1.0"
+
+
+def test_a_pilot_in_a_batch_job_is_shown_with_that_job(world: World) -> None:
+    word = PilotRegistration("p1", "n1", "1.0", queue="CPU", batch_system="slurm", batch_id="4711_3")
+    computing.register_pilot(world.core, word)
+    view = job_manager.pilot("p1")
+    assert (view.batch_system, view.batch_id) == ("slurm", "4711_3")
+
+
+def test_a_pilot_is_told_what_its_queue_wants_otherwise(world: World) -> None:
+    wanted = {"validation.tools": "apptainer, git", "limits.walltime_margin_seconds": "600"}
+    made = computing.create_queue(world.core, QueueSpec("PICKY", pilot_settings=wanted))
+    assert made.pilot_settings == wanted
+    word = PilotRegistration("p1", "n1", "1.0", queue="PICKY")
+    assert computing.register_pilot(world.core, word).pilot_settings == wanted
+    plain = PilotRegistration("p2", "n1", "1.0", queue="CPU")
+    assert computing.register_pilot(world.core, plain).pilot_settings == {}
+
+
+@pytest.mark.parametrize("name", ["tools", "Validation.tools", "validation.", "a.b.c", "", "x y.z"])
+def test_a_setting_of_pilots_without_section_and_key_is_refused(name: str, world: World) -> None:
+    with pytest.raises(PilotageError, match=r"is not SECTION\.KEY"):
+        computing.create_queue(world.core, QueueSpec("PICKY", pilot_settings={name: "1"}))

@@ -33,5 +33,5 @@ def test_a_close_ends_the_loops_of_all_readers() -> None:
 def test_new_channels_have_all_slots_free_and_names() -> None:
     channels = make(3)
     channels.close()
-    assert len(list(channels.free)) == 3
-    assert channels.staged_in.name == "staged in"
+    assert list(channels.free) == [1, 2, 3]
+    assert channels.staged_in.of[1].name == "staged in for slot 1"

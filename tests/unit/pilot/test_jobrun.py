@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any, List
 
@@ -110,9 +111,11 @@ def test_a_job_without_outputs_still_reports_that_it_has_none() -> None:
 
 def test_the_end_of_a_failed_job_waits_for_its_payload_and_not_for_its_log() -> None:
     run = job()
+    woken: List[str] = []
+    run.attention = lambda: woken.append("job monitor")
     run.payload_started(lambda: None)
     run.fail(PilotageError("WALLTIME_EXCEEDED"))
-    assert run.words() == [] and run.over.is_set() and run.attention.is_set()
+    assert run.words() == [] and run.over.is_set() and woken == ["job monitor"]
     assert run.seconds_until_due() == float("inf")
     run.payload_ended(-15)
     (word,) = deliver(run)
@@ -169,6 +172,20 @@ def test_after_a_conflict_nothing_more_is_said(name: str) -> None:
     run.fail(ERROR)
     run.leave()
     assert run.words() == [] and run.is_settled
+
+
+def test_a_job_that_the_server_has_ended_itself_is_no_error_of_the_pilots(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    run = job()
+    run.enter(S.RUNNING)
+    with caplog.at_level(logging.INFO, jobrun.__name__):
+        run.refused(run.words()[0], PilotageError("STALE_ATTEMPT", "attempt 1: CANCELLED_BY_USER"))
+    (record,) = caplog.records
+    assert (record.levelname, record.why) == (  # type: ignore[attr-defined]
+        "INFO",
+        "the server has ended it (attempt 1: CANCELLED_BY_USER)",
+    )
 
 
 def test_outputs_that_are_refused_turn_the_end_into_a_failure() -> None:

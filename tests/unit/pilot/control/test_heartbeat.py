@@ -1,16 +1,13 @@
-"""What the pilot does with the server's answers, and which limits a job has."""
+"""What the pilot does with the server's answers."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from pilot import settings as tables
-from pilot.control import monitor
+from pilot.control import heartbeat
 from pilot.jobrun import JobRun
-from pilot.limits import Limits
 from protocol.errors import PilotageError
 from protocol.messages import Command, JobSpec, UpdateReply
 
@@ -32,21 +29,26 @@ def job(**fields: int) -> JobRun:
 )
 def test_an_attempt_that_is_not_ours_any_more_is_stopped(state: str, command: Command, stops: bool) -> None:
     run = job()
-    monitor.obey(run, UpdateReply(1, state, command))
+    heartbeat.obey(run, UpdateReply(1, state, command))
     assert run.abandoned is stops
+
+
+@pytest.mark.parametrize(("state", "level"), [("CANCELLED", "INFO"), ("FAILED", "WARNING"), ("", "WARNING")])
+def test_only_what_somebody_wanted_to_end_asks_for_nobodys_look(
+    state: str, level: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        heartbeat.obey(
+            job(), UpdateReply(1, state, Command.STOP, detail="task 3 was cancelled" if state else None)
+        )
+    (record,) = caplog.records
+    assert record.levelname == level
+    assert ("task 3 was cancelled" if state else "unknown") in record.why  # type: ignore[attr-defined]
 
 
 def test_what_the_server_says_about_an_end_that_we_told_it_is_no_stop() -> None:
     for end in (JobRun.complete, lambda run: run.fail(PilotageError("PAYLOAD_FAILED"))):
         run = job()
         end(run)
-        monitor.obey(run, UpdateReply(1, "FAILED", Command.STOP))
+        heartbeat.obey(run, UpdateReply(1, "FAILED", Command.STOP))
         assert not run.abandoned
-
-
-def test_a_task_that_names_a_limit_overrides_the_settings(tmp_path: Path) -> None:
-    environ = {"PILOTAGE_LIMITS__WALLTIME_SECONDS": "100", "PILOTAGE_LIMITS__JOB_DISK_MB": "10"}
-    context = SimpleNamespace(settings=tables.load(start=tmp_path, environ=environ))
-    assert monitor.limits_of(context, job()) == Limits(100, 10, 1024, 7200)  # type: ignore[arg-type]
-    asked = monitor.limits_of(context, job(walltime_seconds=5, disk_mb=7))  # type: ignore[arg-type]
-    assert (asked.walltime_seconds, asked.disk_mb) == (5, 7)
