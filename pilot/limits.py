@@ -1,8 +1,8 @@
-"""What a payload may use: a sample and the limits go in, a verdict comes out. Nothing is measured or killed here."""
+"""What a payload may use: what is used and what is allowed go in, an error comes out. Nothing is measured or killed here."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
 from typing import Optional
 
 from protocol.errors import PilotageError
@@ -10,54 +10,88 @@ from protocol.errors import PilotageError
 MIB = 1024 * 1024
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What one payload may use; 0 is no limit."""
-
-    walltime_seconds: float = 0
-    disk_mb: int = 0
-    stdout_mb: int = 0
-    looping_seconds: float = 0
+def walltime(seconds: float, allowed: float) -> Optional[PilotageError]:
+    """For this and all others: what is allowed is no limit if it is 0."""
+    if not allowed or seconds < allowed:
+        return None
+    return PilotageError("WALLTIME_EXCEEDED", f"ended after {seconds:.0f} s; {allowed:.0f} s are allowed")
 
 
-@dataclass(frozen=True)
-class Sample:
-    """What a payload uses at one moment. `disk_bytes` is its whole directory, `text_bytes` its stdout and stderr."""
-
-    wall_seconds: float
-    disk_bytes: int = 0
-    text_bytes: int = 0
-    quiet_seconds: float = 0
-    """Since it last wrote anything."""
+def cpu_time(seconds: float, allowed: float) -> Optional[PilotageError]:
+    if not allowed or seconds < allowed:
+        return None
+    return PilotageError("CPU_TIME_EXCEEDED", f"{seconds:.0f} s of CPU time; {allowed:.0f} s are allowed")
 
 
-def verdict(sample: Sample, limits: Limits) -> Optional[PilotageError]:
-    """The error that ends the payload, or None; the first limit that is passed counts."""
-    if limits.walltime_seconds and sample.wall_seconds >= limits.walltime_seconds:
-        return PilotageError(
-            "WALLTIME_EXCEEDED",
-            f"ended after {sample.wall_seconds:.0f} s; {limits.walltime_seconds:.0f} s are allowed",
-        )
-    if limits.stdout_mb and sample.text_bytes > limits.stdout_mb * MIB:
-        return PilotageError(
-            "STDOUT_TOO_LARGE",
-            f"{sample.text_bytes / MIB:.0f} MiB of stdout and stderr; {limits.stdout_mb} MiB are allowed",
-        )
-    if limits.disk_mb and sample.disk_bytes > limits.disk_mb * MIB:
-        return PilotageError(
-            "WORK_DIRECTORY_TOO_LARGE",
-            f"{sample.disk_bytes / MIB:.0f} MiB, inputs counted; {limits.disk_mb} MiB are allowed",
-        )
-    if limits.looping_seconds and sample.quiet_seconds >= limits.looping_seconds:
-        return PilotageError(
-            "LOOPING_JOB",
-            f"nothing was written for {sample.quiet_seconds:.0f} s; {limits.looping_seconds:.0f} s are allowed",
-        )
-    return None
+def text(size: int, allowed_mb: int) -> Optional[PilotageError]:
+    return _size("STDOUT_TOO_LARGE", size, "MiB of stdout and stderr", allowed_mb)
 
 
-def next_look(wall_seconds: float, limits: Limits, period: float) -> float:
-    """Seconds until the payload is to be looked at again: the period, or the end of its wall time if that is sooner."""
-    if not limits.walltime_seconds:
-        return period
-    return max(0.0, min(period, limits.walltime_seconds - wall_seconds))
+def work_directory(size: int, allowed_mb: int) -> Optional[PilotageError]:
+    return _size("WORK_DIRECTORY_TOO_LARGE", size, "MiB, inputs counted", allowed_mb)
+
+
+def output(name: str, size: int, allowed_mb: int) -> Optional[PilotageError]:
+    return _size("OUTPUT_TOO_LARGE", size, f"MiB of {name}", allowed_mb)
+
+
+def _size(error: str, size: int, what: str, allowed_mb: int) -> Optional[PilotageError]:
+    if not allowed_mb or size <= allowed_mb * MIB:
+        return None
+    return PilotageError(error, f"{size / MIB:.0f} {what}; {allowed_mb} MiB are allowed")
+
+
+def looping(quiet_seconds: float, allowed: float) -> Optional[PilotageError]:
+    if not allowed or quiet_seconds < allowed:
+        return None
+    return PilotageError(
+        "LOOPING_JOB",
+        f"no file was touched and no CPU time used for {quiet_seconds:.0f} s; {allowed:.0f} s are allowed",
+    )
+
+
+def processes(number: int, allowed: int) -> Optional[PilotageError]:
+    if not allowed or number <= allowed:
+        return None
+    return PilotageError("TOO_MANY_PROCESSES", f"{number} processes and threads; {allowed} are allowed")
+
+
+def memory_allowed(asked_mb: int, percent: float, otherwise_mb: int, share_mb: float) -> float:
+    """MiB that a payload may use; infinite: as much as it likes.
+
+    `percent` of what its task asks for, or `otherwise_mb` if it asks for none (0: no limit); and in either case no more than
+    `share_mb` of the node, lest the kernel ends something else. What was asked for is always granted.
+    """
+    wanted = asked_mb * percent / 100 if asked_mb else otherwise_mb
+    return min(wanted or math.inf, max(share_mb or math.inf, asked_mb))
+
+
+def memory(used_mb: float, allowed_mb: float, asked_mb: int) -> Optional[PilotageError]:
+    if used_mb <= allowed_mb:
+        return None
+    said = f"{used_mb:.0f} MiB of memory; {allowed_mb:.0f} are allowed"
+    if asked_mb:
+        return PilotageError("PAYLOAD_MEMORY_LIMIT", f"{said}, and {asked_mb} were asked for")
+    return PilotageError("PAYLOAD_OUT_OF_MEMORY", f"{said}, since the task asks for none in particular")
+
+
+def seconds_until_full(used: float, before: float, seconds: float, allowed: float) -> float:
+    """When a limit is reached if use grows on as between two looks so many seconds apart; infinite if it does not grow."""
+    if used <= before or allowed == math.inf:
+        return math.inf
+    return max(0.0, (allowed - used) * seconds / (used - before))
+
+
+def free_disk(free_mb: int, least_mb: int, grows: bool) -> Optional[PilotageError]:
+    """Only a payload that writes is ended: the others are not at fault, and it does not help."""
+    if free_mb >= least_mb or not grows:
+        return None
+    return PilotageError(
+        "NO_LOCAL_SPACE", f"{free_mb} MiB are free on the disk of the work directory; {least_mb} are kept"
+    )
+
+
+def credentials(seconds_left: float, what: str, needed: bool) -> Optional[PilotageError]:
+    if seconds_left > 0 or not needed:
+        return None
+    return PilotageError("CREDENTIALS_EXPIRED", f"{what} expired {-seconds_left:.0f} s ago")

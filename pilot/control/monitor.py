@@ -1,113 +1,130 @@
-"""Heartbeats for the pilot, and for each payload a monitor that is born and dies with it: limits, metrics, and the kill."""
+"""The job monitor: one thread looks now and then at all payloads that run, keeps their numbers, and ends those that have to end."""
 
 from __future__ import annotations
 
 import logging
-import random
+import math
+import os
+import threading
 import time
-from typing import Any
 
-from pilot import limits, workdir
 from pilot.context import Context
-from pilot.jobrun import JobRun
-from pilot.limits import Limits, Sample
-from pilot.process import Process
+from pilot.plugins.monitors import Look, Monitors, Payload
+from pilot.watching import Watch
 from protocol.errors import PilotageError
-from protocol.messages import Command, Heartbeat, UpdateReply
-from protocol.states import FINAL
+from protocol.logs import bound
 
 logger = logging.getLogger(__name__)
 
-_FINAL_WORDS = frozenset(state.value for state in FINAL)
+AGAIN_SECONDS = 1.0
+"""After SIGKILL, for what was born at that very moment."""
+DIAGNOSIS = "payload.diagnosis"
 
 
-def heartbeat(context: Context) -> None:
-    """A word about all attempts that are held, from the pilot's first second to its end, whatever else is slow or stuck."""
-    while not context.silence.wait(_period(context)):
-        held = {job.spec.attempt_id: job for job in context.jobs.held()}
-        word = Heartbeat(context.pilot_id, [job.held() for job in held.values()])
-        try:
-            reply = context.client.heartbeat(word)
-        except PilotageError as error:
-            logger.warning("no heartbeat", extra={"error": error.name, "detail": error.detail})
-            if error.name == "NOT_FOUND":
-                _register_again(context)
-            continue
-        if reply.drain and not context.drain.is_set():
-            logger.info("the server wants this pilot to take no further job")
-            context.drain.set()
-        for answer in reply.answers:
-            job = held.get(answer.attempt_id)
-            if job is not None:
-                with job.logged():
-                    obey(job, answer)
-
-
-def obey(job: JobRun, answer: UpdateReply) -> None:
-    """What the server says about an attempt that we hold; once its outcome is on the way, only the answer to that counts."""
-    if job.has_ended:
-        return
-    if answer.command is Command.STOP or answer.state in _FINAL_WORDS:
-        job.abandon(f"the server says stop; the attempt is {answer.state or 'unknown'} there")
-
-
-def _period(context: Context) -> float:
-    jitter = context.settings.number("heartbeat", "jitter_percent") / 100
-    return context.settings.number("heartbeat", "heartbeat_seconds") * random.uniform(1 - jitter, 1 + jitter)
-
-
-def _register_again(context: Context) -> None:
-    """The server does not know this pilot any more: it was restored from a backup, say."""
+def watch_payloads(context: Context) -> None:
+    """The control. If it dies, so do all payloads, which nobody watches now, and the pilot."""
+    watches = context.watches
+    context.stop.then(watches.wake)  # what was told to end may have less time now
     try:
-        context.client.register(context.registration)
-    except PilotageError as error:
-        logger.warning(
-            "the pilot could not register again", extra={"error": error.name, "detail": error.detail}
-        )
+        while due := watches.due():
+            for watch in due:
+                with bound(**watch.fields):
+                    _attend(context, watch)
+    except Exception as error:
+        watches.close()
+        for watch in watches.all():
+            with bound(**watch.fields):
+                _leave_alone(context, watch, error)
+        raise
 
 
-def watch(context: Context, job: JobRun, process: Process) -> None:
-    """The job monitor: look at the payload now and then until it has ended; end it when it passes a limit or is over."""
-    allowed = limits_of(context, job)
-    period = context.settings.number("limits", "sample_seconds")
-    while not process.ended.is_set():
-        if job.over.is_set():
-            logger.info("payload is told to end", extra={"grace_seconds": context.grace_seconds()})
-            process.terminate(context.grace_seconds())
-            return
-        sample = _measure(context, job, process)
-        verdict = limits.verdict(sample, allowed)
-        if verdict is not None:
-            job.fail(verdict)
-        else:
-            job.attention.wait(limits.next_look(sample.wall_seconds, allowed, period))
-
-
-def limits_of(context: Context, job: JobRun) -> Limits:
-    """What the task asks for, and where it names nothing what the settings allow."""
-    settings = context.settings
-    return Limits(
-        walltime_seconds=job.spec.walltime_seconds or settings.integer("limits", "walltime_seconds"),
-        disk_mb=job.spec.disk_mb or settings.integer("limits", "job_disk_mb"),
-        stdout_mb=settings.integer("limits", "stdout_mb"),
-        looping_seconds=settings.integer("limits", "looping_seconds"),
+def _leave_alone(context: Context, watch: Watch, error: Exception) -> None:
+    watch.job.fail(PilotageError("PILOT_EXCEPTION", f"job monitor: {type(error).__name__}: {error}"))
+    ending = threading.Thread(
+        target=watch.process.terminate,
+        args=(context.grace_seconds(),),
+        name=f"end-{watch.job.spec.attempt_id}",
     )
+    ending.start()
 
 
-def _measure(context: Context, job: JobRun, process: Process) -> Sample:
-    """One sample, and from it the metrics that the next heartbeat carries."""
-    wall = time.monotonic() - process.started
-    usage = process.usage()
-    disk = workdir.measure(job.directory)
-    text = sum(path.stat().st_size for path in (job.stdout, job.stderr) if path.exists())
-    metrics: dict[str, Any] = {
-        "wall_seconds": round(wall, 1),
-        "cpu_seconds": round(max(usage.cpu_seconds, job.metrics.get("cpu_seconds", 0.0)), 2),
-        "memory_mb": round(usage.memory_mb, 1),
-        "memory_peak_mb": round(max(usage.memory_mb, job.metrics.get("memory_peak_mb", 0.0)), 1),
-        "disk_mb": round(disk.size / limits.MIB, 1),
-        "processes": float(usage.processes),
-    }
-    metrics.update(context.plugin.job_metrics(job))
-    job.metrics = metrics
-    return Sample(wall, disk.size, text, quiet_seconds=min(wall, max(0.0, time.time() - disk.changed)))
+def _attend(context: Context, watch: Watch) -> None:
+    if watch.job.over.is_set():
+        _end(context, watch)
+        return
+    if watch.monitors is None:
+        watch.monitors = _monitors(context, watch)
+    look = Look(watch.monitors.payload)
+    watches = context.watches
+    watches.publish(watch, watch.monitors.sample(look, context.plugin.job_metrics(watch.job)))
+    verdict = watch.monitors.verdict(look)
+    if watch.process.ended.is_set():
+        watch.due = math.inf  # it leaves in a moment; what was seen of it may be somebody else's
+    elif verdict is None:
+        period = context.settings.number("limits", "sample_seconds")
+        watch.due = look.at + watch.monitors.seconds_to_next(look, period)
+    elif watch.monitors.can_explain:
+        watch.due = math.inf
+        _explain_and_fail(context, watch, watch.monitors, look, verdict)
+    else:
+        watch.job.fail(verdict)  # ended at the next turn, which is now
+
+
+def _monitors(context: Context, watch: Watch) -> Monitors:
+    slots = context.settings.integer("node_settings", "slots")
+    payload = Payload(
+        job=watch.job,
+        process=watch.process,
+        settings=context.settings,
+        environ=context.environ,
+        share=context.node.share(watch.job.slot, slots),
+        isolated=context.executor.isolates,
+    )
+    return Monitors(context.monitors, payload)
+
+
+def _end(context: Context, watch: Watch) -> None:
+    """SIGTERM, and SIGKILL to what is left after the grace; in between the others are looked at."""
+    now, grace = time.monotonic(), context.grace_seconds()
+    if watch.told_to_end_at is None:
+        logger.info("payload is told to end", extra={"grace_seconds": grace})
+        watch.told_to_end_at = now
+        watch.process.tell_to_end(grace)
+        watch.due = now + grace
+    elif now < watch.told_to_end_at + grace:
+        watch.due = watch.told_to_end_at + grace
+    else:
+        watch.process.kill()
+        watch.due = now + AGAIN_SECONDS
+
+
+def _explain_and_fail(
+    context: Context, watch: Watch, monitors: Monitors, look: Look, verdict: PilotageError
+) -> None:
+    """What a debugger says takes its time: the others are looked at meanwhile."""
+
+    def work() -> None:
+        with bound(**watch.fields):
+            try:
+                _keep(watch, context.secrets.hide(monitors.explanation(look)))
+            except Exception as error:
+                context.thread_ended(threading.current_thread().name, error)
+                logger.exception("a monitor died")
+            finally:
+                watch.job.fail(verdict)
+
+    threading.Thread(target=work, name=f"explain-{watch.job.spec.attempt_id}").start()
+
+
+def _keep(watch: Watch, text: str) -> None:
+    """For the log archive, in the job's directory; the payload may have put anything there."""
+    path = watch.job.directory / DIAGNOSIS
+    try:
+        path.unlink(missing_ok=True)
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
+            file.write(text)
+    except OSError as error:
+        logger.warning("what the payload does cannot be kept", extra={"reason": str(error)})
+        return
+    watch.job.step_texts.append(path)
+    logger.warning("the payload was looked into before its end", extra={"file": path.name})

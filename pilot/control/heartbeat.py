@@ -1,0 +1,68 @@
+"""Heartbeats: a word about all attempts that the pilot holds, and what the server answers to it."""
+
+from __future__ import annotations
+
+import logging
+import random
+
+from pilot.context import Context
+from pilot.debug import Desk
+from pilot.jobrun import JobRun
+from protocol.errors import PilotageError
+from protocol.messages import Command, Heartbeat, UpdateReply
+from protocol.states import FINAL, JobState
+
+logger = logging.getLogger(__name__)
+
+_FINAL_WORDS = frozenset(state.value for state in FINAL)
+
+
+def heartbeat(context: Context) -> None:
+    """A word about all attempts that are held, from the pilot's first second to its end, whatever else is slow or stuck."""
+    desk = Desk(context)
+    while not context.silence.wait(desk.period(_period(context))):
+        held = {job.spec.attempt_id: job for job in context.jobs.held()}
+        desk.forget(set(held))
+        word = Heartbeat(context.pilot_id, [desk.held(job) for job in held.values()])
+        try:
+            reply = context.client.heartbeat(word)
+        except PilotageError as error:
+            logger.warning("no heartbeat", extra={"error": error.name, "detail": error.detail})
+            desk.lost(word)
+            if error.name == "NOT_FOUND":
+                _register_again(context)
+            continue
+        if reply.drain and not context.drain.is_set():
+            logger.info("the server wants this pilot to take no further job")
+            context.drain.set()
+        for answer in reply.answers:
+            job = held.get(answer.attempt_id)
+            if job is not None:
+                with job.logged():
+                    obey(job, answer)
+                    desk.obey(job, answer)
+
+
+def obey(job: JobRun, answer: UpdateReply) -> None:
+    """What the server says about an attempt that we hold; once its outcome is on the way, only the answer to that counts."""
+    if job.has_ended:
+        return
+    if answer.command is Command.STOP or answer.state in _FINAL_WORDS:
+        why = answer.detail or f"the attempt is {answer.state or 'unknown'} there"
+        is_wish = answer.state == JobState.CANCELLED.value
+        job.abandon(f"the server says stop: {why}", logging.INFO if is_wish else logging.WARNING)
+
+
+def _period(context: Context) -> float:
+    jitter = context.settings.number("heartbeat", "jitter_percent") / 100
+    return context.settings.number("heartbeat", "heartbeat_seconds") * random.uniform(1 - jitter, 1 + jitter)
+
+
+def _register_again(context: Context) -> None:
+    """The server does not know this pilot any more: it was restored from a backup, say."""
+    try:
+        context.client.register(context.registration)
+    except PilotageError as error:
+        logger.warning(
+            "the pilot could not register again", extra={"error": error.name, "detail": error.detail}
+        )
