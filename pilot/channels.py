@@ -40,22 +40,38 @@ class Channel(Generic[T]):
             yield item
 
 
+class Slots:
+    """Where jobs wait for their slot: a channel for each, from 1."""
+
+    def __init__(self, name: str, n: int) -> None:
+        self.of: dict[int, Channel[JobRun]] = {
+            slot: Channel(f"{name} for slot {slot}") for slot in range(1, n + 1)
+        }
+
+    def put(self, job: JobRun) -> None:
+        self.of[job.slot].put(job)
+
+    def close(self) -> None:
+        for channel in self.of.values():
+            channel.close()
+
+
 @dataclass(frozen=True)
 class Channels:
     """The way of a job through the pilot. A job that has failed goes straight to `collected`, for its log archive."""
 
-    free: Channel[None]
-    """One item per free slot → job control asks for a job for each."""
+    free: Channel[int]
+    """The numbers of slots, from 1, that may have room → job control asks for jobs for them."""
     obtained: Channel[JobRun]
     """→ payload control prepares."""
     prepared: Channel[JobRun]
     """→ data control stages in."""
-    staged_in: Channel[JobRun]
-    """→ payload control runs the payload and collects what it left."""
+    staged_in: Slots
+    """→ payload control runs the payload and collects what it left, one at a time in each slot."""
     collected: Channel[JobRun]
     """→ data control stages out, and stores the log archive."""
     ended: Channel[JobRun]
-    """→ job control waits until the end is told, cleans up, and frees the slot."""
+    """→ job control waits until the end is told and cleans up; the slot has room again."""
 
     def close(self) -> None:
         for channel in (self.free, self.obtained, self.prepared, self.staged_in, self.collected, self.ended):
@@ -64,8 +80,14 @@ class Channels:
 
 def make(slots: int) -> Channels:
     """New channels, with all slots free."""
-    names = ("free", "obtained", "prepared", "staged in", "collected", "ended")
-    channels = Channels(*(Channel(name) for name in names))
-    for _ in range(slots):
-        channels.free.put(None)
+    channels = Channels(
+        free=Channel("free"),
+        obtained=Channel("obtained"),
+        prepared=Channel("prepared"),
+        staged_in=Slots("staged in", slots),
+        collected=Channel("collected"),
+        ended=Channel("ended"),
+    )
+    for slot in range(1, slots + 1):
+        channels.free.put(slot)
     return channels

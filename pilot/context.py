@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import time
@@ -14,9 +15,13 @@ from pilot.bundles import Cache
 from pilot.channels import Channels
 from pilot.jobrun import Jobs
 from pilot.node import Node
+from pilot.node.allocation import NOTHING, Allocation
 from pilot.outbox import Outbox
 from pilot.plugins.base import ExperimentPlugin
+from pilot.plugins.executors import Chain
+from pilot.plugins.monitors import Monitor
 from pilot.server_client import ServerClient
+from pilot.watching import Watches
 from pilot.workdir import PilotDirectory
 from protocol.errors import PilotageError
 from protocol.messages import PilotRegistration, QueueForPilot
@@ -25,6 +30,8 @@ from protocol.settings import Settings
 
 STOP_GRACE_SECONDS = 3.0
 """What a payload gets between SIGTERM and SIGKILL when the pilot itself has to go: the batch system does not wait longer."""
+BATCH_END_SECONDS = 15.0
+"""Before the end of the batch job the pilot ends what still runs, while it can still tell."""
 
 
 class Signalled(NamedTuple):
@@ -89,8 +96,14 @@ class Context:
     node: Node
     client: ServerClient
     plugin: ExperimentPlugin
+    executor: Chain
+    """How payloads and their steps are run."""
+    monitors: tuple[type[Monitor], ...]
+    """What looks at each payload."""
     tools: tuple[CopyTool, ...]
     """The copytools that work on this node and that the queue allows, best first."""
+    unusable_tools: Mapping[str, str]
+    """The other ones that it allows: name → why it does not work."""
     directory: PilotDirectory
     outbox: Outbox
     bundles: Cache
@@ -99,6 +112,8 @@ class Context:
     jobs: Jobs
     events: queue.SimpleQueue[Event]
     """What the pilot monitor (the main thread) sleeps on."""
+    watches: Watches = field(default_factory=Watches)
+    """The payloads that run and are looked after."""
     bell: threading.Event = field(default_factory=threading.Event)
     """Wakes the reporter: there is something to say."""
     stop: Stop = field(default_factory=Stop)
@@ -107,9 +122,24 @@ class Context:
     silence: threading.Event = field(default_factory=threading.Event)
     """Set at the very end: no further heartbeat."""
     started: float = field(default_factory=time.monotonic)
+    allocation: Allocation = NOTHING
+    """What the batch system had given when the pilot started."""
 
     def seconds_left(self) -> float:
-        """Of the pilot's lifetime."""
+        """Of the pilot's lifetime, which ends with the batch job at the latest."""
+        return min(self._of_lifetime(), self.batch_seconds_left() - BATCH_END_SECONDS)
+
+    def seconds_to_offer(self) -> float:
+        """The longest payload that may begin now: a margin of the batch job's time is kept for what comes after it."""
+        margin = self.settings.integer("limits", "walltime_margin_seconds")
+        return min(self._of_lifetime(), self.batch_seconds_left() - margin)
+
+    def batch_seconds_left(self) -> float:
+        """Until the batch system ends us; infinite if it does not say."""
+        given = self.allocation.seconds_left
+        return math.inf if given is None else self.started + given - time.monotonic()
+
+    def _of_lifetime(self) -> float:
         return self.started + self.settings.integer("limits", "lifetime_seconds") - time.monotonic()
 
     def grace_seconds(self) -> float:

@@ -11,7 +11,7 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Callable, Optional
@@ -50,19 +50,33 @@ class JobOver(Exception):
 class JobRun:
     """The spec of one attempt and what became of it."""
 
-    def __init__(self, spec: JobSpec, directory: Path, ring: Callable[[], None]) -> None:
-        """`ring` wakes the reporter: there is, or will soon be, something to say."""
+    def __init__(
+        self,
+        spec: JobSpec,
+        directory: Path,
+        ring: Callable[[], None],
+        slot: int = 1,
+        is_brisk: bool = False,
+    ) -> None:
+        """`ring` wakes the reporter: there is, or will soon be, something to say. `slot`: whose share of the node it has.
+
+        One that `is_brisk` was claimed ahead since such payloads last less than a second: nobody waits for its states one by one.
+        """
         self.spec = spec
+        self.slot = slot
+        self.is_brisk = is_brisk
         self.directory = directory
         self.over = threading.Event()
         """Set when the job goes no further: it has failed, or it is not ours any more."""
-        self.attention = threading.Event()
-        """Wakes the job's monitor: the job is over, or its payload has ended."""
+        self.attention: Callable[[], None] = lambda: None
+        """Called when the job is over: wakes who watches its payload."""
         self.running_told = threading.Event()
         """The server knows that the payload runs."""
         self.told = threading.Event()
         """Set when the end was sent once, with or without an answer: the slot may take the next job."""
         self.metrics: dict[str, float] = {}
+        self.step_texts: list[Path] = []
+        """What the steps that were started have printed."""
         self.outputs: list[OutputReport] = []
         self.log: Optional[LogReport] = None
         self.error: Optional[PilotageError] = None
@@ -111,20 +125,27 @@ class JobRun:
 
     def command(self) -> list[str]:
         """The task's command with the paths of this node."""
+        return self.filled(self.spec.command)
+
+    def filled(self, words: Sequence[str]) -> list[str]:
+        """A command of the task with the paths of this node."""
         several = {
             "inputs": [str(self.input_path(file)) for file in self.spec.inputs],
             "outputs": [str(self.output_path(file)) for file in self.spec.outputs],
         }
         try:
-            return templates.fill_command(self.spec.command, self._placeholders(), several)
+            return templates.fill_command(words, self._placeholders(), several)
         except KeyError as error:
             raise PilotageError("BAD_COMMAND", f"this pilot knows no placeholder {error}") from None
 
-    def environment(self) -> dict[str, str]:
-        """What the task adds to the payload's environment."""
+    def environment(self, texts: Optional[Mapping[str, str]] = None) -> dict[str, str]:
+        """What the task adds to the payload's environment; or these texts, filled in as well."""
         values = {**self._placeholders(), "inputs": "", "outputs": ""}
         try:
-            return {name: templates.fill(text, values) for name, text in self.spec.environment.items()}
+            return {
+                name: templates.fill(text, values)
+                for name, text in (self.spec.environment if texts is None else texts).items()
+            }
         except KeyError as error:
             raise PilotageError("BAD_COMMAND", f"this pilot knows no placeholder {error}") from None
 
@@ -159,7 +180,8 @@ class JobRun:
         with self._lock:
             if self.over.is_set():
                 raise JobOver
-            self._move(state, 0.0 if state in AT_ONCE else UNREPORTED_SECONDS)
+            at_once = state in AT_ONCE and not self.is_brisk
+            self._move(state, 0.0 if at_once else UNREPORTED_SECONDS)
         logger.info("job enters a state", extra={"state": state.value})
         self._ring()
 
@@ -186,7 +208,12 @@ class JobRun:
             self.exit_code = exit_code
             if not self.over.is_set():
                 self._move(JobState.FINISHED, UNREPORTED_SECONDS)
-        self.attention.set()
+        self._ring()
+
+    def step_ended(self) -> None:
+        """What `payload_started` told of was a step; the job goes on."""
+        with self._lock:
+            self._payload_running = False
         self._ring()
 
     def kill_payload(self) -> None:
@@ -205,7 +232,7 @@ class JobRun:
             self.error = error
             self._move(JobState.FAILED, 0.0)
             self.over.set()
-        self.attention.set()
+        self.attention()
         logger.error("job failed", extra={"error": error.name, "detail": error.detail})
         self._ring()
         return True
@@ -220,8 +247,8 @@ class JobRun:
         logger.info("job is complete")
         self._ring()
 
-    def abandon(self, why: str) -> None:
-        """It is not ours any more: nothing further is said about it."""
+    def abandon(self, why: str, level: int = logging.WARNING) -> None:
+        """It is not ours any more: nothing further is said about it. `level` INFO: that asks for nobody's look."""
         with self._lock:
             if self.abandoned:
                 return
@@ -229,9 +256,9 @@ class JobRun:
             self._words.clear()
             self._moves.clear()
             self.over.set()
-        self.attention.set()
+        self.attention()
         self.told.set()
-        logger.warning("job is given up", extra={"why": why})
+        logger.log(level, "job is given up", extra={"why": why})
         self._ring()
 
     def leave(self) -> None:
@@ -270,10 +297,14 @@ class JobRun:
     def refused(self, word: AttemptUpdate, error: PilotageError) -> None:
         """The server will never take this word."""
         self._take_away(word)
+        if error.name == "STALE_ATTEMPT":
+            # Cancelled, say: the server's own doing, and its history has the reason.
+            self.abandon(f"the server has ended it ({error.detail})", logging.INFO)
+            return
         logger.error(
             "the server refused a word", extra={"seq": word.seq, "error": error.name, "detail": error.detail}
         )
-        if error.name in ("STALE_ATTEMPT", "WRONG_STATE", "NOT_FOUND"):
+        if error.name in ("WRONG_STATE", "NOT_FOUND"):
             self.abandon(f"{error.name}: {error.detail}")
         elif word.outputs is not None:
             self._fail_instead(PilotageError("OUTPUTS_REFUSED", error.detail))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -13,30 +12,30 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from functools import partial
 from types import FrameType, TracebackType
 from typing import Any, Callable, NamedTuple, Optional
 
-import copytools
-from copytools.base import CopyTool
-from pilot import certificates, channels, node, plugins
+from pilot import building, channels, node, process
 from pilot.bundles import Cache
 from pilot.context import Context, Event, JobsChanged, Signalled, ThreadEnded
-from pilot.control import data, payload
-from pilot.control.job import Asking, Reporter, Why, finish_jobs
-from pilot.control.monitor import heartbeat
+from pilot.control import data, payload, steps
+from pilot.control.heartbeat import heartbeat
+from pilot.control.job import Asking, Why, finish_jobs
+from pilot.control.monitor import watch_payloads
+from pilot.control.reporter import Reporter
 from pilot.jobrun import Jobs
-from pilot.node import Node
+from pilot.node import fitness
 from pilot.outbox import Outbox
+from pilot.plugins import executors, monitors
 from pilot.server_client import CREDENTIALS, Backoff, ServerClient, is_passing
-from pilot.settings import server_url
 from pilot.workdir import PilotDirectory
 from protocol import __version__
 from protocol.errors import PilotageError, PilotExit
 from protocol.logs import bound
 from protocol.messages import PilotEnd, PilotRegistration, QueueForPilot
 from protocol.redaction import Secrets
-from protocol.settings import QUEUE, Settings, override, read_secret
+from protocol.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +76,7 @@ class Interrupted(Exception):
 def run(settings: Settings, environ: Mapping[str, str], secrets: Secrets) -> PilotExit:
     """A pilot's whole life. A thread that does not end in time is left behind: the caller then ends the process."""
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-    with Signals(events) as signals:
+    with Signals(events) as signals, process.adopting_orphans():
         try:
             return _run(settings, environ, secrets, events, signals)
         except PilotageError as error:
@@ -100,20 +99,22 @@ def _run(
     signals: Signals,
 ) -> PilotExit:
     started = time.monotonic()
-    here = node.inspect(settings.text("node_settings", "processor_type"), environ)
-    given = settings.text("node_settings", "pilot_id")
-    pilot_id = node.pilot_name(given, here.name, os.getpid(), randomness.token_hex(3))
-    client = _client(settings, environ, secrets)
+    here, given = building.look_around(settings, environ)
+    mine = settings.text("node_settings", "pilot_id")
+    pilot_id = node.pilot_name(mine, here.name, os.getpid(), randomness.token_hex(3))
+    client = building.client_for(settings, environ, secrets)
     work = settings.path("node_settings", "work_directory")
     directory = PilotDirectory(work, pilot_id, settings.flag("limits", "keep_work_directories"))
     kept = settings.optional_path("node_settings", "outbox_directory") or work / OUTBOX
     with bound(pilot_id=pilot_id), _opened(directory), _opened(Outbox(kept, pilot_id, client.url)) as outbox:
         logger.info("pilot begins", extra={"version": __version__, "server": client.url, "work": str(work)})
-        registration = _registration(settings, here, pilot_id, work)
+        logger.info("the node is known", extra=building.facts(here, given))
+        registration = building.registration(settings, here, pilot_id, work, given)
         with signals.raised():
             answer = _register(client, registration, settings)
-        settings = _as_queue_says(settings, answer)
-        plugin = plugins.load(settings.text("experiment", "plugin"), settings)
+        settings, plugin = building.as_others_say(settings, answer)
+        tools = building.tools(settings)
+        steps.utilities(settings)  # a wrong one ends the pilot here, and not each of its jobs
         context = Context(
             settings=settings,
             environ=environ,
@@ -123,7 +124,10 @@ def _run(
             node=here,
             client=client,
             plugin=plugin,
-            tools=_tools(settings),
+            executor=executors.load(settings.items("payload", "executor"), environ),
+            monitors=monitors.load(settings.items("limits", "monitors")),
+            tools=tools.usable,
+            unusable_tools=tools.unusable,
             directory=directory,
             outbox=outbox,
             bundles=Cache(work / BUNDLES, client.fetch_bundle, settings.integer("limits", "bundle_cache_mb")),
@@ -132,6 +136,7 @@ def _run(
             jobs=Jobs(lambda: events.put(JobsChanged())),
             events=events,
             started=started,
+            allocation=given,
         )
         return Pilot(context).live()
 
@@ -145,7 +150,7 @@ class Pilot:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._asking = Asking(context)
-        self._reporter = Reporter(context)
+        self._reporter = Reporter(context, self._asking)
         self._asking_ended = False
         self._waiting_since: Optional[float] = None
         """Since when only the delivery of results keeps the pilot."""
@@ -167,10 +172,11 @@ class Pilot:
         slots = context.settings.integer("node_settings", "slots")
         self._thread("reporter", self._reporter.run)
         self._thread("heartbeat", lambda: heartbeat(context))
+        self._thread("monitor", lambda: watch_payloads(context))
         self._thread("prepare", lambda: payload.prepare_jobs(context))
         for slot in range(1, slots + 1):
             self._thread(f"stage-in-{slot}", lambda: data.stage_in_jobs(context))
-            self._thread(f"payload-{slot}", lambda: payload.run_jobs(context))
+            self._thread(f"payload-{slot}", partial(payload.run_jobs, context, slot))
             self._thread(f"stage-out-{slot}", lambda: data.stage_out_jobs(context))
         self._thread("finish", lambda: finish_jobs(context, self._asking))
         self._thread(ASKING, self._asking.run)
@@ -266,6 +272,7 @@ class Pilot:
         for job in context.jobs.all():
             job.told.set()
         context.channels.close()
+        context.watches.close()
         context.silence.set()
         self._reporter.close()
         left = [job for job in context.jobs.held() if job.has_ended]
@@ -292,12 +299,18 @@ class Pilot:
 
 
 def _check_node(context: Context) -> None:
-    """Before the first request for a job; raise NODE_UNFIT, with what is wrong, for the operator and the server."""
-    settings = context.settings
-    node.check_disk(context.directory.path, settings.integer("limits", "free_disk_mb"))
-    if not context.tools:
-        raise node.unfit(f"no copytool works here; allowed are {', '.join(_tool_names(settings))}")
-    context.plugin.check_node(context.node)
+    """Before the first request for a job; raise NODE_UNFIT, with all that is wrong, for the operator and the server."""
+    findings = fitness.examine(
+        context.settings,
+        context.node,
+        context.directory.path,
+        unusable_tools=context.unusable_tools,
+        plugin=context.plugin,
+        executor=context.executor,
+        clock_skew=context.client.clock_skew,
+    )
+    fitness.log(findings)
+    fitness.judge(findings)
 
 
 # -- building ---------------------------------------------------------------------------------------------------------------
@@ -351,68 +364,6 @@ def _opened(place: Any) -> Iterator[Any]:
         place.close()
 
 
-def _client(settings: Settings, environ: Mapping[str, str], secrets: Secrets) -> ServerClient:
-    url, token = _server_and_token(settings)
-    secrets.add(token)
-    tls = None
-    if url.startswith("https:"):
-        trust = certificates.search(
-            settings.optional_path("node_settings", "ca_file"),
-            settings.optional_path("node_settings", "ca_path"),
-            environ,
-            os.geteuid(),
-        )
-        logger.info(
-            "certificates are found", extra={"origin": trust.origin, "client": str(trust.client_file or "")}
-        )
-        tls = certificates.context(trust)
-    return ServerClient(
-        url,
-        token,
-        tls,
-        settings.number("connection", "connect_timeout_seconds"),
-        settings.number("connection", "read_timeout_seconds"),
-    )
-
-
-def _server_and_token(settings: Settings) -> tuple[str, str]:
-    """Where to ask, and with what; without a token file, the first token of the user's own server, and then that server only.
-
-    Whoever else listens at the default address must not be shown that token.
-    """
-    named = settings.optional_path("node_settings", "token_file")
-    if named is not None:
-        return server_url(settings), read_secret(named)
-    state = Path.home() / ".local" / "share" / "pilotage"
-    if not (state / "pilot.token").exists():
-        raise PilotageError("UNAUTHENTICATED", "no token: name its file with --token-file (TOKEN_FILE)")
-    if not settings.is_default("node_settings", "server_address"):
-        return server_url(settings), read_secret(state / "pilot.token")
-    try:
-        url = str(json.loads((state / "server.json").read_text())["url"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise PilotageError(
-            "SERVER_UNREACHABLE", f"no server runs in {state}; name one with --url and --token-file"
-        ) from None
-    return url, read_secret(state / "pilot.token")
-
-
-def _registration(settings: Settings, here: Node, pilot_id: str, work: Path) -> PilotRegistration:
-    return PilotRegistration(
-        pilot_id=pilot_id,
-        node=here.name[:255],
-        version=__version__,
-        resource_type=here.resource_type,
-        queue=settings.text("node_settings", "queue"),
-        site_name=settings.text("node_settings", "site"),
-        slots=settings.integer("node_settings", "slots"),
-        cores=here.cores,
-        memory_mb=here.memory_mb,
-        disk_mb=node.free_disk_mb(work),
-        gpus=len(here.gpus),
-    )
-
-
 def _register(client: ServerClient, word: PilotRegistration, settings: Settings) -> QueueForPilot:
     """The pilot's first word, again and again while the server does not answer, until it is given up or the lifetime is over."""
     backoff = Backoff(
@@ -443,35 +394,6 @@ def _register(client: ServerClient, word: PilotRegistration, settings: Settings)
                 },
             )
             time.sleep(wait)
-
-
-def _as_queue_says(settings: Settings, answer: QueueForPilot) -> Settings:
-    """The settings with what the queue wants otherwise; where it names nothing, ours stay."""
-    wanted: dict[str, dict[str, object]] = {"heartbeat": {"heartbeat_seconds": answer.heartbeat_seconds}}
-    if answer.timefloor_seconds:
-        wanted["limits"] = {"timefloor_seconds": answer.timefloor_seconds}
-    if answer.copytools:
-        wanted["copytools"] = {"names": answer.copytools}
-    return override(settings, QUEUE, wanted, f"queue {answer.name}")
-
-
-def _tool_names(settings: Settings) -> tuple[str, ...]:
-    return settings.items("copytools", "names") or tuple(copytools.names())
-
-
-def _tools(settings: Settings) -> tuple[CopyTool, ...]:
-    """The copytools that may be used and work here, in the order of preference."""
-    data_root = settings.optional_path("node_settings", "script_prefix")
-    prefix = {"data_root": str(data_root)} if data_root is not None else {}
-    usable = []
-    for name in _tool_names(settings):
-        tool = copytools.load(name, {**prefix, **settings.open_section(f"copytool:{name}")})
-        reason = tool.unusable()
-        if reason is None:
-            usable.append(tool)
-        else:
-            logger.info("a copytool does not work here", extra={"copytool": name, "reason": reason})
-    return tuple(usable)
 
 
 # -- how it ends ------------------------------------------------------------------------------------------------------------
@@ -508,7 +430,8 @@ _EXIT_BY_WHY = {
 def _normal_ending(asking: Asking) -> Ending:
     why = asking.why or Why.STOPPED
     code = _EXIT_BY_WHY.get(why, PilotExit.DONE if asking.obtained else PilotExit.NO_JOBS)
-    return Ending(code, f"{why.value}: {asking.detail}" if why in _EXIT_BY_WHY else why.value)
+    tells = asking.detail and (why in _EXIT_BY_WHY or why in (Why.IDLE, Why.WALLTIME))
+    return Ending(code, f"{why.value}: {asking.detail}" if tells else why.value)
 
 
 def _exit_for(error: PilotageError) -> PilotExit:

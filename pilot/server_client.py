@@ -15,7 +15,9 @@ import random
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Optional, TypeVar
 from urllib.parse import quote
@@ -28,6 +30,7 @@ from protocol import __version__
 from protocol.errors import BY_NAME, PilotageError
 from protocol.messages import (
     AttemptUpdate,
+    AttemptUpdates,
     GetJobReply,
     GetJobRequest,
     Heartbeat,
@@ -35,6 +38,7 @@ from protocol.messages import (
     PilotEnd,
     PilotRegistration,
     QueueForPilot,
+    UpdateReplies,
     UpdateReply,
     WaitReply,
     from_wire,
@@ -106,6 +110,8 @@ class ServerClient:
         self._headers = {"User-Agent": user_agent(), "Authorization": f"Bearer {token}"}
         self._timeout = urllib3.Timeout(connect=connect_seconds, read=read_seconds)
         self._tls, self._connect_seconds = tls, connect_seconds
+        self.clock_skew: Optional[float] = None
+        """Seconds by which the server's clock is ahead of ours, as its first answer said; None: it has not said."""
         # Job control, reporter and heartbeat speak at the same time; one more for the end.
         self._pool = urllib3.PoolManager(num_pools=2, maxsize=4, retries=False, ssl_context=tls)
 
@@ -119,6 +125,12 @@ class ServerClient:
 
     def update(self, word: AttemptUpdate, seconds: Optional[float] = None) -> UpdateReply:
         return _read(UpdateReply, self._post("/v1/updateJob", word, seconds))
+
+    def update_all(self, words: AttemptUpdates, seconds: Optional[float] = None) -> UpdateReplies:
+        replies = _read(UpdateReplies, self._post("/v1/updateJobs", words, seconds))
+        if len(replies.answers) != len(words.updates):
+            raise PilotageError("SERVER_ERROR", f"{len(words.updates)} words, {len(replies.answers)} answers")
+        return replies
 
     def heartbeat(self, word: Heartbeat) -> HeartbeatReply:
         return _read(HeartbeatReply, self._post("/v1/heartbeat", word))
@@ -157,7 +169,10 @@ class ServerClient:
 
     def _post(self, path: str, word: Any, seconds: Optional[float] = None) -> Mapping[str, Any]:
         body = json.dumps(to_wire(word), separators=(",", ":")).encode()
+        asked_at = time.time()
         response = self._request("POST", path, body, seconds)
+        if self.clock_skew is None:
+            self.clock_skew = clock_skew(response.headers.get("Date"), asked_at, time.time())
         try:
             data = response.read(LARGEST_REPLY)
         except urllib3.exceptions.HTTPError as error:
@@ -276,6 +291,17 @@ class Waiting:
         if self._ended:
             raise OSError("the pilot ends")
         return made
+
+
+def clock_skew(date: Optional[str], asked_at: float, answered_at: float) -> Optional[float]:
+    """How far the server's clock is from ours, in seconds; 0 if the date may lie between question and answer. A date has no fractions."""
+    try:
+        then = parsedate_to_datetime(date or "").timestamp()
+    except (TypeError, ValueError, OverflowError):
+        return None
+    if then > answered_at:
+        return then - answered_at
+    return min(0.0, then + 1.0 - asked_at)
 
 
 def _read(cls: type[M], body: Mapping[str, Any]) -> M:

@@ -11,6 +11,12 @@ from protocol.logs import LOGGING_ROWS
 from protocol.settings import EXPERIMENT, QUEUE, TASK, Setting, Settings, Table, load_program
 from protocol.values import Type
 
+MONITORS = (
+    *("walltime", "cputime", "memory", "disk", "outputs", "text", "looping", "processes"),
+    *("credentials", "free_disk"),
+)
+"""Those that are on by default, in the order in which their verdicts count."""
+
 # fmt: off
 _NODE = (
     Setting("node_settings", "SERVER_ADDRESS", Type.URL, "http://127.0.0.1:8080",
@@ -28,12 +34,18 @@ _NODE = (
             "the data root: relative file: addresses are resolved under it on this node; empty: they are refused",
             options=("--script-prefix",)),
     Setting("node_settings", "QUEUE", Type.NAME, "", "computing queue to pull jobs from", options=("-q", "--queue")),
+    Setting("node_settings", "NODE_NAME", Type.NAME, "",
+            "name of the node told to the server, for containers whose host name says nothing; empty: the host name",
+            options=("--node-name",)),
     Setting("node_settings", "SITE", Type.NAME, "", "site name told to the server; empty: the queue's site",
             options=("-s", "--site")),
     Setting("node_settings", "LABEL", Type.NAME, "user", "job label: user, managed, ptest", options=("-j", "--label")),
     Setting("node_settings", "WORKFLOW", Type.CHOICE, "generic",
             "kind of work; only generic does something of its own so far",
             choices=("generic", "eventservice", "production", "user"), options=("-w", "--workflow")),
+    Setting("node_settings", "BATCH_SYSTEM", Type.NAME, "auto",
+            "resource plugin that knows what the batch system gave: htcondor, slurm, pbs, kubernetes, plain; auto: as the environment shows",
+            options=("--batch-system",)),
     Setting("node_settings", "WORK_DIRECTORY", Type.PATH, ".",
             "each job gets a directory of its own in here", options=("-a", "--work-directory")),
     Setting("node_settings", "OUTBOX_DIRECTORY", Type.PATH, "",
@@ -61,14 +73,26 @@ _GET_JOB = (
             options=("--allowothercountry",)),
     Setting("get_job", "allow_same_user", Type.FLAG, False,
             "further jobs of the first job's task go before others of the same priority", options=("--allowsameuser",)),
+    Setting("get_job", "stage_ahead", Type.INTEGER, 0,
+            "jobs that a slot holds beside the one that runs: their inputs are staged meanwhile, and the outputs of the last one",
+            minimum=0, maximum=10, overridable=(QUEUE,)),
+    Setting("get_job", "claim_ahead", Type.INTEGER, 0,
+            "the same while payloads last less than a second: most jobs claimed ahead, a second of work at most; 0: one by one",
+            minimum=0, maximum=100, overridable=(QUEUE,)),
 )
 
 _LIMITS = (
     Setting("limits", "lifetime_seconds", Type.INTEGER, 324_000,
             "the pilot ends after this; running jobs are given back", minimum=1, maximum=31_536_000,
             options=("-l", "--lifetime")),
+    Setting("limits", "walltime_margin_seconds", Type.INTEGER, 300,
+            "so long before the end of the batch job a payload must have ended: for its outputs to be stored and told",
+            minimum=0, maximum=86_400, overridable=(QUEUE,)),
     Setting("limits", "timefloor_seconds", Type.INTEGER, 0,
             "no further job is asked for once the pilot has run this long; 0: lifetime_seconds alone counts",
+            minimum=0, maximum=31_536_000, overridable=(QUEUE,)),
+    Setting("limits", "drain_seconds", Type.INTEGER, 0,
+            "no further job is asked for when less is left of the pilot's lifetime, so that those it has may end; 0: until it is over",
             minimum=0, maximum=31_536_000, overridable=(QUEUE,)),
     Setting("limits", "idle_seconds", Type.INTEGER, 600, "the pilot ends after so long without a job",
             minimum=0, maximum=31_536_000, options=("--idle",), overridable=(QUEUE,)),
@@ -77,7 +101,7 @@ _LIMITS = (
     Setting("limits", "kill_grace_seconds", Type.NUMBER, 5,
             "between SIGTERM and SIGKILL when a payload has to go", minimum=0, maximum=600, overridable=(QUEUE, EXPERIMENT)),
     Setting("limits", "looping_seconds", Type.INTEGER, 7200,
-            "a payload that writes nothing for so long is looping; 0: not looked for",
+            "a payload that touches no file and uses no CPU time for so long is looping; 0: not looked for",
             minimum=0, maximum=31_536_000, overridable=(QUEUE, TASK, EXPERIMENT)),
     Setting("limits", "walltime_seconds", Type.INTEGER, 0,
             "longest run of a payload whose task names none; 0: no limit", minimum=0, maximum=31_536_000,
@@ -85,6 +109,27 @@ _LIMITS = (
     Setting("limits", "job_disk_mb", Type.INTEGER, 0,
             "most disk of a job's directory whose task names none; 0: no limit", minimum=0, maximum=1_000_000_000,
             overridable=(QUEUE, EXPERIMENT)),
+    Setting("limits", "memory_percent", Type.INTEGER, 150,
+            "most memory of a payload, in percent of what its task asks for; 0: as much as the slot has",
+            minimum=0, maximum=100_000, overridable=(QUEUE, TASK, EXPERIMENT)),
+    Setting("limits", "memory_mb", Type.INTEGER, 0,
+            "most memory of a payload whose task asks for none; 0: as much as the slot has",
+            minimum=0, maximum=100_000_000, overridable=(QUEUE, TASK, EXPERIMENT)),
+    Setting("limits", "slot_memory_percent", Type.INTEGER, 95,
+            "what a slot has for its payload, in percent of its share of the node; 0: no limit",
+            minimum=0, maximum=100_000, overridable=(QUEUE,)),
+    Setting("limits", "cpu_seconds", Type.INTEGER, 0, "most CPU time of a payload; 0: no limit",
+            minimum=0, maximum=1_000_000_000, overridable=(QUEUE, TASK, EXPERIMENT)),
+    Setting("limits", "output_mb", Type.INTEGER, 0, "largest size of one output; 0: no limit",
+            minimum=0, maximum=1_000_000_000, overridable=(QUEUE, TASK, EXPERIMENT)),
+    Setting("limits", "full_disk_mb", Type.INTEGER, 64,
+            "a payload that writes on when the work directory's disk has less free space is ended; 0: not looked at",
+            minimum=0, maximum=1_000_000_000, overridable=(QUEUE, EXPERIMENT)),
+    Setting("limits", "credentials_warn_seconds", Type.INTEGER, 3600,
+            "the job's log has a warning when the pilot's proxy or token ends within this",
+            minimum=0, maximum=31_536_000, overridable=(QUEUE, TASK, EXPERIMENT)),
+    Setting("limits", "credentials_needed", Type.FLAG, False,
+            "a job ends when the pilot's proxy or token has expired", overridable=(QUEUE, TASK, EXPERIMENT)),
     Setting("limits", "free_disk_mb", Type.INTEGER, 512,
             "no job is asked for while the work directory's disk has less free space",
             minimum=0, maximum=1_000_000_000, overridable=(QUEUE,)),
@@ -92,6 +137,9 @@ _LIMITS = (
             minimum=0, maximum=1_000_000, overridable=(QUEUE, EXPERIMENT)),
     Setting("limits", "log_archive_mb", Type.INTEGER, 64, "most that is kept of a job's log files, head and tail",
             minimum=0, maximum=1_000_000, overridable=(QUEUE, EXPERIMENT)),
+    Setting("limits", "monitors", Type.LIST, ", ".join(MONITORS),
+            "what is measured of a running payload and may end it: modules of pilot/plugins/monitors, or of installed packages",
+            overridable=(QUEUE, TASK, EXPERIMENT)),
     Setting("limits", "sample_seconds", Type.NUMBER, 2, "how often the payload's use of time, memory and disk is looked at",
             minimum=0.1, maximum=600),
     Setting("limits", "bundle_cache_mb", Type.INTEGER, 1024, "space for bundles of user code that are kept for further jobs",
@@ -139,6 +187,55 @@ _COPYTOOLS = (
             overridable=(QUEUE, EXPERIMENT)),
 )
 
+_VALIDATION = (
+    Setting("validation", "tools", Type.LIST, "", "programs that must be on PATH, or no job is asked for",
+            overridable=(QUEUE, EXPERIMENT)),
+    Setting("validation", "mounts", Type.LIST, "",
+            "directories that must be there and not empty, as /cvmfs/sft.cern.ch, or no job is asked for",
+            overridable=(QUEUE, EXPERIMENT)),
+    Setting("validation", "clock_skew_seconds", Type.INTEGER, 0,
+            "a node whose clock differs more from the server's is not fit; 0: it is only warned about",
+            minimum=0, maximum=31_536_000, overridable=(QUEUE, EXPERIMENT)),
+    Setting("validation", "gpu", Type.FLAG, True, "a GPU pilot on a node that shows no GPU is not fit",
+            overridable=(QUEUE, EXPERIMENT)),
+)
+
+_PATTERNS = (
+    Setting("patterns", "files", Type.LIST, "",
+            "files with further patterns of known errors, before those of the pilot; in the format of pilot/patterns.ini",
+            overridable=(QUEUE, EXPERIMENT)),
+    Setting("patterns", "search_seconds", Type.NUMBER, 10,
+            "for the search in the text of one failed job; 0: it is not searched", minimum=0, maximum=600,
+            overridable=(QUEUE, EXPERIMENT)),
+    Setting("patterns", "text_kib", Type.INTEGER, 256,
+            "most that is looked at of each text, a quarter of it from its head and the rest from its tail",
+            minimum=1, maximum=16_384, overridable=(QUEUE, EXPERIMENT)),
+    Setting("patterns", "log_names", Type.LIST, "*.log, log.*",
+            "files in the job's directory that are looked at beside standard output and standard error; * stands for anything",
+            overridable=(QUEUE, EXPERIMENT)),
+)
+
+_PAYLOAD = (
+    Setting("payload", "executor", Type.LIST, "plain",
+            "how payloads and their steps run, the outermost first: plain, bubblewrap, apptainer, srun, mpiexec",
+            options=("--executor",), overridable=(QUEUE,)),
+    Setting("payload", "image", Type.TEXT, "", "container image in which payloads run; for bubblewrap an unpacked one",
+            overridable=(QUEUE,)),
+    Setting("payload", "task_images", Type.FLAG, False, "a task may name another image", overridable=(QUEUE,)),
+    Setting("payload", "readable", Type.LIST, "", "directories that payloads in a container may read, beside their inputs",
+            overridable=(QUEUE,)),
+    Setting("payload", "network", Type.FLAG, False, "payloads in bubblewrap have the node's network", overridable=(QUEUE,)),
+    Setting("payload", "ranks", Type.INTEGER, 0,
+            "processes of a payload that srun or mpiexec starts; 0: srun one per node, mpiexec one per core",
+            minimum=0, maximum=1_000_000, overridable=(QUEUE,)),
+    Setting("payload", "processes", Type.INTEGER, 0, "most processes and threads of a payload; 0: as many as the account may have",
+            minimum=0, maximum=1_000_000, overridable=(QUEUE,)),
+    Setting("payload", "utilities", Type.LIST, "", "services that run beside each payload, each described by a section [utility:NAME]",
+            overridable=(QUEUE,)),
+    Setting("payload", "step_timeout_seconds", Type.INTEGER, 3600, "longest run of a pre- or post-process that names none",
+            minimum=1, maximum=31_536_000, overridable=(QUEUE, EXPERIMENT)),
+)
+
 _EXPERIMENTS = (
     Setting("experiment", "plugin", Type.NAME, "generic", "experiment plugin, a module of pilot/plugins",
             options=("--pilotuser",), overridable=(QUEUE,)),
@@ -156,7 +253,19 @@ _DAEMON = (
 )
 # fmt: on
 
-_PILOT = (*_NODE, *LOGGING_ROWS, *_GET_JOB, *_LIMITS, *_HEARTBEAT, *_CONNECTION, *_COPYTOOLS, *_EXPERIMENTS)
+_PILOT = (
+    *_NODE,
+    *LOGGING_ROWS,
+    *_GET_JOB,
+    *_LIMITS,
+    *_HEARTBEAT,
+    *_CONNECTION,
+    *_COPYTOOLS,
+    *_PAYLOAD,
+    *_PATTERNS,
+    *_VALIDATION,
+    *_EXPERIMENTS,
+)
 _RABBIT = ("USERNAME", "PASSWORD", "HOST", "EXCHANGE", "VIRTUAL_HOST", "PORT")
 _BROKER = {"rabbit_settings": tuple(f"rabbitmq_{key.lower()}" for key in _RABBIT)}
 _NO_BROKER = "pilots fetch their jobs from the server over HTTP, there is no message broker"
@@ -166,7 +275,7 @@ TABLE = Table(
     _PILOT,
     ignored=_BROKER,
     ignored_because=_NO_BROKER,
-    open_sections=("copytool:",),
+    open_sections=("copytool:", "utility:"),
     sisters=_DAEMON,
 )
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Callable
+from typing import Callable, Union
 
-from pilot.channels import Channel
+from pilot.channels import Channel, Slots
 from pilot.jobrun import JobOver, JobRun
 from protocol.errors import PilotageError
 
 
 def serve(
-    inbox: Channel[JobRun], work: Callable[[JobRun], None], onward: Channel[JobRun], failed: Channel[JobRun]
+    inbox: Channel[JobRun],
+    work: Callable[[JobRun], None],
+    onward: Union[Channel[JobRun], Slots],
+    failed: Channel[JobRun],
 ) -> None:
     """The loop of a control: do one step with each job that comes, and pass it on; a job that has ended goes the short way."""
     for job in inbox:

@@ -1,39 +1,41 @@
-"""Job control: ask for jobs and hand them over, tell the server what becomes of them, and clean up after them.
+"""Job control: ask for jobs, hand them over, and clean up after them.
 
-Three threads: `get_jobs` asks, the `Reporter` says every word about an attempt (nobody else does), `finish_jobs` ends a job.
+A slot runs one payload at a time. Where the queue says so it holds further jobs: while one runs, the inputs of the next one are
+staged and the outputs of the last one; and while payloads last less than a second, jobs are claimed ahead for a second of work.
 """
 
 from __future__ import annotations
 
 import enum
 import logging
-import math
 import random
 import secrets
+import threading
 import time
-from typing import Optional, Union
-from weakref import WeakKeyDictionary
+from collections.abc import Sequence
+from typing import Optional
 
 from pilot import control, node, workdir
 from pilot.context import Context
-from pilot.control.monitor import obey
-from pilot.jobrun import JobRun, is_result
-from pilot.outbox import Leftover
+from pilot.jobrun import JobRun
 from pilot.server_client import CREDENTIALS, Backoff, is_passing
 from protocol.errors import PilotageError
-from protocol.messages import AttemptUpdate, GetJobReply, GetJobRequest, JobSpec
+from protocol.messages import GetJobReply, GetJobRequest, JobSpec
 from protocol.states import JobState
 
 logger = logging.getLogger(__name__)
 
 IN_VAIN_SECONDS = (0.2, 5.0)
 """First and longest pause of a pilot that was told of jobs and got none."""
+BRISK_SECONDS = 1.0
+"""Payloads that last less may be claimed ahead, at most for so long."""
 
 
 class Why(enum.Enum):
     """Why a pilot asks for no further job; the words go into the log and to the server."""
 
     LIFETIME = "its lifetime is over"
+    WALLTIME = "the batch job ends too soon for a further job"
     TIMEFLOOR = "the time in which it may ask for jobs is over"
     MAX_JOBS = "it has run as many jobs as it was told to"
     IDLE = "there was no job for it"
@@ -41,7 +43,7 @@ class Why(enum.Enum):
     CREDENTIALS = "the server refused the pilot's token"
     UNFIT = "the node is not fit for work any more"
     REFUSED = "the server refused the request for a job"
-    DRAINED = "it was told to take no further job"
+    DRAINED = "an operator has drained it: it takes no further job"
     STOPPED = "it was told to end"
 
 
@@ -49,11 +51,11 @@ class Why(enum.Enum):
 
 
 class Asking:
-    """Asks for a job for each free slot, until there is a reason to stop; then `why` says which."""
+    """Asks for jobs for each slot that has room, until there is a reason to stop; then `why` says which."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._backoff = _backoff(context)
+        self._backoff = backoff_of(context)
         self._waiting = context.client.waiting()
         for end in (context.stop, context.drain):
             end.then(self._waiting.end)
@@ -62,74 +64,135 @@ class Asking:
         self._in_vain = Backoff(*IN_VAIN_SECONDS)
         self._task_id: Optional[int] = None
         self._last_work = time.monotonic()
+        self._payload_seconds: Optional[float] = None
+        """How long payloads last, as the last ones did; None: none has ended yet."""
         self._failing_since: Optional[float] = None
+        self._lock = threading.Lock()
         self.obtained = 0
         self.why: Optional[Why] = None
         self.detail = ""
 
     def run(self) -> None:
-        for _ in self._context.channels.free:
-            job = self._next_job()
-            if job is None:
+        for slot in self._context.channels.free:
+            n_jobs = 0 if self._is_through() else self._room(slot)
+            for job in self._next_jobs(slot, n_jobs) if n_jobs else ():
+                self._hand_over(job, slot)
+            if self.why is not None:
                 break
-            self._hand_over(job)
         self.why = self.why or Why.STOPPED
         logger.info("no further job is asked for", extra={"reason": self.why.value, "detail": self.detail})
 
-    def _next_job(self) -> Optional[JobSpec]:
-        """Ask until there is a job or a reason to stop. Each request has an id of its own, and keeps it when it is repeated."""
+    def _room(self, slot: int, leaving: Optional[JobRun] = None) -> int:
+        """How many jobs to ask for now for a slot; one job that is about to leave it does not count.
+
+        Not for each of many that are claimed ahead: it is asked when half of them are gone.
+        """
+        held = sum(job.slot == slot and job is not leaving for job in self._context.jobs.in_work())
+        most = 1 + self._ahead()
+        missing = most - held
+        if held and missing < (most + 1) // 2:
+            return 0
+        limit = self._context.settings.integer("limits", "max_jobs")
+        return max(0, min(missing, limit - self.obtained) if limit else missing)
+
+    def _ahead(self) -> int:
+        """Jobs that a slot may hold beside the one that runs."""
+        settings = self._context.settings
+        seconds = self._payload_seconds
+        is_brisk = seconds is not None and seconds < BRISK_SECONDS
+        brisk = int(BRISK_SECONDS / max(seconds or 0.0, 0.001)) if is_brisk else 0
+        return max(
+            settings.integer("get_job", "stage_ahead"), min(brisk, settings.integer("get_job", "claim_ahead"))
+        )
+
+    def after(self, job: JobRun, request_id: str) -> Optional[GetJobRequest]:
+        """What to ask for in the same breath as the end of this job is told; None if its slot is not to go on, or has enough."""
+        is_counted = self._context.settings.integer("limits", "max_jobs") > 0  # then only one place asks
+        if is_counted or self.why is not None or self._reason_to_stop() is not None:
+            return None
+        n_jobs = self._room(job.slot, leaving=job)
+        if not n_jobs:
+            return None
+        try:
+            return self._request(job.slot, n_jobs, request_id)
+        except PilotageError:
+            return None  # the slot will ask by itself, and see
+
+    def take(self, reply: GetJobReply, slot: int) -> None:
+        """Jobs that came with the answer to a word."""
+        for spec in reply.jobs:
+            self._hand_over(spec, slot)
+
+    def _next_jobs(self, slot: int, n_jobs: int) -> Sequence[JobSpec]:
+        """Ask until there are jobs or a reason to stop; but for a slot that is at work already only once.
+
+        Each request has an id of its own, and keeps it when it is repeated.
+        """
         request: Optional[GetJobRequest] = None
         while not self._is_through():
             try:
                 if request is None:
-                    request = self._request()
+                    request = self._request(slot, n_jobs, secrets.token_hex(16))
                 reply = self._context.client.get_job(request)
             except PilotageError as error:
                 if not self._bear(error):
-                    return None
+                    return ()
                 continue
             self._backoff.reset()
             self._failing_since = None
+            self.detail = reply.reason
             if reply.jobs:
                 self._is_idle_no_more()
-                return reply.jobs[0]
+                return reply.jobs
             request = None
             if reply.drain:
                 self.why = Why.DRAINED
-                return None
+                return ()
+            if any(job.slot == slot for job in self._context.jobs.in_work()):
+                return ()
             self._wait_for_work(reply)
-        return None
+        return ()
 
     def _is_through(self) -> bool:
-        settings = self._context.settings
-        ran = time.monotonic() - self._context.started
-        floor = settings.integer("limits", "timefloor_seconds")
-        most = settings.integer("limits", "max_jobs")
-        if self._context.stop.is_set():
-            self.why = Why.STOPPED
-        elif self._context.drain.is_set():
-            self.why = Why.DRAINED
-        elif most and self.obtained >= most:
-            self.why = Why.MAX_JOBS
-        elif self._context.seconds_left() <= 0:
-            self.why = Why.LIFETIME
-        elif floor and ran >= floor and self.obtained:
-            self.why = Why.TIMEFLOOR
+        self.why = self.why or self._reason_to_stop()
+        if self.why is Why.WALLTIME:
+            left = max(0.0, self._context.batch_seconds_left())
+            self.detail = f"{left:.0f} s are left of it (walltime_margin_seconds)"
         return self.why is not None
 
-    def _request(self) -> GetJobRequest:
+    def _reason_to_stop(self) -> Optional[Why]:
+        context, settings = self._context, self._context.settings
+        floor = settings.integer("limits", "timefloor_seconds")
+        most = settings.integer("limits", "max_jobs")
+        if context.stop.is_set():
+            return Why.STOPPED
+        if context.drain.is_set():
+            return Why.DRAINED
+        if most and self.obtained >= most:
+            return Why.MAX_JOBS
+        if context.seconds_left() <= settings.integer("limits", "drain_seconds"):
+            return Why.LIFETIME
+        if context.seconds_to_offer() <= 0:
+            return Why.WALLTIME
+        if floor and time.monotonic() - context.started >= floor and self.obtained:
+            return Why.TIMEFLOOR
+        return None
+
+    def _request(self, slot: int, n_jobs: int, request_id: str) -> GetJobRequest:
         context, settings = self._context, self._context.settings
         node.check_disk(context.directory.path, settings.integer("limits", "free_disk_mb"))
         offer = context.node.offer(
             context.computing_queue.name,
             settings.text("node_settings", "label"),
             context.directory.path,
-            int(context.seconds_left()),
+            int(context.seconds_to_offer()),
+            slot,
             settings.integer("node_settings", "slots"),
         )
         return GetJobRequest(
-            request_id=secrets.token_hex(16),
+            request_id=request_id,
             pilot_id=context.pilot_id,
+            n_jobs=n_jobs,
             queue=offer.queue,
             resource_type=offer.resource_type,
             cores=offer.cores,
@@ -191,11 +254,12 @@ class Asking:
         settings = self._context.settings
         idle_left = self._last_work + settings.integer("limits", "idle_seconds") - time.monotonic()
         if self._context.jobs.in_work():
-            idle_left = math.inf
+            # It is idle when the last of them has ended: so it looks again when it may have been for long enough.
+            idle_left = max(1.0, settings.integer("limits", "idle_seconds"))
         if idle_left <= 0:
             self.why = Why.IDLE
             return
-        most = max(0.0, min(idle_left, self._context.seconds_left()))
+        most = max(0.0, min(idle_left, self._context.seconds_to_offer()))
         if self._is_woken:
             # Woken, and others were quicker; or the job is not yet to be seen by the process that was asked. Once more.
             self._is_woken = False
@@ -235,15 +299,18 @@ class Asking:
         jitter = self._context.settings.number("heartbeat", "jitter_percent") / 100
         return seconds * random.uniform(1 - jitter, 1 + jitter)
 
-    def _hand_over(self, spec: JobSpec) -> None:
+    def _hand_over(self, spec: JobSpec, slot: int) -> None:
         """The job enters the pilot."""
         context = self._context
-        self.obtained += 1
+        with self._lock:
+            self.obtained += 1
         self._last_work = time.monotonic()
         if context.settings.flag("get_job", "allow_same_user"):
             self._task_id = self._task_id or spec.task_id
         context.secrets.add(spec.attempt_token)
-        job = JobRun(spec, context.directory.job_path(spec), context.bell.set)
+        # One that was lost before may kill pilots: then each of its states is told before it is entered.
+        is_brisk = spec.attempt_nr == 1 and self._ahead() > context.settings.integer("get_job", "stage_ahead")
+        job = JobRun(spec, context.directory.job_path(spec), context.bell.set, slot, is_brisk)
         job.records = _open_log(context, job)
         context.jobs.add(job)
         try:
@@ -258,122 +325,16 @@ class Asking:
             raise self._context.stop.error
         self._context.plugin.check_job(job)
 
-    def worked(self) -> None:
-        """A job has ended: the pilot is idle from now on."""
+    def worked(self, job: JobRun) -> None:
+        """A job has ended: its slot may be idle from now on."""
         self._last_work = time.monotonic()
+        lasted = job.metrics.get("wall_seconds")
+        if lasted is not None:
+            known = self._payload_seconds
+            self._payload_seconds = lasted if known is None or lasted > known else (known + lasted) / 2
 
 
-# -- telling ----------------------------------------------------------------------------------------------------------------
-
-
-Sender = Union[JobRun, Leftover]
-
-
-class Reporter:
-    """Says every word about the attempts of this pilot, and delivers what dead pilots left; each until it is accepted or rejected."""
-
-    def __init__(self, context: Context) -> None:
-        self._context = context
-        self._closed = False
-        self._leftovers: list[Leftover] = []
-        self._waits: WeakKeyDictionary[Sender, tuple[Backoff, float]] = WeakKeyDictionary()
-
-    def run(self) -> None:
-        self._leftovers = self._context.outbox.leftovers()
-        while not self._closed:
-            self._round()
-            self._context.bell.wait(self._seconds_until_due())
-            self._context.bell.clear()
-        for leftover in self._leftovers:
-            leftover.close()
-
-    def close(self) -> None:
-        self._closed = True
-        self._context.bell.set()
-
-    def last_words(self, seconds: float) -> None:
-        """Called at the end by the pilot monitor: say results that were not tried yet, also if the reporter's thread is stuck."""
-        server_answers = True
-        for job in self._context.jobs.all():
-            for word in job.words():
-                if is_result(word) and not job.told.is_set():
-                    self._context.outbox.keep(word)
-                    server_answers = server_answers and self._say(job, word, seconds)
-
-    def _round(self) -> None:
-        for job in self._context.jobs.all():
-            with job.logged():
-                self._speak(job)
-        for leftover in list(self._leftovers):
-            self._speak(leftover)
-            if leftover.is_empty():
-                leftover.close()
-                self._leftovers.remove(leftover)
-        self._context.jobs.tidy()
-
-    def _speak(self, sender: Sender) -> None:
-        """All that is due, in order; a word without answer holds back those after it."""
-        while True:
-            words = sender.words()
-            for word in words:
-                if is_result(word) and isinstance(sender, JobRun):
-                    self._context.outbox.keep(word)
-            if not words or not self._is_time(sender, words):
-                return
-            if not self._say(sender, words[0]):
-                self._tried(sender, words)
-                return
-
-    def _is_time(self, sender: Sender, words: list[AttemptUpdate]) -> bool:
-        """After a failure not before its wait is over; but a result that was not tried yet is tried at once."""
-        _, until = self._waits.get(sender) or (None, 0.0)
-        fresh = isinstance(sender, JobRun) and is_result(words[-1]) and not sender.told.is_set()
-        return fresh or time.monotonic() >= until
-
-    def _say(self, sender: Sender, word: AttemptUpdate, seconds: Optional[float] = None) -> bool:
-        """One try; False if it is to be repeated later."""
-        try:
-            reply = self._context.client.update(word, seconds)
-        except PilotageError as error:
-            # Only our server's own word rejects a result: a page of something between us and it may pass.
-            if is_passing(error) or not error.fields.get("ours"):
-                self._wait_after(sender, error)
-                return False
-            self._context.outbox.drop(word)
-            sender.refused(word, error)
-        else:
-            self._context.outbox.drop(word)
-            sender.answered(word, reply.state)
-            if isinstance(sender, JobRun):
-                obey(sender, reply)
-        self._tried(sender, [word])
-        self._waits.pop(sender, None)
-        return True
-
-    def _wait_after(self, sender: Sender, error: PilotageError) -> None:
-        backoff, _ = self._waits.get(sender) or (_backoff(self._context), 0.0)
-        wait = backoff.next(error)
-        self._waits[sender] = (backoff, time.monotonic() + wait)
-        logger.warning(
-            "no answer to updateJob",
-            extra={"error": error.name, "detail": error.detail, "again_in": round(wait, 1)},
-        )
-
-    def _tried(self, sender: Sender, words: list[AttemptUpdate]) -> None:
-        """A result that was tried, or held back by a word that was, keeps its job's slot no longer."""
-        if isinstance(sender, JobRun) and any(map(is_result, words)):
-            sender.told.set()
-
-    def _seconds_until_due(self) -> Optional[float]:
-        """Until somebody has something to say without having rung; None if nobody has."""
-        now = time.monotonic()
-        senders: list[Sender] = [*self._context.jobs.all(), *self._leftovers]
-        waits = [self._waits[sender][1] - now for sender in senders if sender in self._waits]
-        due = min([*(sender.seconds_until_due() for sender in senders), *waits], default=math.inf)
-        return None if due == math.inf else max(0.0, due)
-
-
-def _backoff(context: Context) -> Backoff:
+def backoff_of(context: Context) -> Backoff:
     settings = context.settings
     return Backoff(
         settings.number("connection", "backoff_seconds"), settings.number("connection", "backoff_max_seconds")
@@ -384,7 +345,7 @@ def _backoff(context: Context) -> Backoff:
 
 
 def finish_jobs(context: Context, asking: Asking) -> None:
-    """When the end of a job was told once, remove its directory and free its slot; what got no answer is in the outbox."""
+    """When the end of a job was told once, remove its directory, and its slot has room; what got no answer is in the outbox."""
     for job in context.channels.ended:
         with job.logged():
             job.leave()
@@ -392,8 +353,8 @@ def finish_jobs(context: Context, asking: Asking) -> None:
             context.directory.remove_job(job.directory)
             context.secrets.discard(job.spec.attempt_token)
             _close_log(job)
-        asking.worked()
-        context.channels.free.put(None)
+        asking.worked(job)
+        context.channels.free.put(job.slot)
         context.jobs.tidy()
 
 

@@ -16,7 +16,10 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional
 from protocol.errors import PilotageError
 from protocol.messages import (
     AttemptUpdate,
+    AttemptUpdates,
     Command,
+    DebugOrder,
+    DebugReport,
     ErrorReply,
     GetJobReply,
     GetJobRequest,
@@ -26,6 +29,7 @@ from protocol.messages import (
     JobSpec,
     OutputFile,
     QueueForPilot,
+    UpdateReplies,
     UpdateReply,
     from_wire,
     to_wire,
@@ -71,6 +75,10 @@ class Held:
     states: List[str] = field(default_factory=list)
     seq: int = 0
     stop: bool = False
+    soft_stop: bool = False
+    debug: Optional[DebugOrder] = None
+    """What somebody wants to see; inspections are asked until they are answered."""
+    reports: List[DebugReport] = field(default_factory=list)
     times: Dict[str, float] = field(default_factory=dict)
     """State → when the dispatcher heard of it (time.monotonic)."""
 
@@ -105,6 +113,8 @@ class Dispatcher:
         self.faults: List[Fault] = []
         self.token = TOKEN
         self.connections = 0
+        self.clock_ahead = 0.0
+        """Seconds by which the date of the answers is ahead of the time."""
         self._numbers = itertools.count(1)
         self._lock = threading.RLock()
         self._server = _Server(("127.0.0.1", 0), _handler(self))
@@ -171,6 +181,7 @@ class Dispatcher:
                 "registerPilot": lambda _: self.queue,
                 "getJob": self._get_job,
                 "updateJob": self._update,
+                "updateJobs": self._update_all,
                 "heartbeat": self._heartbeat,
                 "endPilot": lambda _: {},
             }.get(verb)
@@ -181,17 +192,32 @@ class Dispatcher:
     def _get_job(self, body: Dict[str, Any]) -> GetJobReply:
         request = from_wire(GetJobRequest, body)
         if request.request_id not in self.by_request:
-            specs = [self.waiting.pop(0)] if self.waiting else []
+            specs, self.waiting = self.waiting[: request.n_jobs], self.waiting[request.n_jobs :]
             self.by_request[request.request_id] = specs
             self.held.update({spec.attempt_id: Held(spec) for spec in specs})
         specs = self.by_request[request.request_id]
         if specs:
             return GetJobReply(specs)
         ticket = "the-ticket" if self.wait_url else None
-        return GetJobReply([], self.wait_seconds, self.drain, ticket, self.wait_url or None)
+        return GetJobReply([], self.wait_seconds, self.drain, ticket=ticket, wait_url=self.wait_url or None)
 
     def _update(self, body: Dict[str, Any]) -> UpdateReply:
         word = from_wire(AttemptUpdate, body)
+        reply = self._take(word)
+        reply.next = self._get_job(to_wire(word.next)) if word.next else None
+        return reply
+
+    def _update_all(self, body: Dict[str, Any]) -> UpdateReplies:
+        words = from_wire(AttemptUpdates, body)
+        answers = []
+        for word in words.updates:
+            try:
+                answers.append(self._take(word))
+            except PilotageError as error:
+                answers.append(UpdateReply(word.attempt_id, "", error=error.name, detail=error.detail))
+        return UpdateReplies(answers, self._get_job(to_wire(words.next)) if words.next else None)
+
+    def _take(self, word: AttemptUpdate) -> UpdateReply:
         held = self.held.get(word.attempt_id)
         if held is None or held.spec.attempt_token != word.attempt_token or held.stop:
             raise PilotageError("STALE_ATTEMPT", f"attempt {word.attempt_id} is not yours")
@@ -210,7 +236,11 @@ class Dispatcher:
         for named in from_wire(Heartbeat, body).attempts:
             held = self.held.get(named.attempt_id)
             command = Command.STOP if held is None or held.stop else Command.CONTINUE
-            answers.append(UpdateReply(named.attempt_id, held.state if held else "", command))
+            answer = UpdateReply(named.attempt_id, held.state if held else "", command)
+            if held is not None:
+                answer.debug, answer.soft_stop = held.debug, held.soft_stop
+                held.reports += [named.debug] if named.debug else []
+            answers.append(answer)
         return HeartbeatReply(answers, self.drain)
 
     def fault_for(self, verb: str) -> Optional[Fault]:
@@ -251,6 +281,9 @@ def _handler(dispatcher: Dispatcher) -> type:
             dispatcher.connections += 1
 
         disable_nagle_algorithm = True
+
+        def date_time_string(self, timestamp: Optional[float] = None) -> str:
+            return super().date_time_string(time.time() + dispatcher.clock_ahead)
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
