@@ -180,7 +180,9 @@ def close(core: Core, name: str) -> DatasetView:
         _close(dataset)
         return dataset
 
-    return view(core.database.write(work))
+    dataset = core.database.write(work)
+    core.to_form.set()  # its last files, fewer than make a job, now do
+    return view(dataset)
 
 
 def close_output(dataset_id: int) -> None:

@@ -121,12 +121,14 @@ def run_once(core: Core) -> int:
 def count(core: Core, seconds: float) -> int:
     """Add jobs that have ended to the numbers of their tasks, for so long; how many."""
     deadline = time.monotonic() + seconds
-    pace = Pace(seconds=core.database.bulk_seconds)
+    least = core.database.bulk_least
+    pace = Pace(max(100, least), seconds=core.database.bulk_seconds, least=least)
     counted = 0
     while True:
+        wanted = pace.rows
         new = core.database.write(functools.partial(_count_some, core, pace))
         counted += new
-        if not new or time.monotonic() > deadline:
+        if new < wanted or time.monotonic() > deadline:
             return counted
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from server.access.callers import Callers
 from server.brokerage.broker import Broker
 from server.database import Database
+from server.healing import Healing
+from server.jobs.series import Gathering
 from server.recent import Recent
 from server.urls import URL_SCHEMES
 
@@ -33,6 +35,8 @@ class Limits:
     """After this time what a group has used counts half."""
     ready_stock: int = 1000
     """READY jobs kept per class of needs and priority; more are formed only as these are taken."""
+    metrics_seconds: float = 60.0
+    """Between two points that are kept of a running attempt's numbers; 0: none are."""
     retry_seconds: int = 10
     """First pause before a retry that makes sense *later*; it doubles with each loss, up to ten minutes."""
     bundle_bytes: int = 64 * 2**20
@@ -84,10 +88,12 @@ class Core:
     key: bytes
     state_directory: Path
     limits: Limits = Limits()
+    healing: Healing = Healing()
     waiting: Waiting | None = None
     """None: pilots poll."""
     broker: Broker = field(default_factory=Broker, compare=False)
     recent: Recent = field(default_factory=Recent, compare=False)
+    series: Gathering = field(default_factory=Gathering, compare=False)
     callers: Callers = field(default_factory=Callers, compare=False)
     to_form: threading.Event = field(default_factory=threading.Event, compare=False)
     """Set when there may be jobs to form: the task-executor of this process looks at once, and not at its next turn."""

@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 
 BUSY_SECONDS = 0.05
 """When a daemon that was called looks again whether it is its turn."""
+LONGEST_REST_SECONDS = 2.0
 
 
 @dataclass
@@ -26,6 +27,10 @@ class Daemon:
     name: str
     period_seconds: float
     run_once: Callable[[float], object]
+    rest: float = 2.0
+    """So many times as long as a pass took it rests after it: on Postgres one that finds nothing may have passed over much that
+    cannot be cleaned up yet. 0 for one that has work as long as it takes long, and for the
+    reaper: the lease clock stands still meanwhile."""
     due: threading.Event = field(default_factory=threading.Event)
     """Set by whoever has something for it to do now."""
     last_pass: float = field(default_factory=time.monotonic)
@@ -53,6 +58,7 @@ class Daemon:
                     "a pass of a daemon failed", extra={"daemon": self.name, "failures": self.failures}
                 )
             self.last_pass = began
+            stop.wait(self.rest * min(time.monotonic() - began, LONGEST_REST_SECONDS))
 
 
 class Daemons:
@@ -65,13 +71,19 @@ class Daemons:
         self._stop = threading.Event()
         self.all = (
             Daemon(
-                "task-executor", limits.executor_seconds, lambda _: task_executor.run_once(core), core.to_form
+                "task-executor",
+                limits.executor_seconds,
+                lambda _: task_executor.run_once(core),
+                rest=0,
+                due=core.to_form,
             ),
-            Daemon("reaper", limits.reaper_seconds, lambda elapsed: reaper.run_once(core, elapsed, turn)),
+            Daemon(
+                "reaper", limits.reaper_seconds, lambda elapsed: reaper.run_once(core, elapsed, turn), rest=0
+            ),
             Daemon("closer", limits.closer_seconds, lambda _: closer.run_once(core)),
-            Daemon("archiver", limits.archiver_seconds, lambda _: archive.run_once(core)),
+            Daemon("archiver", limits.archiver_seconds, lambda _: archive.run_once(core), rest=0),
             # Not the archiver's own: a storage that hangs must hold up nothing else.
-            Daemon("sweeper", limits.archiver_seconds, lambda _: garbage.run_once(core)),
+            Daemon("sweeper", limits.archiver_seconds, lambda _: garbage.run_once(core), rest=0),
             Daemon("availability", limits.availability_seconds, lambda _: availability.run_once(core)),
         )
         self._threads = [

@@ -52,8 +52,8 @@ TAKEN = "23505"
 """SQLSTATE of a name or number that is there already."""
 CONFLICTS = frozenset({"40001", "40P01", TAKEN})
 """SQLSTATE of serialization failure, deadlock, and a name that another transaction took after this one had looked."""
-UNREACHABLE = (peewee.OperationalError, peewee.InterfaceError, MaxConnectionsExceeded)
-"""What says that the database cannot do it now: away, full, or all connections in use."""
+UNREACHABLE = (peewee.OperationalError, peewee.InterfaceError, peewee.InternalError, MaxConnectionsExceeded)
+"""What says that the database cannot do it now: away, full, all connections in use, or (InternalError) a standby, which is read-only."""
 NO_JIT = "-c jit=off"
 """On Postgres: every statement of ours is short, and where its cost is overrated, compiling it takes as long as a hundred runs of it."""
 BELIEVED_SECONDS = 1.0
@@ -142,6 +142,8 @@ class Database:
         self.is_sqlite = url.startswith("sqlite:")
         self.bulk_seconds = 0.01 if self.is_sqlite else 0.05
         """How long a transaction of many rows is to take: on SQLite everybody waits for it, else who wants the same rows."""
+        self.bulk_least = 20 if self.is_sqlite else 500
+        """Rows below which it takes no less: on Postgres it may first pass over many that cannot be cleaned up yet."""
         if self.is_sqlite and sqlite3.sqlite_version_info < OLDEST_SQLITE:
             raise PilotageError(
                 "BAD_SETTINGS",
@@ -277,6 +279,15 @@ class Database:
             self._peewee.close_all()
 
 
+class _Sqlite(peewee.SqliteDatabase):
+    """What has failed is told as it is."""
+
+    def rollback(self) -> None:
+        """Nothing where SQLite has given the transaction up by itself, as on a full disk: an error here would hide why."""
+        if self.connection().in_transaction:
+            super().rollback()
+
+
 class _Pool(PooledPostgresqlDatabase):
     """Connections to Postgres, asked whether they live when they were idle for a while (peewee's own: each time)."""
 
@@ -333,7 +344,7 @@ def _open(url: str) -> Any:
             "cache_size": -64_000,
             "temp_store": "memory",
         }
-        return peewee.SqliteDatabase(path, pragmas=pragmas)
+        return _Sqlite(path, pragmas=pragmas)
     if parts.scheme in ("postgresql", "postgres"):
         # What was answered is on disk, whatever the cluster is set to: as synchronous=full is on SQLite.
         options = [*parse_qs(parts.query).get("options", ()), "-c synchronous_commit=on", NO_JIT]

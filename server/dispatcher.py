@@ -18,7 +18,7 @@ from gunicorn.arbiter import Arbiter
 
 from protocol.errors import PilotageError
 from protocol.settings import Settings
-from server import computing, pilot_package, state_directory
+from server import computing, healing, pilot_package, state_directory
 from server import settings as server_settings
 from server.access import tokens
 from server.app import create_app
@@ -37,6 +37,7 @@ def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT."""
     os.umask(0o077)  # database, bundles and logs hold what users keep to themselves
     _check_certificate(settings)
+    healing.load(settings)  # what is wrong is told before anything is made
     directory = state_directory.prepare(settings.path("server", "state_directory"))
     with state_directory.locked(directory):
         url = state_directory.database_url(directory, settings.text("database", "url"))
@@ -107,6 +108,7 @@ def open_core(settings: Settings, directory: Path, url: str) -> Core:
         lease_seconds=settings.integer("queue", "lease_seconds"),
         heartbeat_seconds=settings.integer("queue", "heartbeat_seconds"),
         acknowledge_seconds=settings.integer("queue", "acknowledge_seconds"),
+        metrics_seconds=settings.number("queue", "metrics_seconds"),
         ready_stock=settings.integer("executor", "ready_stock"),
         bundle_bytes=settings.integer("server", "bundle_limit_mb") * mib,
         body_bytes=settings.integer("server", "max_body_mb") * mib,
@@ -129,7 +131,7 @@ def open_core(settings: Settings, directory: Path, url: str) -> Core:
     database = Database(url)
     with database.reading():
         key = tokens.epoch_key(tokens.server_key(directory))
-    return Core(database, key, directory, limits)
+    return Core(database, key, directory, limits, healing.load(settings))
 
 
 def _listen(settings: Settings, name: str) -> socket.socket:

@@ -10,6 +10,7 @@ nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from protocol.errors import PilotageError
 from protocol.messages import AttemptUpdate, GetJobReply, GetJobRequest, UpdateReplies, UpdateReply
@@ -19,7 +20,7 @@ from server.jobs.claiming import claim
 from server.jobs.forming import form
 from server.jobs.leases import expire, heartbeat, promote
 from server.jobs.moves import READY_NUMBERS, TAKEN_AWAY
-from server.jobs.words import update, update_all
+from server.jobs.words import check_once, update, update_all
 from server.leaseclock import LEASE_CLOCK, advance_lease_clock, lease_clock
 from server.recent import queue_facts
 
@@ -41,6 +42,9 @@ __all__ = [
     "update_and_next",
 ]
 
+
+WORD_SECONDS = 0.0002
+"""About what the database has to do with a word: a long request is taken in several transactions."""
 
 # -- a word and the next job ------------------------------------------------------------------------------------------------
 
@@ -64,13 +68,13 @@ def update_and_next(
     was refused: for whom the refusal is the whole answer, so that they would wait for nobody.
     """
 
+    check_once(words)
+    size = round(core.database.bulk_seconds / WORD_SECONDS)
+    *parts, last = [words[start : start + size] for start in range(0, max(len(words), 1), size)]
+    earlier = [answer for part in parts for answer in core.database.together(partial(_taken, core, part))]
+
     def work() -> UpdateReplies:
-        answers = [
-            UpdateReply(word.attempt_id, "", error=answer.name, detail=answer.detail)
-            if isinstance(answer, PilotageError)
-            else answer
-            for word, answer in zip(words, update_all(core, words), strict=True)
-        ]
+        answers = earlier + _taken(core, last)
         try:
             if request is None or (if_taken and any(answer.error for answer in answers)):
                 return UpdateReplies(answers)
@@ -79,3 +83,12 @@ def update_and_next(
             return UpdateReplies(answers, GetJobReply([], core.limits.idle_wait_seconds))
 
     return core.database.together(work)
+
+
+def _taken(core: Core, words: Sequence[AttemptUpdate]) -> list[UpdateReply]:
+    return [
+        UpdateReply(word.attempt_id, "", error=answer.name, detail=answer.detail)
+        if isinstance(answer, PilotageError)
+        else answer
+        for word, answer in zip(words, update_all(core, words), strict=True)
+    ]

@@ -273,6 +273,8 @@ def pilot_view(pilot: Pilot) -> PilotView:
         exit_code=pilot.exit_code,
         reason=pilot.reason,
         draining=pilot.draining,
+        batch_system=pilot.batch_system,
+        batch_id=pilot.batch_id,
     )
 
 

@@ -77,6 +77,8 @@ class Queue(Table):
     """Who set the state; "" for a queue that is as it was made."""
     state_attempt_id = BigIntegerField(default=0)
     """The last attempt there was when the state was set: what attempts before it came to says nothing about it."""
+    pilot_settings = TextField(default="{}")
+    """JSON: what its pilots do otherwise than their own settings say, section.key → value."""
 
 
 class Node(Table):
@@ -237,6 +239,8 @@ class Job(Table):
     avoid_node = TextField(null=True)
     avoid_until = BigIntegerField(null=True)
     """The node that its last attempt failed on by the node's own fault, and how long to avoid it (lease clock)."""
+    avoid_queue = TextField(null=True)
+    """The queue that it avoids for as long."""
     site = TextField(null=True)
     """Where its first input lies, if that is known: pilots of this site are preferred."""
     error = TextField(null=True)
@@ -357,6 +361,9 @@ class Pilot(Table):
     draining = BooleanField(default=False)
     """It is to take no further job and to end."""
     tags = TextField(default="[]")
+    batch_system = TextField(default="")
+    batch_id = TextField(default="")
+    """The job of that batch system in which it runs."""
 
 
 class WorkingGroup(Table):
@@ -460,6 +467,58 @@ class Usage(Table):
         primary_key = CompositeKey("day", "owner", "working_group", "queue")
 
 
+class TaskOutcome(Table):
+    """What the archived attempts of a task came to, by error, signature and place; without an error: those that completed."""
+
+    task_id = BigIntegerField()
+    error = TextField()
+    signature = TextField()
+    node = TextField()
+    queue = TextField()
+    storage = TextField()
+    n_attempts = BigIntegerField(default=0)
+    n_jobs = BigIntegerField(default=0)
+    n_spread = BigIntegerField(default=0)
+    n_recovered = BigIntegerField(default=0)
+    """As in server/failures.py."""
+    first_job = BigIntegerField(default=0)
+    example = TextField(default="")
+
+    class Meta:
+        primary_key = CompositeKey("task_id", "error", "signature", "node", "queue", "storage")
+
+
+class MetricPoint(Table):
+    """The numbers of an attempt at one moment (`server/jobs/series.py`); they go when its job is archived."""
+
+    attempt_id = BigIntegerField()
+    at = BigIntegerField()
+    """Seconds since 1970."""
+    metrics = TextField()
+
+    class Meta:
+        primary_key = CompositeKey("attempt_id", "at")
+
+
+class AttemptDebug(Table):
+    """What somebody wants to see of an attempt that runs, and what its pilot sent last; removed some time after its end."""
+
+    attempt_id = BigIntegerField(primary_key=True)
+    is_on = BooleanField(default=False)
+    watched_until = DoubleField(default=0.0)
+    soft_stop = BooleanField(default=False)
+    file = TextField(default="")
+    inspections = TextField(default="[]")
+    """JSON list of what was asked, with the answers that have come: number, kind, at, text."""
+    n_asked = IntegerField(default=0)
+    at = DoubleField(null=True)
+    report = TextField(default="{}")
+    """JSON: what the pilot sent last, without answers."""
+
+    class Meta:
+        table_name = "attempt_debug"
+
+
 class Garbage(Table):
     """A file that an attempt of an archived job may have left on a storage, and that nothing publishes."""
 
@@ -494,5 +553,8 @@ TABLES: tuple[type[Table], ...] = (
     AdminEvent,
     ArchivedJob,
     Usage,
+    TaskOutcome,
+    AttemptDebug,
+    MetricPoint,
     Garbage,
 )

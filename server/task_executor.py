@@ -14,7 +14,7 @@ from typing import Any
 from peewee import JOIN, fn
 
 from protocol.messages import TaskSpec
-from protocol.states import DatasetState
+from protocol.states import DatasetState, JobState
 from server import job_executor
 from server.access import quotas
 from server.access.quotas import Quotas
@@ -31,6 +31,8 @@ PASS_JOBS = 5_000
 """Most jobs that a pass forms of one stock: then the others have their turn, and this one goes on in the next pass."""
 PAGE = 100
 """Tasks looked at in one go."""
+PLACE_SECONDS = 60.0
+"""How long the place of the first job of a stock is remembered."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def _top_up(core: Core, stock: Stock, budget: Callable[[], Quotas]) -> int:
 
     Each class and priority has a stock of its own, so that jobs which nobody serves now do not keep others from being formed.
     """
-    missing = core.limits.ready_stock - _n_ready(stock, core.limits.ready_stock)
+    missing = core.limits.ready_stock - _n_ready(core, stock, core.limits.ready_stock)
     if missing <= 0:
         return 0
     class_key = JobClass.get_by_id(stock.class_id).key
@@ -96,11 +98,21 @@ def _top_up(core: Core, stock: Stock, budget: Callable[[], Quotas]) -> int:
     return room - left
 
 
-def _n_ready(stock: Stock, limit: int) -> int:
-    """How many jobs of it may be claimed now; counted up to the limit."""
-    query = Job.select(Job.ready_nr).where(
-        Job.job_class == stock.class_id, Job.priority == stock.priority, Job.ready_nr.is_null(False)
+def _n_ready(core: Core, stock: Stock, limit: int) -> int:
+    """How many jobs of it nobody holds now; counted up to the limit.
+
+    On Postgres what was claimed long ago may still lie before the first of them, so where that is is looked up only now and
+    then; one that is not seen because it lies before that is no harm.
+    """
+    waiting = (
+        (Job.job_class == stock.class_id) & (Job.priority == stock.priority) & Job.ready_nr.is_null(False)
     )
+    place = core.recent.get(
+        ("stock", stock.class_id, stock.priority),
+        lambda: Job.select(fn.MIN(Job.ready_nr)).where(waiting).scalar() or 0,
+        PLACE_SECONDS,
+    )
+    query = Job.select(Job.ready_nr).where(waiting, Job.ready_nr >= place, Job.state == JobState.READY.value)
     return int(query.limit(limit).count())
 
 

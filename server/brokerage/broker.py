@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -25,33 +26,36 @@ WINDOW = 100
 """So many of the first jobs of a lane may change places for a preference."""
 LOOK_SECONDS = 1.0
 """How old what a process remembers may become while there is work."""
+QUICK_SECONDS, LOOKING_SHARE = 0.01, 0.05
+"""Looks that take longer than that are to take no more than this share of the time."""
 FIRST_GUESS_SECONDS = 60.0
 """How long a job of a class is taken to run while none has ended."""
 
 LANES = Chain(
     Part(
         "lanes",
-        """WITH RECURSIVE class (id) AS (
-               SELECT min(job_class_id) FROM job WHERE ready_nr IS NOT NULL
+        """WITH RECURSIVE first (id, job_class_id, priority, ready_nr) AS (
+               SELECT * FROM (
+                   SELECT id, job_class_id, priority, ready_nr FROM job WHERE ready_nr IS NOT NULL
+                   ORDER BY job_class_id, priority DESC, ready_nr LIMIT 1
+               ) AS very_first
                UNION ALL
-               SELECT (SELECT min(job_class_id) FROM job WHERE ready_nr IS NOT NULL AND job_class_id > class.id)
-               FROM class WHERE class.id IS NOT NULL
-           ), lane (class_id, priority) AS (
-               SELECT class.id, (SELECT max(priority) FROM job WHERE ready_nr IS NOT NULL AND job_class_id = class.id)
-               FROM class WHERE class.id IS NOT NULL
-               UNION ALL
-               SELECT class_id, (SELECT max(job.priority) FROM job WHERE ready_nr IS NOT NULL
-                   AND job_class_id = class_id AND job.priority < lane.priority)
-               FROM lane WHERE lane.priority IS NOT NULL
+               SELECT job.id, job.job_class_id, job.priority, job.ready_nr FROM first JOIN job ON job.id = coalesce(
+                   (SELECT id FROM job WHERE ready_nr IS NOT NULL AND job_class_id = first.job_class_id
+                        AND job.priority < first.priority ORDER BY job.priority DESC, ready_nr LIMIT 1),
+                   (SELECT id FROM job WHERE ready_nr IS NOT NULL AND job_class_id > first.job_class_id
+                        ORDER BY job_class_id, job.priority DESC, ready_nr LIMIT 1))
            )
-           SELECT class_id, priority, (SELECT min(ready_nr) FROM job WHERE ready_nr IS NOT NULL
-                   AND job_class_id = class_id AND job.priority = lane.priority) AS first_nr, key, core_seconds
-           FROM lane JOIN job_class ON job_class.id = class_id WHERE priority IS NOT NULL""",
+           SELECT job_class_id, priority, ready_nr, key, core_seconds
+           FROM first JOIN job_class ON job_class.id = job_class_id""",
         {},
     ),
     result="lanes",
 )
-"""The lanes, by a few look-ups in the index of READY jobs for each, however many jobs there are."""
+"""The lanes, by the first job of each: one look-up in the index of READY jobs after the other, however many jobs there are.
+
+On Postgres a look-up passes over what was claimed and cannot be cleaned up yet; so there is only one for each lane.
+"""
 
 GROUPS = Chain(Part("groups", "SELECT name, parent, share, usage FROM working_group", {}), result="groups")
 SITES = Chain(Part("sites", "SELECT count(*) FROM site", {}), result="sites")
@@ -119,7 +123,8 @@ class Broker:
         self._lanes: list[Lane] = []
         self._tree: dict[str, Share] = {}
         self._unsaved: dict[str, float] = {}
-        self._looked = 0.0
+        self._looked = -math.inf
+        self._took = 0.0
         self._changed = True
         self.sites_matter = False
         """Whether there is more than one site, so that it matters at which of them an input lies."""
@@ -134,7 +139,7 @@ class Broker:
         At the end those of a look that began after the request came (`asked`, monotonic): many requests that find nothing at
         the same time share one.
         """
-        self._look(database, time.monotonic() - LOOK_SECONDS)
+        self._look_now_and_then(database)
         seen = self._looked
         yield from self._fitting(offer)
         if seen < asked:
@@ -161,10 +166,22 @@ class Broker:
             found.sort(key=lambda lane: turn[lane.needs.working_group])
         return found
 
+    def _look_now_and_then(self, database: Database) -> None:
+        """If it is time; meanwhile the others go on with what is known."""
+        if self._is_time() and self._looking.acquire(blocking=False):
+            try:
+                self._read(database)
+            finally:
+                self._looking.release()
+
+    def _is_time(self) -> bool:
+        pause = self._took / LOOKING_SHARE if self._took > QUICK_SECONDS else 0.0
+        return time.monotonic() - self._looked >= (pause if self._changed else max(pause, LOOK_SECONDS))
+
     def _look(self, database: Database, since: float) -> None:
-        """Read the lanes anew if they may have changed, or if the last look began before `since`."""
+        """Read the lanes anew if the last look began before `since`."""
         with self._looking:
-            if self._changed or self._looked < since:
+            if self._looked < since:
                 self._read(database)
 
     def _read(self, database: Database) -> None:
@@ -179,6 +196,7 @@ class Broker:
         with self._lock:
             self._lanes, self._tree, self._looked = lanes, tree, began
         self.sites_matter = database.run(SITES)[0][0] > 1
+        self._took = time.monotonic() - began
 
     def _save_usage(self) -> None:
         with self._lock:

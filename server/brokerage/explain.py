@@ -153,6 +153,10 @@ def _ready(core: Core, job: Job, task: Task) -> Explanation:
             f"for {job.avoid_until - lease_clock()} s it avoids the node {job.avoid_node}, "
             f"by whose fault it failed{_with_error(job)}"
         )
+    if job.avoid_queue is not None and (job.avoid_until or 0) > lease_clock():
+        told.reasons.append(
+            f"for {job.avoid_until - lease_clock()} s it avoids the queue {job.avoid_queue}, by the server's rule"
+        )
     told.reasons += _who_could(needs, told.queues)
     if job.ready_nr is not None and not task.paused:
         told.n_before = _before(job, needs, told.queues)
@@ -395,7 +399,10 @@ def _forming(core: Core, found: Task) -> list[str]:
     words += _input(found)
     words += quotas.now().full(found)
     stock = Job.select(Job.id).where(
-        Job.job_class == found.job_class_id, Job.priority == found.job_priority, Job.ready_nr.is_null(False)
+        Job.job_class == found.job_class_id,
+        Job.priority == found.job_priority,
+        Job.ready_nr.is_null(False),
+        Job.state == JobState.READY.value,
     )
     if (n := stock.limit(core.limits.ready_stock).count()) >= core.limits.ready_stock:
         words.append(f"{n} jobs of its kind are READY already; more are formed as pilots take these")

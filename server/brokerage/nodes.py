@@ -16,6 +16,8 @@ HELD_BACK = "held"
 """The state of a suspect, in what users see; the others are those of queues."""
 QUICK_SECONDS = 10.0
 """A job that fails sooner after it was handed out has failed at once."""
+FAR = 50_000
+"""Attempts, of all nodes, after which a quick failure begins a new row."""
 HOLD_SECONDS = 60
 """A suspect gets no job for so long while other nodes of its queue show whether the jobs are at fault."""
 
@@ -40,7 +42,8 @@ def note_failure(core: Core, attempt_id: int, queue: str, node: str, seconds: fl
         row = Node.create(queue=queue, name=node, first_attempt_id=attempt_id)
     in_a_row = row.quick_failures + 1
     first = row.first_attempt_id
-    if in_a_row > 1 and _has_done_well(queue, node, first):
+    # So far apart they are not in a row; and what lies in between is never read for it.
+    if in_a_row > 1 and (attempt_id - first > FAR or _has_done_well(queue, node, first)):
         in_a_row, first = 1, attempt_id
     changes: dict[str, object] = {"quick_failures": in_a_row, "first_attempt_id": first}
     if in_a_row >= core.limits.black_hole_failures and row.set_aside is None:

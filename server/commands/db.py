@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import logging
 import os
-import re
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ import click
 
 from client import progress, tables
 from client.commands import Group
-from client.commands.common import examples, json_option
+from client.commands.common import Duration, examples, json_option
 from protocol.errors import PilotageError
 from server import settings, state_directory
 from server.core import Core
@@ -26,8 +25,6 @@ from server.upkeep import backup as backups
 from server.upkeep import copying, health, reconcile
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-UNITS = {"h": 3600, "d": 86_400, "w": 604_800}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,6 +143,9 @@ def migrate(installation: Installation, as_json: bool) -> None:
 _TABLES = (
     tables.Column("table", lambda row: row.name),
     tables.Column("rows", lambda row: row.n_rows, right=True),
+)
+_TABLES_ON_POSTGRES = (
+    *_TABLES,
     tables.Column("dead", lambda row: row.n_dead, right=True),
     tables.Column("size", lambda row: None if row.size is None else tables.size(row.size), right=True),
     tables.Column("vacuumed (UTC)", lambda row: row.vacuumed),
@@ -182,7 +182,7 @@ def _print_status(found: health.Status) -> None:
         }
     )
     tables.write("")
-    tables.print_table(found.tables, _TABLES)
+    tables.print_table(found.tables, _TABLES if found.kind == "sqlite" else _TABLES_ON_POSTGRES)
     for line in found.advice:
         tables.write(f"\n{tables.cell(line)}")
 
@@ -288,22 +288,10 @@ def copy(installation: Installation, url: str, as_json: bool) -> None:
     tables.write(f"Next: pilotage server start{there.options}, or [database] url in server.ini")
 
 
-class Age(click.ParamType):
-    """A time as 90d, 12h or 4w, in seconds."""
-
-    name = "age"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        found = re.fullmatch(r"([0-9]{1,6})([hdw])", str(value))
-        if found is None:
-            self.fail(f"{value!r} is no time as 90d, 12h or 4w", param, ctx)
-        return int(found[1]) * UNITS[found[2]]
-
-
 @db.command(
     epilog=examples("pilotage db prune --older-than 90d --dry-run", "pilotage db prune --older-than 90d")
 )
-@click.option("--older-than", type=Age(), required=True, metavar="AGE", help="As 90d, 12h or 4w.")
+@click.option("--older-than", type=Duration(), required=True, metavar="AGE", help="As 90d, 12h or 4w.")
 @click.option("--dry-run", is_flag=True, help="Say what would go, and leave it.")
 @click.option("--compact", is_flag=True, help="Give the room back to the disk (SQLite).")
 @json_option
@@ -339,6 +327,7 @@ _STRAYS = (
     tables.Column("why", lambda stray: stray.why),
     tables.Column("proof", lambda stray: stray.proof),
     tables.Column("job", lambda stray: f"{stray.job_id} runs again" if stray.rerun else stray.job_id),
+    tables.Column("removed after (UTC)", lambda stray: tables.when(stray.removed_after)),
 )
 
 
@@ -365,7 +354,8 @@ def reconcile_command(
     """After a restore: which files on the storages of this machine the database does not know, and which jobs run again.
 
     Nothing is taken into the catalogue: the checksums that would prove a file were lost with the rows. Nothing is moved without
-    --quarantine. The server may run.
+    --quarantine, but a server removes what attempts of archived jobs left, as long as it knows them: the table says of which
+    files, and after when. The server may run.
     """
     with installation.database():
         findings = reconcile.look(data_root, quarantine)

@@ -11,6 +11,8 @@ import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
+from peewee import fn
+
 from protocol.errors import shorten
 from protocol.states import Actor, JobState, sources
 from server.core import Core
@@ -117,9 +119,15 @@ def _end_jobs(core: Core, task_id: int, deadline: float) -> int:
             if chunk is None:
                 return ended
             ended += chunk
-    done = functools.partial(Task.update(cancelled_by=None).where(Task.id == task_id).execute)
-    core.database.write(done)
+    core.database.write(functools.partial(_end_wish, core, task_id))
     return ended
+
+
+def _end_wish(core: Core, task_id: int) -> None:
+    """Inside `Database.write`; a job that was tried again, and is to end by a later wish, keeps that alive."""
+    list(core.database.locked(Task.select(Task.id).where(Task.id == task_id)))
+    open_jobs = Job.select(Job.id).where(Job.task == task_id, Job.ended_at.is_null())
+    Task.update(cancelled_by=None).where(Task.id == task_id, ~fn.EXISTS(open_jobs)).execute()
 
 
 def _end_some(core: Core, task_id: int, job_ids: Sequence[int], pace: Pace) -> int | None:

@@ -16,7 +16,7 @@ from protocol.messages import GetJobRequest, InputFile, JobSpec, OutputFile
 from protocol.resources import Offer
 from protocol.states import QueueState
 from server.access import tokens
-from server.brokerage import nodes
+from server.brokerage import broker, nodes
 from server.brokerage.broker import WINDOW, Lane
 from server.core import Core
 from server.database import Chain
@@ -25,6 +25,8 @@ from server.leaseclock import lease_clock
 from server.models import Attempt, now
 from server.recent import PilotFacts, QueueFacts, TaskFacts, pilot_facts, queue_facts, storage_url, task_facts
 
+MOST_AT_ONCE = 300
+"""Jobs in one answer, so that a transaction is short; who wants more asks again."""
 SIGN_OF_LIFE_SECONDS = 5.0
 """How often at most the database is told that a pilot which asks for jobs is alive."""
 
@@ -40,11 +42,13 @@ def claim(core: Core, request: GetJobRequest) -> list[JobSpec]:
         queue, pilot = _who(core, request)
         try:
             rows = core.database.write(lambda: _claim(core, request, queue, pilot, asked), atomic=False)
-        except peewee.IntegrityError:
+        except peewee.IntegrityError as error:
+            if "request_id" not in str(error):
+                raise
             rows = []
         if rows:
             moves.tell_ready(core, [row[3] for row in rows if row[7]])
-            return _specs(core, [row[:6] for row in rows], queue.storage)
+            return _specs(core, [(*row[:6], row[8]) for row in rows], queue.storage)
         return _again(core, request)
 
 
@@ -69,12 +73,15 @@ def _who(core: Core, request: GetJobRequest) -> tuple[QueueFacts, PilotFacts]:
 def _claim(
     core: Core, request: GetJobRequest, queue: QueueFacts, pilot: PilotFacts, asked: float
 ) -> list[Any]:
-    """Rows of statements.CLAIM; on Postgres each statement is a transaction of its own, and a part of the jobs is no harm."""
+    """Rows of statements.CLAIM, each with the memory that the job gets.
+
+    On Postgres each statement is a transaction of its own, and a part of the jobs is no harm.
+    """
     _tell_alive(core, request, queue)
     node = request.node or pilot.node
     if not _hands_out(core, queue, node) or pilot.draining:
         return []
-    wanted = 1 if queue.state is QueueState.TEST else request.n_jobs
+    wanted = 1 if queue.state is QueueState.TEST else min(request.n_jobs, MOST_AT_ONCE)
     rows: list[Any] = []
     nonce = tokens.new_nonce()
     for lane in core.broker.lanes(core.database, _offer(request, queue, pilot), asked):
@@ -96,7 +103,8 @@ def _claim(
             "now": now(),
         }
         took = _take(core, lane, request, queue, values)
-        rows += took
+        # Of a job that ran out of memory the class asks for more than its task.
+        rows += [(*row, lane.needs.memory_mb) for row in took]
         core.broker.charge(lane, len(took))
         if len(rows) >= wanted:
             break
@@ -171,10 +179,10 @@ def offer(core: Core, request: GetJobRequest) -> Offer:
 def _again(core: Core, request: GetJobRequest) -> list[JobSpec]:
     """The attempts that this request was given before and that have not ended."""
     specs = []
-    for *row, storage in core.database.run(
+    for *row, storage, key in core.database.run(
         statements.AGAIN, request_id=request.request_id, pilot_id=request.pilot_id
     ):
-        specs += _specs(core, [row], storage)
+        specs += _specs(core, [(*row, broker.needs_in(key).memory_mb)], storage)
     return specs
 
 
@@ -182,7 +190,7 @@ def _again(core: Core, request: GetJobRequest) -> list[JobSpec]:
 
 
 def _specs(core: Core, rows: Sequence[Any], storage: str) -> list[JobSpec]:
-    """Everything a pilot needs for these attempts (id, number, nonce, job id, job number, task id); the same each time."""
+    """Everything a pilot needs for these attempts (id, number, nonce, job id, job number, task id, memory); the same each time."""
     url = storage_url(core.recent, storage)
     tasks = {row[5]: task_facts(core.recent, row[5]) for row in rows}
     inputs = _inputs(core, [row[3] for row in rows if tasks[row[5]].spec.input_dataset])
@@ -195,7 +203,7 @@ def _specs(core: Core, rows: Sequence[Any], storage: str) -> list[JobSpec]:
 def _spec(
     core: Core, row: Any, task: TaskFacts, url: str, inputs: list[InputFile], output_lfns: Iterable[str]
 ) -> JobSpec:
-    attempt_id, attempt_nr, nonce, job_id, job_nr, task_id = row
+    attempt_id, attempt_nr, nonce, job_id, job_nr, task_id, memory_mb = row
     spec = task.spec
     return JobSpec(
         job_id=job_id,
@@ -221,10 +229,12 @@ def _spec(
         data_type=spec.data_type,
         cores=spec.cores,
         gpus=spec.gpus,
-        memory_mb=spec.memory_mb,
+        memory_mb=memory_mb,
         disk_mb=spec.disk_mb,
         walltime_seconds=spec.walltime_seconds,
         prod_source_label=spec.prod_source_label,
+        steps=spec.steps,
+        image=spec.image,
     )
 
 

@@ -36,7 +36,7 @@ def locked(core: Core, attempt_id: int) -> Job | None:
     # In the order of a pilot's word, first attempts, then the job: so that no two wait for ever for each other.
     list(core.database.locked(running(job)))
     # A copy that is being claimed is waited for here, and seen by whatever is asked from now on.
-    return core.database.locked(Job.select().where(Job.id == job.id)).get()
+    return core.database.locked(Job.select().where(Job.id == job.id)).first()
 
 
 def win(job: Job, attempt_id: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import time
+from itertools import islice
 from typing import Any
 
 from protocol.errors import PilotageError
@@ -13,7 +14,7 @@ from protocol.states import HELD, Actor, JobState
 from server.access import tokens
 from server.core import Core
 from server.database import Chain, Part, Rows
-from server.jobs import copies, moves, statements
+from server.jobs import copies, debugging, moves, series, statements
 from server.jobs.moves import reply
 from server.jobs.statements import PAYLOAD_STATES
 from server.leaseclock import lease_clock
@@ -48,13 +49,15 @@ def _heartbeat(core: Core, word: Heartbeat) -> list[UpdateReply]:
         )
     queue = queue_facts(core.recent, pilot.queue_id)
     genuine: dict[int, str] = {}
-    words = []
+    words, reports = [], []
     for held in word.attempts:
         moves.check_metrics(held.metrics)
         nonce = tokens.nonce_in(core.key, held.attempt_id, held.attempt_token)
         if nonce is not None and held.attempt_id not in genuine:
             genuine[held.attempt_id] = nonce
             words.append((held.attempt_id, nonce, None if held.metrics is None else json.dumps(held.metrics)))
+            if held.debug is not None:
+                reports.append((held.attempt_id, held.debug))
     values = {
         "pilot_id": word.pilot_id,
         "lease_seconds": queue.lease_seconds if queue else core.limits.lease_seconds,
@@ -64,12 +67,25 @@ def _heartbeat(core: Core, word: Heartbeat) -> list[UpdateReply]:
         lambda: core.database.run(statements.RENEW, words=sorted(words), **values), atomic=False
     )
     states = {attempt_id: state for attempt_id, _, state in renewed}
+    if core.limits.metrics_seconds:
+        for held in word.attempts:
+            if held.metrics and held.attempt_id in states:
+                core.series.offer(held.attempt_id, held.metrics, core.limits.metrics_seconds)
+        series.keep(core.database, core.series)
+    debugging.take(core, [each for each in reports if each[0] in states])
+    orders = debugging.orders(core)
     return [
-        UpdateReply(held.attempt_id, states[held.attempt_id])
+        _still_held(held.attempt_id, states[held.attempt_id], orders.get(held.attempt_id))
         if held.attempt_id in states
         else _not_held(held.attempt_id, genuine.get(held.attempt_id))
         for held in word.attempts
     ]
+
+
+def _still_held(attempt_id: int, state: str, order: debugging.Order | None) -> UpdateReply:
+    if order is None:
+        return UpdateReply(attempt_id, state)
+    return UpdateReply(attempt_id, state, debug=order.debug, soft_stop=order.soft_stop or None)
 
 
 def _not_held(attempt_id: int, nonce: str | None) -> UpdateReply:
@@ -81,8 +97,8 @@ def _not_held(attempt_id: int, nonce: str | None) -> UpdateReply:
 # -- the reaper's work ------------------------------------------------------------------------------------------------------
 
 
-def expire(core: Core, limit: int = EXPIRE_CHUNK) -> int:
-    """Make the jobs of attempts whose lease ran out claimable again, `limit` at a time; how many there were.
+def expire(core: Core) -> int:
+    """Make the jobs of attempts whose lease ran out claimable again, some at a time; how many there were.
 
     The old attempt stays valid until somebody claims the job, so a late word before that keeps it; only a job whose budget
     this loss would overdraw ends here.
@@ -91,22 +107,24 @@ def expire(core: Core, limit: int = EXPIRE_CHUNK) -> int:
         overdue = list(_overdue(Attempt.id, Job.copies.is_null(False)).limit(MOST_OVERDUE).tuples())
     expired: list[int] = []
     ordinary = [attempt_id for attempt_id, copied in overdue if not copied]
-    for start in range(0, len(ordinary), limit):
-        chunk = ordinary[start : start + limit]
-        expired += core.database.write(functools.partial(_expire_chunk, core, chunk))
+    pace = Pace(first=5, most=EXPIRE_CHUNK, seconds=core.database.bulk_seconds, least=1)
+    rest = iter(ordinary)
+    while chunk := list(islice(rest, pace.rows)):
+        expired += core.database.write(functools.partial(_expire_chunk, core, chunk, pace))
     for attempt_id in [attempt_id for attempt_id, copied in overdue if copied]:
         expired += core.database.write(functools.partial(_expire_copy, core, attempt_id))
     moves.tell_ready(core, expired)
     return len(expired)
 
 
-def _expire_chunk(core: Core, attempt_ids: list[int]) -> list[int]:
+def _expire_chunk(core: Core, attempt_ids: list[int], pace: Pace) -> list[int]:
     """The jobs of those of these attempts that are overdue still and that no other transaction has in its hands."""
-    expired = list(
-        core.database.skip_locked(_overdue(Attempt).where(Attempt.id.in_(attempt_ids)), Job, Attempt)
-    )
-    for attempt in expired:
-        _expire(core, attempt, Job.get_by_id(attempt.job_id))
+    with pace.measured(len(attempt_ids)):
+        expired = list(
+            core.database.skip_locked(_overdue(Attempt).where(Attempt.id.in_(attempt_ids)), Job, Attempt)
+        )
+        for attempt in expired:
+            _expire(core, attempt, Job.get_by_id(attempt.job_id))
     return [attempt.job_id for attempt in expired]
 
 

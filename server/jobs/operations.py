@@ -62,7 +62,7 @@ RETRY = Chain(
         f"""UPDATE job SET state = '{JobState.READY.value}', priority = :priority, changed = :now,
                 ready_nr = CASE WHEN :paused = 1 THEN NULL ELSE again.number END, ready_after = NULL,
                 payload_failures = 0, losses = 0, unacknowledged = 0, kills = 0, loss = NULL,
-                copies = CAST(:copies AS integer), avoid_node = NULL, avoid_until = NULL, error = NULL, error_detail = NULL, ended_at = NULL, counted = FALSE
+                copies = CAST(:copies AS integer), avoid_node = NULL, avoid_queue = NULL, avoid_until = NULL, error = NULL, error_detail = NULL, ended_at = NULL, counted = FALSE
             FROM again WHERE job.id = again.id AND job.state IN ({listed(sources(JobState.READY, Actor.USER))})
             RETURNING job.id""",
         {},
@@ -206,6 +206,7 @@ def retry(core: Core, id_or_name: str, wish: RetrySpec, who: str) -> RetryReply:
         return task, goes_on
 
     task, goes_on = core.database.write(begin)
+    cancelled = task.cancelled and not go_on
     with core.database.reading():
         tried = left = 0
         deadline, more = time.monotonic() + RETRY_SECONDS, False
@@ -213,7 +214,7 @@ def retry(core: Core, id_or_name: str, wish: RetrySpec, who: str) -> RetryReply:
         for ids in _chunks(_ended_badly(task, states, wish.job_nr), pace):
             if more := bool(tried + left) and time.monotonic() > deadline:
                 break
-            n = core.database.write(functools.partial(_retry_paced, core, task.id, ids, who, pace))
+            n = core.database.write(functools.partial(_retry_paced, core, task.id, cancelled, ids, who, pace))
             tried, left = tried + n, left + len(ids) - n
     if not (tried or left or goes_on):
         which = f"job {wish.job_nr}" if wish.job_nr else "no job"
@@ -254,14 +255,21 @@ def _ended_badly(task: Task, states: Iterable[JobState], job_nr: int | None) -> 
         yield from [row_id for (row_id,) in query.order_by(table.id).tuples()]
 
 
-def _retry_paced(core: Core, task_id: int, ids: Sequence[int], who: str, pace: Pace) -> int:
+def _retry_paced(core: Core, task_id: int, cancelled: bool, ids: Sequence[int], who: str, pace: Pace) -> int:
     with pace.measured(len(ids)):
-        return _retry_some(core, task_id, ids, who)
+        return _retry_some(core, task_id, cancelled, ids, who)
 
 
-def _retry_some(core: Core, task_id: int, ids: Sequence[int], who: str) -> int:
-    """Try these jobs again, as far as they may be; inside `Database.write`. How many are."""
+def _retry_some(core: Core, task_id: int, cancelled: bool, ids: Sequence[int], who: str) -> int:
+    """Try these jobs again, as far as they may be; inside `Database.write`. How many are.
+
+    `cancelled`: whether the task was when the user asked. WRONG_STATE if somebody has cancelled it since: the later wish counts.
+    """
     task = core.database.locked(Task.select().where(Task.id == task_id)).get()
+    if task.cancelled_by is not None or task.cancelled != cancelled:
+        raise PilotageError(
+            "WRONG_STATE", f"task {task.name} was cancelled meanwhile: no further job is tried again"
+        )
     _revive(ids)
     badly = Job.state.in_(moves.names(sources(JobState.READY, Actor.USER)))
     jobs = list(core.database.locked(Job.select().where(Job.id.in_(ids), badly).order_by(Job.id)))

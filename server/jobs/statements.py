@@ -43,8 +43,10 @@ _MORE = f"copies > CASE WHEN {_READY} THEN 0 ELSE 1 END"
 """Whether a further copy may be handed out after this claim; the first one of all is not counted."""
 _PICK = f"""SELECT job.id, task_id, job_nr, attempt_id AS old_attempt_id, attempt_nr, changed AS ready_at, loss,
                 CASE WHEN {_MORE} THEN 1 ELSE 0 END AS more"""
-_MAY_GO_TO_NODE = f"(avoid_node IS NULL OR avoid_node <> :node OR avoid_until <= {CLOCK})"
-_THIS_NODE = "'\n' || CAST(:node AS text) || '\n'"
+_MAY_GO_TO_NODE = f"""((avoid_node IS NULL OR avoid_node <> :node) AND (avoid_queue IS NULL OR avoid_queue <> :queue)
+                OR avoid_until <= {CLOCK})"""
+_NODE = "CAST(:node AS text) || '\n'"
+_THIS_NODE = f"'\n' || {_NODE}"
 _CLAIMABLE = f"""({_READY} OR copies > 0 AND state IN ({listed(HELD)})
                 AND replace(copy_nodes, {_THIS_NODE}, '') = copy_nodes)"""
 """A job that nobody holds, or one of which a further copy may be handed out, if this node has not been given one."""
@@ -78,7 +80,7 @@ _BIND = (
                 attempt_id = CASE WHEN {_READY} THEN made.id ELSE attempt_id END,
                 copies = CASE WHEN {_READY} THEN copies ELSE copies - 1 END, changed = :now,
                 copy_nodes = CASE WHEN copies IS NULL THEN NULL WHEN {_READY} THEN {_THIS_NODE}
-                    ELSE copy_nodes || {_THIS_NODE} END,
+                    ELSE copy_nodes || {_NODE} END,
                 losses = losses + CASE WHEN loss = 'LOST_HEARTBEAT' THEN 1 ELSE 0 END,
                 unacknowledged = unacknowledged + CASE WHEN loss = 'NOT_ACKNOWLEDGED' THEN 1 ELSE 0 END,
                 kills = kills + CASE WHEN loss = 'LOST_HEARTBEAT' AND EXISTS (
@@ -176,8 +178,8 @@ WAITING = Chain(
 AGAIN = Chain(
     Part(
         "again",
-        """SELECT attempt.id, attempt.attempt_nr, nonce, job_id, job_nr, task_id, storage_id
-           FROM attempt JOIN job ON job.id = job_id
+        """SELECT attempt.id, attempt.attempt_nr, nonce, job_id, job_nr, task_id, storage_id, key
+           FROM attempt JOIN job ON job.id = job_id JOIN job_class ON job_class.id = job_class_id
            WHERE request_id = :request_id AND pilot_id = :pilot_id AND attempt.ended_at IS NULL ORDER BY request_nr""",
         {},
     ),

@@ -13,25 +13,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from protocol.errors import BY_NAME, Budget, ErrorEntry, PilotageError, Retry, shorten
+from protocol.errors import BY_NAME, ErrorEntry, PilotageError, shorten
 from protocol.files import check_checksums
 from protocol.messages import AttemptUpdate, LogReport, OutputReport, UpdateReply
-from protocol.states import HELD, PILOT_OWNED, Actor, JobState
+from protocol.states import HELD, PILOT_OWNED, JobState
 from server.access import tokens
 from server.brokerage import nodes
 from server.core import Core
-from server.jobs import copies, moves, statements
+from server.jobs import copies, moves, retrying, statements
 from server.jobs.claiming import outputs_of, physical_name
 from server.jobs.moves import TAKEN_AWAY, is_taken, reply
 from server.jobs.statements import MOVED
-from server.leaseclock import lease_clock
-from server.models import STATE_TIMES, Attempt, Job, now
-from server.recent import storage_url, task_facts
+from server.models import STATE_TIMES, Attempt, now
+from server.recent import storage_url
 
 PILOT_MAY_REPORT = {state.value: state for state in (*PILOT_OWNED, JobState.COMPLETED, JobState.FAILED)}
 _RANK = {state: rank for rank, state in enumerate(PILOT_MAY_REPORT.values())}
-AVOID_SECONDS = 600
-"""How long a job is kept from the node whose fault its failure was."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +64,7 @@ def update(core: Core, said: AttemptUpdate) -> UpdateReply:
 
 def update_all(core: Core, said: Sequence[AttemptUpdate]) -> list[UpdateReply | PilotageError]:
     """Take several words, at most one about each attempt; each is taken or refused by itself."""
-    if len({word.attempt_id for word in said}) != len(said):
-        raise PilotageError(
-            "BAD_REQUEST", "updates: there are two words about one attempt; send them one after the other"
-        )
+    check_once(said)
     answers: dict[int, UpdateReply | PilotageError] = {}
     plain: dict[tuple[tuple[JobState, ...], bool], list[Word]] = {}
     single: list[Word] = []
@@ -90,6 +84,14 @@ def update_all(core: Core, said: Sequence[AttemptUpdate]) -> list[UpdateReply | 
         for word in single:
             answers[word.said.attempt_id] = _take_in_transaction(core, word)
     return [answers[word.attempt_id] for word in said]
+
+
+def check_once(said: Sequence[AttemptUpdate]) -> None:
+    """BAD_REQUEST for two words about one attempt: which of them is the later one?"""
+    if len({word.attempt_id for word in said}) != len(said):
+        raise PilotageError(
+            "BAD_REQUEST", "updates: there are two words about one attempt; send them one after the other"
+        )
 
 
 def _take_in_transaction(core: Core, word: Word) -> UpdateReply | PilotageError:
@@ -181,9 +183,9 @@ def _take_single(core: Core, word: Word) -> tuple[UpdateReply, int | None]:
     else:
         entry = _entry(word.said.error)
         if copied is None or not copies.goes_on(copied, without=row["id"]):
-            _end_failed(core, row, word.said, entry)
+            retrying.end_failed(core, row, word.said, entry)
         seconds = now() - row["extracted_at"]
-        nodes.note_failure(core, row["id"], row["queue"], row["node"], seconds, entry.blame)
+        nodes.note_failure(core, row["id"], row["queue"], row["node"], seconds, entry.suspect)
     return UpdateReply(row["id"], row["state"]), row["job_id"]
 
 
@@ -285,31 +287,3 @@ def _refuse_outputs(declared: Any, reported: Any, n_twice: int) -> None:
             "BAD_REQUEST",
             f"outputs: COMPLETED needs each declared output once; missing: {missing[:5]}, not declared: {extra[:5]}",
         )
-
-
-def _end_failed(core: Core, row: dict[str, Any], said: AttemptUpdate, entry: ErrorEntry) -> None:
-    """A failed attempt: the catalogue says which budget pays, and whether, when and where the job is tried again."""
-    detail = shorten(said.error_detail if entry.name == said.error else f"{said.error}: {said.error_detail}")
-    job = core.database.locked(Job.select().where(Job.id == row["job_id"])).get()
-    spec = task_facts(core.recent, job.task_id).spec
-    failures = job.payload_failures + (entry.budget is Budget.PAYLOAD)
-    losses = job.losses + (entry.budget is Budget.INFRASTRUCTURE)
-    # An input that is wrong in two attempts one after the other is wrong wherever it is read.
-    still_wrong = entry.retry is Retry.FRESH_INPUT and job.error == entry.name
-    spent = failures >= spec.max_attempts or losses > spec.max_losses or still_wrong
-    changes: dict[str, object] = {
-        "payload_failures": failures,
-        "losses": losses,
-        "error": entry.name,
-        "error_detail": detail,
-        "copies": copies.after_the_first(spec),
-    }
-    if spent or entry.retry is Retry.NEVER:
-        target = JobState.FAILED
-    else:
-        target = JobState.READY
-        pause = moves.pause(core, losses) if entry.retry is Retry.LATER else 0
-        changes |= moves.back_in_queue(core, pause)
-        if entry.retry is Retry.ELSEWHERE:
-            changes |= {"avoid_node": row["node"], "avoid_until": lease_clock() + AVOID_SECONDS}
-    moves.set_job(row["job_id"], row["id"], target, Actor.PILOT, **changes)

@@ -11,9 +11,12 @@ from protocol.messages import (
     BundleRef,
     DatasetSpec,
     DatasetView,
+    DebugView,
+    DebugWish,
     Explanation,
     FileList,
     FileSpec,
+    JobMetrics,
     JobView,
     NodeStateSpec,
     NodeView,
@@ -29,16 +32,26 @@ from protocol.messages import (
     SiteView,
     StorageSpec,
     StorageView,
+    TaskFailures,
     TaskSpec,
     TaskView,
 )
 from protocol.states import DatasetState, JobState, PilotState, TaskState
-from server import accounting, bundles, catalogue, computing, job_executor, job_manager, task_manager
+from server import (
+    accounting,
+    bundles,
+    catalogue,
+    computing,
+    failure_report,
+    job_executor,
+    job_manager,
+    task_manager,
+)
 from server.access import groups, ownership, trail
 from server.access.tokens import Role
 from server.brokerage import explain
 from server.http.wire import CURSOR, Parameter, path_id
-from server.jobs import operations
+from server.jobs import debugging, operations, series
 from server.routes import Call, Door
 
 door = Door()
@@ -100,6 +113,12 @@ def show_task(call: Call, task: str) -> TaskView:
 def explain_task(call: Call, task: str) -> Explanation:
     """Why a task does not go on: in plain words, with what each queue has to say."""
     return explain.task(call.core, task_manager.find(task))
+
+
+@door.route("GET", "/v1/tasks/<task>/errors", Role.USER, None, TaskFailures)
+def show_task_errors(call: Call, task: str) -> TaskFailures:
+    """What went wrong in a task: failures with the same signature together, where they lie, and what is probably at fault."""
+    return failure_report.report(call.core, task_manager.find(task))
 
 
 @door.route(
@@ -173,6 +192,13 @@ def show_job(call: Call, job: str) -> JobView:
     return job_manager.details(job_manager.find(path_id(job, "job")))
 
 
+@door.route("GET", "/v1/jobs/<job>/metrics", Role.USER, None, JobMetrics)
+def show_metrics(call: Call, job: str) -> JobMetrics:
+    """What the pilots measured while the job ran: at most 120 points per attempt, and the last numbers."""
+    found = job_manager.details(job_manager.find(path_id(job, "job")))
+    return series.of_job(found.job_id, found.attempts or ())
+
+
 @door.route("POST", "/v1/jobs/<job>/cancel", Role.USER, None, JobView)
 def cancel_job(call: Call, job: str) -> JobView:
     """Cancel a job that has not ended; one that has is left as it is."""
@@ -186,6 +212,20 @@ def retry_job(call: Call, job: str) -> JobView:
     """Try a job again that failed or was cancelled."""
     job_id = path_id(job, "job")
     operations.retry_job(call.core, job_id, call.caller.name)
+    return job_manager.details(job_manager.find(job_id))
+
+
+@door.route("POST", "/v1/jobs/<job>/debug", Role.USER, DebugWish, DebugView)
+def debug_job(call: Call, wish: DebugWish, job: str) -> DebugView:
+    """Look at a job that runs: the ends of its files, and what its pilot is asked; repeated while somebody watches."""
+    return debugging.look(call.core, path_id(job, "job"), wish)
+
+
+@door.route("POST", "/v1/jobs/<job>/stop", Role.USER, None, JobView)
+def stop_job(call: Call, job: str) -> JobView:
+    """Tell the payload of a job to end by itself (SIGTERM); what it makes of that counts."""
+    job_id = path_id(job, "job")
+    debugging.soft_stop(call.core, job_id, call.caller.name)
     return job_manager.details(job_manager.find(job_id))
 
 
@@ -381,10 +421,17 @@ def set_queue_state(call: Call, wish: QueueStateSpec, name: str) -> QueueView:
     return computing.set_queue_state(call.core, name, wish, call.caller.name)
 
 
-@door.route("POST", "/v1/queues/<name>/drainPilots", Role.ADMIN, None, PilotsDrained)
+@door.route(
+    "POST",
+    "/v1/queues/<name>/drainPilots",
+    Role.ADMIN,
+    None,
+    PilotsDrained,
+    query=(_yes("outdated", "only those of another version than the server's"),),
+)
 def drain_pilots(call: Call, name: str) -> PilotsDrained:
     """Tell the pilots that are in a queue now to take no further job and to end."""
-    return computing.drain_pilots(call.core, name, call.caller.name)
+    return computing.drain_pilots(call.core, name, call.caller.name, call.query.is_yes("outdated"))
 
 
 @door.route("POST", "/v1/queues/<name>/nodes", Role.ADMIN, NodeStateSpec, NodeView)

@@ -14,8 +14,9 @@ from typing import Any
 from peewee import fn
 
 from protocol.messages import FileView
-from server import accounting, job_manager
+from server import accounting, failure_report, job_manager
 from server.core import Core
+from server.jobs import debugging, series
 from server.models import ArchivedJob, Attempt, File, Job, JobEvent, JobInput, Task, now
 from server.pace import Pace
 from server.upkeep import garbage, packing
@@ -31,6 +32,7 @@ MOST_JOBS = 200
 def run_once(core: Core, seconds: float = PASS_SECONDS) -> int:
     """One pass of at most `seconds` over the tasks that ended long enough ago; how many jobs were moved."""
     deadline = time.monotonic() + seconds
+    debugging.forget_old(core)
     with core.database.reading():
         due = Task.select(Task.id).where(
             Task.ended.is_null(False), ~Task.archived, Task.ended <= now() - core.limits.archive_after_seconds
@@ -93,10 +95,12 @@ def _move(
         if _marks(ids, core.database.locked) != before:
             return 0  # in the next pass
         accounting.add(core, ids)
+        failure_report.add(core, rows[0][1], ids)
         garbage.note(core, left)
         # There is a row already of a job that was tried again.
         ArchivedJob.delete().where(ArchivedJob.id.in_(ids)).execute()
         ArchivedJob.insert_many(rows, ArchivedJob._meta.sorted_fields).execute()
+        series.forget(ids)
         for table in (Attempt, JobEvent, JobInput):
             table.delete().where(table.job.in_(ids)).execute()
         Job.delete().where(Job.id.in_(ids)).execute()

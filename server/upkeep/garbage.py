@@ -96,9 +96,21 @@ def left_by(task_id: int, jobs: Sequence[Job]) -> list[Left]:
 
 
 def note(core: Core, files: Sequence[Left]) -> None:
-    """These may be removed when the grace time is over; inside `Database.write`, with the end of their attempts' rows."""
-    if files:
-        core.database.run(_NOTE, files=files, due=now() + core.limits.garbage_seconds)
+    """These may be removed when the grace time is over; inside `Database.write`, with the end of their attempts' rows.
+
+    Only those that lie on a disk, and everywhere at the same place: nobody here could remove others.
+    """
+    on_disk = [(attempt_id, url) for attempt_id, url in files if _path(url) is not None]
+    if on_disk:
+        core.database.run(_NOTE, files=on_disk, due=now() + core.limits.garbage_seconds)
+
+
+def due(path: Path, attempt_id: int) -> float | None:
+    """When this file may be removed, in seconds since 1970; None for one that is left alone. Within `Database.reading`."""
+    if attempt_id <= _last_foreign_attempt():
+        return None
+    rows = Garbage.select().where(Garbage.attempt_id == attempt_id)
+    return next((row.due for row in rows if _place(row) == path), None)
 
 
 # -- removing ---------------------------------------------------------------------------------------------------------------
@@ -148,12 +160,16 @@ def _settle(swept: _Swept) -> None:
 
 
 def _place(row: Garbage) -> Path | None:
-    """Where the file lies; None if that is not on a disk of this host, or no attempt's name."""
+    """Where the file lies; None if that is not on a disk, or no attempt's name."""
+    path = _path(row.url)
+    return path if path is not None and path.name.endswith(f".{row.attempt_id}") else None
+
+
+def _path(url: str) -> Path | None:
     try:
-        path = Path(local_path(row.url))
+        return Path(local_path(url))
     except PilotageError:
         return None
-    return path if path.name.endswith(f".{row.attempt_id}") else None
 
 
 def _published(core: Core, rows: Sequence[Garbage]) -> set[tuple[str, str]]:

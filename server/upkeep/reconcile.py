@@ -21,6 +21,8 @@ from protocol.errors import PilotageError
 from protocol.files import local_path
 from protocol.states import FINAL
 from server.models import Attempt, Dataset, File, Job, Replica, Storage, Task
+from server.paging import iso
+from server.upkeep import garbage
 
 BATCH = 500
 """Files looked up at once."""
@@ -48,6 +50,8 @@ class Stray:
     job_id: int | None = None
     rerun: bool = False
     """Its job is not done as the database sees it, and runs again."""
+    removed_after: str | None = None
+    """When a server that sees it removes it by itself; None for one that stays until somebody moves it."""
 
 
 @dataclass
@@ -147,6 +151,7 @@ def _stray(storage: str, dataset: str, path: Path, lfn: str, attempt_id: int, lo
     file = File.select().join(Dataset).where(Dataset.name == dataset, File.lfn == lfn).first()
     job_id = file.job_id if file else attempt.job_id if attempt else logs.get(attempt_id)
     job = Job.get_or_none(Job.id == job_id) if job_id else None
+    due = garbage.due(path, attempt_id)
     try:
         size = path.stat().st_size
     except OSError:
@@ -163,6 +168,7 @@ def _stray(storage: str, dataset: str, path: Path, lfn: str, attempt_id: int, lo
         open=attempt is not None and attempt.ended_at is None,
         job_id=job_id,
         rerun=job is not None and job.state not in {state.value for state in FINAL},
+        removed_after=None if due is None else iso(due),
     )
 
 
