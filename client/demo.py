@@ -340,6 +340,7 @@ def _environment(directory: Path) -> Mapping[str, str]:
         "PYTHONPATH": os.pathsep.join(paths),
         "PYTHONUNBUFFERED": "1",
         database: "",
+        f"{ENVIRONMENT_PREFIX}VALIDATION__GPU": "no",  # the demo's GPU jobs need none
     }
 
 

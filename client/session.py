@@ -31,6 +31,8 @@ from protocol.messages import (
     AccountView,
     DatasetSpec,
     DatasetView,
+    DebugView,
+    DebugWish,
     ErrorReply,
     Explanation,
     FileList,
@@ -39,6 +41,7 @@ from protocol.messages import (
     GroupChange,
     GroupSpec,
     GroupView,
+    JobMetrics,
     JobView,
     NodeStateSpec,
     NodeView,
@@ -54,6 +57,7 @@ from protocol.messages import (
     SiteView,
     StorageSpec,
     StorageView,
+    TaskFailures,
     TaskSpec,
     TaskView,
     TokenSpec,
@@ -203,6 +207,10 @@ class Session:
         """Why a task does not go on."""
         return self._one(Explanation, "GET", f"/v1/tasks/{_name(task, 'task')}/why")
 
+    def task_errors(self, task: str | int) -> TaskFailures:
+        """What went wrong in a task, failures of one kind together."""
+        return self._one(TaskFailures, "GET", f"/v1/tasks/{_name(task, 'task')}/errors")
+
     def send_bundle(self, digest: str, data: bytes) -> None:
         """Give the server the user's code, a .tar.gz with this SHA-256; sent again it changes nothing."""
         self._call("PUT", f"/v1/bundles/{digest}", raw=data)
@@ -218,6 +226,10 @@ class Session:
         """A job with its inputs, outputs, attempts and history."""
         return self._one(JobView, "GET", f"/v1/jobs/{job_id}")
 
+    def job_metrics(self, job_id: int) -> JobMetrics:
+        """What the pilots measured while the job ran."""
+        return self._one(JobMetrics, "GET", f"/v1/jobs/{job_id}/metrics")
+
     def cancel_job(self, job_id: int) -> JobView:
         return self._one(JobView, "POST", f"/v1/jobs/{job_id}/cancel")
 
@@ -227,6 +239,14 @@ class Session:
     def explain_job(self, job_id: int) -> Explanation:
         """Why a job is where it is."""
         return self._one(Explanation, "GET", f"/v1/jobs/{job_id}/why")
+
+    def debug_job(self, job_id: int, wish: DebugWish | None = None) -> DebugView:
+        """What is seen of a job that runs; `wish` says what its pilot is to send. Ask again to go on watching."""
+        return self._one(DebugView, "POST", f"/v1/jobs/{job_id}/debug", body=wish or DebugWish())
+
+    def stop_job(self, job_id: int) -> JobView:
+        """The payload is told to end by itself."""
+        return self._one(JobView, "POST", f"/v1/jobs/{job_id}/stop")
 
     # -- datasets and files -----------------------------------------------------------------------------------
 
@@ -319,9 +339,10 @@ class Session:
         """The pilot takes no further job, and ends when those that it holds have."""
         return self._one(PilotView, "POST", f"/v1/pilots/{_name(pilot_id, 'pilot')}/drain")
 
-    def drain_pilots(self, queue: str) -> PilotsDrained:
-        """The same for all pilots that are in a queue now."""
-        return self._one(PilotsDrained, "POST", f"/v1/queues/{_name(queue, 'queue')}/drainPilots")
+    def drain_pilots(self, queue: str, *, outdated: bool = False) -> PilotsDrained:
+        """The same for all pilots that are in a queue now, or for those of another version than the server's."""
+        path = f"/v1/queues/{_name(queue, 'queue')}/drainPilots" + ("?outdated=yes" if outdated else "")
+        return self._one(PilotsDrained, "POST", path)
 
     def nodes(self, *, queue: str | None = None) -> list[NodeView]:
         """Worker nodes that were put aside, or on which jobs failed within seconds."""

@@ -74,7 +74,7 @@ def error_catalogue() -> str:
                 row.code,
                 code(row.name),
                 row.text,
-                row.blame.value,
+                f"{row.blame.value} (said)" if row.hearsay else row.blame.value,
                 row.budget.value,
                 row.retry.value,
                 row.advice,
@@ -105,7 +105,7 @@ def task_fields() -> str:
     options = {
         each.name: max(each.opts, key=len) for each in submit.params if each.param_type_name == "option"
     }
-    options |= {"command": "-- COMMAND", "bundle": "--ship"}
+    options |= {"command": "-- COMMAND", "bundle": "--ship", "steps": "--pre --co --post"}
     kinds = typing.get_type_hints(messages.TaskSpec)
     head = ("field", "option", "type", "default", "meaning")
 
@@ -117,13 +117,23 @@ def task_fields() -> str:
     return table(head, map(row, dataclasses.fields(messages.TaskSpec)))
 
 
+def step_fields() -> str:
+    """The fields of one step of a task."""
+    kinds = typing.get_type_hints(messages.Step)
+    rows = (
+        (code(messages.wire_name(each.name)), _kind(kinds[each.name], each.metadata), _default(each), each.metadata["description"])
+        for each in dataclasses.fields(messages.Step)
+    )  # fmt: skip
+    return table(("field", "type", "default", "meaning"), rows)
+
+
 def _kind(kind: Any, bounds: Any) -> str:
     if kind is int:
         return f"{bounds['ge']:,} to {bounds['le']:,}"
     if kind is str:
         return "name" if bounds.get("max_length") == 200 else "text"
     if typing.get_origin(kind) is list:
-        return "list of texts"
+        return "list of steps" if typing.get_args(kind) == (messages.Step,) else "list of texts"
     if typing.get_origin(kind) is dict:
         return "names with texts"
     return " or ".join(choice.value for choice in kind)
@@ -207,6 +217,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "pilot-exits": pilot_exits,
     "exit-words": exit_words,
     "task-fields": task_fields,
+    "step-fields": step_fields,
     "placeholders": placeholders,
     "plugin-hooks": plugin_hooks,
     "routes": routes,

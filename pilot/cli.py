@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -47,6 +48,7 @@ Examples:
   python -m pilot -q GPU --resource-type gpu -a /scratch/$USER -l 86400
   python -m pilot --config /etc/pilotage/pilot.ini --max-jobs 1 -d
   python -m pilot --print-config
+  python -m pilot check -q CPU
   python -m pilot daemon --config daemon.ini -- -q CPU
 
 """
@@ -138,10 +140,98 @@ def daemon(config: Optional[str], print_config: bool, pilot_options: Sequence[st
     _leave(work(settings, pilot_options))
 
 
+PATTERN_EXAMPLES = """\b
+Examples:
+  pilotage pilot patterns                                    list them, each tried on its example
+  pilotage pilot patterns payload.stderr payload.stdout      what they find there
+  pilotage pilot patterns --patterns site.ini payload.stderr
+
+"""
+
+
+@click.command(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog=PATTERN_EXAMPLES,
+)
+@click.argument(
+    "texts", nargs=-1, metavar="[FILE]...", type=click.Path(exists=True, dir_okay=False, path_type=Path)
+)
+@click.option("--patterns", "further", multiple=True, metavar="PATH",
+              help="a file with patterns to try, before those of the settings; may be given several times")  # fmt: skip
+@click.option("--pilotuser", metavar="NAME", help="with the patterns that this experiment plugin brings")
+@click.option("--config", metavar="PATH", help="settings file of the pilot")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def patterns(
+    texts: Sequence[Path],
+    further: Sequence[str],
+    pilotuser: Optional[str],
+    config: Optional[str],
+    as_json: bool,
+) -> None:
+    """Try the patterns by which pilots find known errors in what a payload wrote: on FILEs, or on their own examples.
+
+    Of what is found in FILEs, the first line is what a job that had failed would end with. Exit code 1: a pattern is wrong.
+    """
+    settings = _or_end(
+        lambda: tables.load({"experiment__plugin": pilotuser}, Path(config) if config else None)
+    )
+    from pilot import pattern_trial  # late: no pilot needs it
+
+    report = _or_end(
+        lambda: (
+            pattern_trial.on_texts(settings, texts, further)
+            if texts
+            else pattern_trial.on_examples(settings, further)
+        )
+    )
+    if as_json:
+        click.echo(json.dumps(report.as_json(), indent=2))
+    else:
+        for line in report.lines():
+            click.echo(line)
+        for problem in report.problems:
+            click.echo(f"wrong: {problem}", err=True)
+    sys.exit(1 if report.problems else 0)
+
+
+CHECK_EXAMPLES = """\b
+Examples:
+  pilotage pilot check -q CPU
+  python -m pilot check -q GPU --resource-type gpu --url http://server:8080 --token-file pilot.token --json
+
+"""
+
+
+@click.command(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}, epilog=CHECK_EXAMPLES
+)
+@_options(tables.TABLE)
+@click.option("--config", metavar="PATH", help="settings file, stronger than the ones in the usual places")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def check(config: Optional[str], as_json: bool, **given: Any) -> None:
+    """Look whether this node is fit for work, as a pilot with these options does before it asks for its first job.
+
+    No job is asked for. The server learns of a pilot that ends at once, and says what its queue wants otherwise. Exit code 0: the
+    node is fit; 69: it is not.
+    """
+    settings = _or_end(lambda: tables.load(given, Path(config) if config else None))
+    logs = _or_end(lambda: set_up_from(settings))
+    from pilot.check import look  # late: no pilot needs it
+
+    report = _or_end(lambda: look(settings, dict(os.environ), logs.secrets))
+    click.echo(json.dumps(report.as_json(), indent=2) if as_json else report.as_text())
+    sys.exit((PilotExit.DONE if report.is_fit else PilotExit.NODE_UNFIT).value)
+
+
+BESIDE = {"daemon": daemon, "check": check, "patterns": patterns}
+"""First words that mean something else than a pilot."""
+
+
 def main() -> None:
-    """`python -m pilot`: the pilot, or with `daemon` as the first word the daemon."""
-    if sys.argv[1:2] == ["daemon"]:
-        daemon.main(sys.argv[2:], prog_name="pilot daemon")
+    """`python -m pilot`: the pilot, or what its first word names."""
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name in BESIDE:
+        BESIDE[name].main(sys.argv[2:], prog_name=f"pilot {name}")
     else:
         run.main(sys.argv[1:], prog_name="pilot")
 

@@ -164,6 +164,9 @@ class PilotRegistration:
     gpus: int = bounded(0, ge=0, le=10_000)
     tags: List[str] = bounded(list, max_length=100)
     """What the node has that jobs may require, beside the tags of its queue."""
+    batch_system: str = bounded("", **OPTIONAL_NAME)
+    batch_id: str = bounded("", max_length=200)
+    """What the commands of that batch system call the job in which the pilot runs."""
     protocol: int = bounded(PROTOCOL_VERSION, ge=1, le=1000)
 
 
@@ -181,6 +184,8 @@ class QueueForPilot:
     heartbeat_seconds: int = 20
     timefloor_seconds: int = 0
     """The pilot asks for no further job after this time; 0: until its lifetime ends."""
+    pilot_settings: Dict[str, str] = bounded(dict)
+    """What the queue wants otherwise than its pilots' settings: section.key → value."""
 
 
 @message
@@ -216,6 +221,42 @@ class BundleRef:
     size: int
 
 
+class StepKind(str, enum.Enum):
+    """When a step runs: before the payload, with the inputs there; beside it; or after it has succeeded."""
+
+    PRE = "pre"
+    CO = "co"
+    POST = "post"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@request
+class Step:
+    """A process beside the payload of a job, with its own environment, time-out and image; its text goes into files of its own."""
+
+    kind: StepKind = bounded(of=StepKind, description="pre, co or post")
+    command: List[str] = bounded(
+        min_length=1,
+        max_length=1000,
+        description="program and arguments; placeholders as in the task's command",
+    )
+    name: str = bounded(
+        "",
+        max_length=40,
+        pattern=r"^([a-z0-9][a-z0-9_-]*)?$",
+        description="what its files are called; default: its kind and number",
+    )
+    environment: Dict[str, str] = bounded(
+        dict, max_length=200, description="variables for it, beside those of the payload"
+    )
+    timeout_seconds: int = bounded(
+        0, ge=0, le=31_536_000, description="longest run of a pre- or post-process; 0: the pilot's limit"
+    )
+    image: str = bounded("", max_length=1000, description="another image than the payload's")
+
+
 @message
 class JobSpec:
     """One job handed to a pilot: everything it needs to run this attempt and to speak about it."""
@@ -239,6 +280,8 @@ class JobSpec:
     disk_mb: int = 0
     walltime_seconds: int = 0
     prod_source_label: str = ""
+    steps: List[Step] = bounded(list, of=Step)
+    image: str = ""
 
 
 @message
@@ -292,6 +335,50 @@ class AttemptUpdate:
     """The last word about one job may ask for the next one, with the request id ATTEMPT.SEQ."""
 
 
+INSPECTIONS = ("ps", "ls", "du", "stack")
+"""What a pilot can be asked about a payload that runs: its processes, the job's directory, the sizes in it, where it is."""
+LONGEST_TAIL = 16_384
+"""Characters of the end of a file, and of the answer to an inspection."""
+
+
+@message
+class InspectionOrder:
+    """Asked once; a pilot that does not know the kind answers nothing."""
+
+    number: int
+    kind: str
+
+
+@message
+class DebugOrder:
+    """Somebody looks at an attempt: what its pilot sends with its heartbeats, and how often at least. Absent: nothing."""
+
+    period_seconds: float
+    file: str = ""
+    """In the job's directory; "": the one that was changed last."""
+    inspect: List[InspectionOrder] = bounded(list, of=InspectionOrder)
+
+
+@message
+class InspectionAnswer:
+    number: int = bounded(ge=1, le=BIG)
+    kind: str = bounded(max_length=40)
+    text: str = bounded(max_length=LONGEST_TAIL)
+
+
+@message
+class DebugReport:
+    """The ends of standard output and of one more file, as text, without secrets; and what was found out."""
+
+    stdout: str = bounded("", max_length=LONGEST_TAIL)
+    stdout_size: int = bounded(0, ge=0, le=BIG)
+    """Bytes of the whole file."""
+    file: str = bounded("", max_length=1000)
+    text: str = bounded("", max_length=LONGEST_TAIL)
+    size: int = bounded(0, ge=0, le=BIG)
+    answers: List[InspectionAnswer] = bounded(list, of=InspectionAnswer, max_length=10)
+
+
 class Command(str, enum.Enum):
     """What the server tells a pilot about an attempt, in the answer to any word about it."""
 
@@ -311,6 +398,10 @@ class UpdateReply:
     detail: Optional[str] = None
     """More about that error; with STOP, why the server ended the attempt."""
     next: Optional[GetJobReply] = bounded(None, of=GetJobReply)
+    debug: Optional[DebugOrder] = bounded(None, of=DebugOrder)
+    """In the answer to a heartbeat, as what follows."""
+    soft_stop: Optional[bool] = None
+    """The payload is to be told to end (SIGTERM), and what it makes of that counts."""
 
 
 @message
@@ -336,6 +427,7 @@ class HeldAttempt:
     attempt_id: int = bounded(**ID)
     attempt_token: str = bounded(min_length=1, max_length=200)
     metrics: Optional[Dict[str, float]] = bounded(None, max_length=100)
+    debug: Optional[DebugReport] = bounded(None, of=DebugReport)
 
 
 @message
@@ -442,6 +534,15 @@ class TaskSpec:
     bundle: str = bounded(
         "", pattern="^([0-9a-f]{64})?$", description="SHA-256 of a bundle sent before (--ship)"
     )
+    steps: List[Step] = bounded(
+        list, of=Step, max_length=50, description="pre-, co- and post-processes of each job, in their order"
+    )
+    image: str = bounded(
+        "",
+        max_length=1000,
+        pattern=r"^([^\s-][^\s]*)?$",
+        description="container image of the payload, where the queue lets tasks choose one",
+    )
 
 
 @request
@@ -493,6 +594,9 @@ class QueueSpec:
     )
     tags: List[str] = bounded(list, max_length=100, description="what its nodes have that jobs may require")
     country_group: str = bounded("", **OPTIONAL_NAME)
+    pilot_settings: Dict[str, str] = bounded(
+        dict, max_length=200, description="settings of its pilots, as limits.looping_seconds: 3600"
+    )
 
 
 @request
@@ -530,6 +634,22 @@ class RetrySpec:
     job_nr: Optional[int] = bounded(
         None, ge=1, le=BIG, description="this one alone, by its number in the task"
     )
+
+
+@request
+class DebugWish:
+    """What somebody wants to see of a job that runs."""
+
+    on: Optional[bool] = bounded(
+        None, description="debug mode until the end of the attempt; left out: as it is"
+    )
+    watch: bool = bounded(
+        False, description="somebody looks now: the pilot speaks every few seconds for a minute"
+    )
+    file: Optional[str] = bounded(
+        None, max_length=1000, description='in the job\'s directory; "": the one that was changed last'
+    )
+    inspect: str = bounded("", pattern="^(ps|ls|du|stack)?$", description="ask once: ps, ls, du or stack")
 
 
 @request
@@ -656,6 +776,50 @@ class TaskView:
 
 
 @message
+class FailureView:
+    """Failed attempts of a task with one error and one signature: how many, where they lie, and what is probably at fault."""
+
+    error: str
+    signature: str
+    """The detail without what differs from job to job."""
+    n_jobs: int
+    n_attempts: int
+    cause: str
+    """A blame of the catalogue, or "input"; proposed from where the failures lie and where jobs complete."""
+    why: str
+    where: List[str] = bounded(list)
+    """Which node, storage or site it is."""
+    error_code: Optional[int] = None
+    example: str = ""
+    n_recovered: int = 0
+    """Those of the jobs that have completed since."""
+    n_nodes: int = 0
+    nodes: Dict[str, int] = bounded(dict)
+    """Failed attempts on each; the first ones, as of queues, storages and sites."""
+    queues: Dict[str, int] = bounded(dict)
+    storages: Dict[str, int] = bounded(dict)
+    sites: Dict[str, int] = bounded(dict)
+    job_ids: List[int] = bounded(list)
+    """Some of the jobs."""
+    inputs: List[str] = bounded(list)
+    """What those read."""
+
+
+@message
+class TaskFailures:
+    """What went wrong in a task, clustered; the signature with most jobs first."""
+
+    task_id: int
+    task: str
+    n_attempts: int
+    """Attempts that failed, and below those that completed."""
+    n_completed: int
+    failures: List[FailureView] = bounded(list, of=FailureView)
+    n_other: int = 0
+    """Failed attempts with rarer signatures, which are not listed."""
+
+
+@message
 class RetryReply:
     """How many jobs are tried again, how many were left as they were, and why."""
 
@@ -721,6 +885,68 @@ class JobView:
 
 
 @message
+class MetricPoint:
+    """The numbers of an attempt at one moment (UTC)."""
+
+    at: str
+    metrics: Dict[str, float]
+
+
+@message
+class AttemptMetrics:
+    """The numbers of one attempt: the last ones, and some points on the way there."""
+
+    attempt_id: int
+    attempt_nr: int
+    state: str
+    metrics: Optional[Dict[str, float]] = None
+    points: List[MetricPoint] = bounded(list, of=MetricPoint)
+
+
+@message
+class JobMetrics:
+    """What the pilots measured of a job's attempts over time. Of a job in the archive only the last numbers are left."""
+
+    job_id: int
+    attempts: List[AttemptMetrics] = bounded(list, of=AttemptMetrics)
+
+
+@message
+class InspectionView:
+    """What a pilot found out; `text` is absent until it has answered."""
+
+    number: int
+    kind: str
+    at: Optional[str] = None
+    text: Optional[str] = None
+
+
+@message
+class DebugView:
+    """What is seen of an attempt that somebody looks at: the ends of its files as its pilot sent them last."""
+
+    job_id: int
+    attempt_id: int
+    attempt_nr: int
+    state: str
+    node: str
+    pilot_id: str
+    on: bool
+    """Debug mode until the end of the attempt."""
+    heartbeat_seconds: int
+    """How soon the pilot hears of it at the latest."""
+    ended: bool = False
+    at: Optional[str] = None
+    """When the pilot sent what follows; absent until it has."""
+    stdout: str = ""
+    stdout_size: int = 0
+    file: str = ""
+    text: str = ""
+    size: int = 0
+    inspections: List[InspectionView] = bounded(list, of=InspectionView)
+
+
+@message
 class QueueFit:
     """What one queue has to say to a job: whether it hands out jobs, and what is missing there, in plain words."""
 
@@ -781,6 +1007,8 @@ class PilotView:
     reason: Optional[str] = None
     draining: bool = False
     """It takes no further job and ends when those that it holds have."""
+    batch_system: str = ""
+    batch_id: str = ""
 
 
 @message
@@ -831,6 +1059,7 @@ class QueueView:
     country_group: str = ""
     state_reason: str = ""
     state_by: str = ""
+    pilot_settings: Dict[str, str] = bounded(dict)
 
 
 @message

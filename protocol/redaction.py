@@ -41,6 +41,11 @@ def one_line(text: str) -> str:
     return _UNSAFE.sub(_spell, text)
 
 
+def lines(text: str) -> str:
+    """As `one_line`, but the ends of lines stay, and tabs become blanks."""
+    return "\n".join(one_line(line) for line in text.expandtabs().split("\n"))
+
+
 def _spell(match: re.Match[str]) -> str:
     character = match.group()
     if character in _SHORT_ESCAPES:

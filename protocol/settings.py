@@ -47,7 +47,7 @@ SECTIONS = frozenset(
         "spd",
     )
     + ("daemon", "server", "database", "queue", "executor", "reaper", "closer", "client", "rabbit_settings")
-    + ("archive", "availability", "brokerage", "catalogue")
+    + ("archive", "availability", "brokerage", "catalogue", "healing", "patterns", "payload", "validation")
 )
 """The sections of all our programs: an environment variable for one of them is no mistake when another program sees it."""
 

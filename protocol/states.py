@@ -38,6 +38,8 @@ class Actor(enum.Enum):
     PILOT = "pilot"
     REAPER = "reaper"
     USER = "user"
+    HEALING = "self-healing"
+    """The server's rules for failed jobs: it moves nothing by itself, and is named where a rule was applied."""
 
 
 S = JobState

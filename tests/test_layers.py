@@ -86,6 +86,13 @@ INSIDE: Dict[str, Tuple[str, ...]] = {
     # The pilot: run.py knows all parts, no part knows run.py; a plugin knows no control.
     "pilot/control/*.py": ("pilot.run", "pilot.cli"),
     "pilot/plugins/*.py": ("pilot.control", "pilot.run", "pilot.cli", "pilot.server_client", "pilot.context"),
+    "pilot/plugins/*/*.py": (
+        "pilot.control",
+        "pilot.run",
+        "pilot.cli",
+        "pilot.server_client",
+        "pilot.context",
+    ),
     "pilot/limits.py": ("pilot.control", "pilot.run", "pilot.server_client", "subprocess", "threading", "os"),
     "pilot/server_client.py": ("pilot.control", "pilot.run", "pilot.plugins"),
 }

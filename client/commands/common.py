@@ -27,6 +27,7 @@ _QUEUES = (
     tables.Column("could take it", lambda fit: fit.n_fitting, right=True),
     tables.Column("what is missing", lambda fit: "; ".join(fit.missing)),
 )
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 F = TypeVar("F", bound=Callable[..., Any])
 
 _CONFIG = "settings_file"
@@ -37,6 +38,18 @@ _METAVARS = {
     "ca_file": "FILE",
     "data_root": "DIR",
 }
+
+
+class Duration(click.ParamType):
+    """A time above zero as 4w, 30d, 12h, 45m or 90s, in seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        matched = re.fullmatch(r"([0-9]{1,9})([smhdw])", str(value).strip())
+        if not matched or not int(matched[1]):
+            self.fail(f"{value!a} is no time; write it as 30d, 4w, 12h, 45m or 90s", param, ctx)
+        return int(matched[1]) * _UNITS[matched[2]]
 
 
 def examples(*lines: str) -> str:

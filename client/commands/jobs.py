@@ -8,7 +8,7 @@ import click
 from rich.text import Text
 
 from client import joblog, tables
-from client.commands import Group
+from client.commands import Group, looking
 from client.commands.common import (
     examples,
     json_option,
@@ -18,10 +18,11 @@ from client.commands.common import (
     say_next,
     with_session,
 )
+from client.metrics import lines_of, sparkline
 from client.session import Session
 from client.tables import Column
 from protocol.errors import BY_NAME
-from protocol.messages import AttemptView, FileView, JobLog, JobView
+from protocol.messages import AttemptView, FileView, JobLog, JobMetrics, JobView
 from protocol.states import JobState
 
 _COLUMNS = (
@@ -102,12 +103,18 @@ def _nothing(task: str | None, state: str | None, error: str | None) -> str:
     return f"No job{of_task} {which}."
 
 
-@job.command(epilog=examples("pilotage job show 17", "pilotage job show 17 --json"))
+@job.command(
+    epilog=examples("pilotage job show 17", "pilotage job show 17 --metrics", "pilotage job show 17 --json")
+)
 @click.argument("job_id", type=int, metavar="ID")
+@click.option("--metrics", is_flag=True, help="What was measured while it ran, over time, instead.")
 @json_option
 @with_session
-def show(session: Session, *, job_id: int, as_json: bool) -> None:
+def show(session: Session, *, job_id: int, metrics: bool, as_json: bool) -> None:
     """Show one job: its files, each attempt, and every state with its time."""
+    if metrics:
+        found = session.job_metrics(job_id)
+        return tables.show(found) if as_json else _print_metrics(found)
     view = session.job(job_id)
     if as_json:
         return tables.show(view)
@@ -154,6 +161,22 @@ def _print_more(view: JobView) -> None:
         if rows:
             tables.write("")
             tables.print_table(rows, columns, title)
+
+
+def _print_metrics(found: JobMetrics) -> None:
+    shown = [attempt for attempt in found.attempts if attempt.metrics or attempt.points]
+    if not shown:
+        tables.write(f"Nothing was measured of job {found.job_id} yet; its pilot tells with each heartbeat.")
+    for attempt in shown:
+        columns = (
+            Column("", lambda line: line.name),
+            Column("over time", lambda line: sparkline(line.values)),
+            Column("least", lambda line: f"{min(line.values):g}", right=True),
+            Column("most", lambda line: f"{max(line.values):g}", right=True),
+            Column("last", lambda line: f"{line.values[-1]:g}", right=True),
+        )
+        title = f"attempt {attempt.attempt_nr}, {attempt.state}: {len(attempt.points)} points"
+        tables.print_table(lines_of(attempt), columns, title)
 
 
 @job.command(epilog=examples("pilotage job log 17", "pilotage job log 17 --attempt 1 --save logs/"))
@@ -213,3 +236,7 @@ def cancel(session: Session, *, job_id: int, as_json: bool) -> None:
         return tables.show(view)
     tables.write(f"Job {view.job_id} of task {view.task} is {view.state}.")
     return None
+
+
+for command in looking.ALL:
+    job.add_command(command)

@@ -22,6 +22,7 @@ _COLUMNS = (
     Column("done", lambda pilot: pilot.n_done, right=True),
     Column("last word (UTC)", lambda pilot: tables.when(pilot.last_seen)),
     Column("exit", lambda pilot: pilot.exit_code, right=True),
+    Column("batch job", lambda pilot: pilot.batch_id),
 )
 
 
@@ -59,6 +60,7 @@ def show(session: Session, *, pilot_id: str, as_json: bool) -> None:
             "state": _state(view),
             "ended": ended,
             "node": view.node,
+            "batch job": f"{view.batch_id} of {view.batch_system}" if view.batch_id else None,
             "queue": f"{view.queue} at {view.site} ({view.resource_type})",
             "version": view.version,
             "offers": f"{view.slots} slots, {view.cores} cores, {view.memory_mb} MB of memory, {view.gpus} GPUs",
@@ -74,21 +76,37 @@ def _state(view: PilotView) -> str:
     return f"{view.state}, draining" if view.draining and view.exit_code is None else view.state
 
 
-@click.command(epilog=examples("pilotage pilot drain PILOT", "pilotage pilot drain --queue CPU"))
+@click.command(
+    epilog=examples(
+        "pilotage pilot drain PILOT",
+        "pilotage pilot drain --queue CPU",
+        "pilotage pilot drain --queue CPU --outdated",
+    )
+)
 @click.argument("pilot_id", required=False, metavar="PILOT")
 @click.option("--queue", metavar="QUEUE", help="All pilots that are in this queue now.")
+@click.option(
+    "--outdated",
+    is_flag=True,
+    help="Only those of another version than the server's: wrappers start new ones.",
+)
 @json_option
 @with_session
-def drain(session: Session, *, pilot_id: str | None, queue: str | None, as_json: bool) -> None:
+def drain(
+    session: Session, *, pilot_id: str | None, queue: str | None, outdated: bool, as_json: bool
+) -> None:
     """Let pilots end: they take no further job, and end when those that they hold have. Needs an admin's token."""
     if bool(pilot_id) == bool(queue):
         raise click.UsageError("name a pilot, or --queue QUEUE for all that are there")
+    if outdated and not queue:
+        raise click.UsageError("--outdated goes with --queue")
     if queue:
-        drained = session.drain_pilots(queue)
+        drained = session.drain_pilots(queue, outdated=outdated)
         if as_json:
             return tables.show(drained)
         tables.write(f"{tables.some(drained.n_pilots, 'pilot')} of {queue} will take no further job.")
-        say_next(f"pilotage queue set {queue} drain --reason TEXT")
+        if not outdated:
+            say_next(f"pilotage queue set {queue} drain --reason TEXT")
         return None
     view = session.drain_pilot(str(pilot_id))
     if as_json:

@@ -55,7 +55,9 @@ def show(session: Session, *, name: str, as_json: bool) -> None:
 
 @queue.command(
     epilog=examples(
-        "pilotage queue create SPD_GPU --gpu --site JINR", "pilotage queue create LONG --lease-seconds 600"
+        "pilotage queue create SPD_GPU --gpu --site JINR",
+        "pilotage queue create LONG --lease-seconds 600",
+        "pilotage queue create LHCB --pilot-setting validation.mounts=/cvmfs/lhcb.cern.ch",
     )
 )
 @click.argument("name", metavar="QUEUE")
@@ -92,6 +94,13 @@ def show(session: Session, *, name: str, as_json: bool) -> None:
     help="A lost job waits so long for its pilot before another one may have it.",
     **_SECONDS,
 )
+@click.option(
+    "--pilot-setting",
+    "pilot_settings",
+    multiple=True,
+    metavar="SECTION.KEY=VALUE",
+    help="A setting of its pilots, stronger than theirs; may be repeated.",
+)
 @json_option
 @with_session
 def create(
@@ -100,13 +109,27 @@ def create(
     gpu: bool,
     copytools: tuple[str, ...],
     tags: tuple[str, ...],
+    pilot_settings: tuple[str, ...],
     as_json: bool,
     **options: object,
 ) -> None:
     """Define a queue. Needs an admin's token."""
     kind = ResourceType.GPU if gpu else ResourceType.CPU
     words = [tag.strip() for text in tags for tag in text.split(",") if tag.strip()]
-    spec = QueueSpec(resource_type=kind, copytools=list(copytools), tags=words, **options)  # type: ignore[arg-type]
+    pairs = [text.partition("=") for text in pilot_settings]
+    wrong = [text for text, (_, equals, _) in zip(pilot_settings, pairs, strict=True) if not equals]
+    if wrong:
+        raise click.UsageError(
+            f"--pilot-setting {wrong[0]}: write SECTION.KEY=VALUE, as validation.tools=apptainer"
+        )
+    wanted = {name.strip(): value.strip() for name, _, value in pairs}
+    spec = QueueSpec(
+        resource_type=kind,
+        copytools=list(copytools),
+        tags=words,
+        pilot_settings=wanted,
+        **options,  # type: ignore[arg-type]
+    )
     _print(session.create_queue(spec), as_json)
 
 
@@ -144,6 +167,7 @@ def _print(view: QueueView, as_json: bool) -> None:
             "requeue delay": f"{view.requeue_delay_seconds} s" if view.requeue_delay_seconds else None,
             "tags": ", ".join(view.tags),
             "country": view.country_group,
+            "pilots' settings": ", ".join(f"{name} = {value}" for name, value in view.pilot_settings.items()),
             "timefloor": f"{view.timefloor_seconds} s" if view.timefloor_seconds else None,
             "jobs": f"{view.n_ready} ready, {view.n_held} running",
             "pilots": view.n_pilots,

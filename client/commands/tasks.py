@@ -1,4 +1,4 @@
-"""`pilotage task`: submit, list, show, watch, explain, pause, retry and cancel tasks."""
+"""`pilotage task`: submit, list, show, watch, explain, pause, retry and cancel tasks; and what went wrong in them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from client.session import Session
 from client.tables import Column
 from protocol.errors import PilotageError
 from protocol.files import NAME
-from protocol.messages import RetrySpec, TaskSpec, TaskView, wire_name
+from protocol.messages import FailureView, RetrySpec, StepKind, TaskSpec, TaskView, wire_name
 from protocol.redaction import one_line
 from protocol.resources import ResourceType
 from protocol.states import TaskState
@@ -35,6 +35,8 @@ from protocol.values import nearest
 
 LARGEST_FILE = 1 << 20
 """Bytes; a task that is described in more is some other file."""
+SHOWN_NODES = 3
+"""Of more of them the number is shown."""
 
 _COLUMNS = (
     Column("task", lambda task: task.task_id, right=True),
@@ -60,6 +62,7 @@ def task() -> None:
         "pilotage task submit --jobs 3 -- echo 'job {job_nr}'",
         "pilotage task submit --name md5 --input run-1 --ship md5.py --output '{stem}.md5' \\",
         "    -- '{python}' '{bundle}/md5.py' '{input}' '{output}'",
+        "pilotage task submit --jobs 3 --pre 'tar xf {bundle}/in.tar' --post 'gzip -k log.txt' -- ./run.sh '{job_nr}'",
         "pilotage task submit --name urgent --jobs 1 --replicate 2 -- ./calibrate.sh",
         "pilotage task submit --from etc/examples/hello.json --wait",
     ),
@@ -78,6 +81,15 @@ def task() -> None:
               help="Your code; it lies in {bundle} when the command runs. __pycache__ and .git stay here.")  # fmt: skip
 @click.option(
     "--env", "environment", multiple=True, metavar="NAME=VALUE", help="Environment; may be repeated."
+)
+@click.option("--pre", multiple=True, metavar="COMMAND", help="Run before the payload; may be repeated.")
+@click.option(
+    "--co", multiple=True, metavar="COMMAND", help="Run beside the payload, ended with it; may be repeated."
+)
+@click.option("--post", multiple=True, metavar="COMMAND",
+              help="Run when the payload has succeeded; may be repeated. These three are split into words as a shell does.")  # fmt: skip
+@click.option(
+    "--image", metavar="IMAGE", help="Container image of the payload, where the queue lets you choose."
 )
 @click.option(
     "--resource-type", type=click.Choice([each.value for each in ResourceType]), help="[default: cpu]"
@@ -150,7 +162,19 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
     for name in ("command", "outputs", "requires", "tags", "after"):
         options[name] = list(options[name])
     options["environment"] = dict(_pair(text) for text in options["environment"])
+    steps = [(kind, text) for kind in StepKind for text in options.pop(kind.value)]
+    options["steps"] = [{"kind": kind.value, "command": _words(kind, text)} for kind, text in steps]
     return {wire_name(name): value for name, value in options.items() if value not in (None, [], {})}
+
+
+def _words(kind: StepKind, text: str) -> list[str]:
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise click.UsageError(f"--{kind} {one_line(text)}: {error}") from None
+    if not words:
+        raise click.UsageError(f"--{kind}: an empty command")
+    return words
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -272,7 +296,7 @@ def show(session: Session, *, task: str, as_json: bool) -> None:
         }
     )
     if view.errors:
-        say_next(f"pilotage job list --task {view.name} --state FAILED")
+        say_next(f"pilotage task errors {view.name}")
     return None
 
 
@@ -301,6 +325,65 @@ def watch_tasks(session: Session, *, tasks: tuple[str, ...], interval: float, as
 def why(session: Session, *, task: str, as_json: bool) -> None:
     """Say why a task does not go on, and which queues could take its jobs."""
     print_explanation(session.explain_task(task), as_json)
+
+
+_FAILURES = (
+    Column("jobs", lambda each: each.n_jobs, right=True),
+    Column("attempts", lambda each: each.n_attempts, right=True),
+    Column("completed since", lambda each: each.n_recovered, right=True),
+    Column("error", lambda each: each.error),
+    Column("what they say", lambda each: each.signature),
+    Column("where", lambda each: _where(each)),
+    Column("probable cause", lambda each: _cause(each)),
+    Column("for example", lambda each: _example(each)),
+)
+
+
+def _where(failures: FailureView) -> str:
+    """The nodes if they are few, else how many; and the queues."""
+    queues = ", ".join(failures.queues)
+    if not failures.n_nodes:
+        return queues or "before any node"
+    if failures.n_nodes <= SHOWN_NODES:
+        nodes = ", ".join(f"{name} ({n})" for name, n in failures.nodes.items())
+    else:
+        nodes = f"{failures.n_nodes} nodes"
+    return f"{nodes} of {queues}"
+
+
+def _cause(failures: FailureView) -> str:
+    which = f" {', '.join(failures.where)}" if failures.where else ""
+    return f"{failures.cause}{which}: {failures.why}"
+
+
+def _example(failures: FailureView) -> str:
+    reads = f" ({', '.join(failures.inputs[:2])})" if failures.inputs else ""
+    return f"job {failures.job_ids[0]}{reads}" if failures.job_ids else ""
+
+
+@task.command(epilog=examples("pilotage task errors hello", "pilotage task errors hello --json"))
+@click.argument("task", metavar="TASK")
+@json_option
+@with_session
+def errors(session: Session, *, task: str, as_json: bool) -> None:
+    """Say what went wrong in a task, and what is probably at fault.
+
+    Failures with the same error and text, but for numbers and names, are one line: how many jobs, where they ran. The cause
+    is proposed from where failures lie and where other jobs of the task complete. Attempts that were tried again count too.
+    """
+    view = session.task_errors(task)
+    if as_json:
+        return tables.show(view)
+    if not view.failures:
+        tables.say(f"Nothing has failed in task {view.task}.")
+        return None
+    tables.print_table(view.failures, _FAILURES)
+    rest = f" {view.n_other} of them have rarer texts." if view.n_other else ""
+    tables.say(f"{tables.some(view.n_attempts, 'attempt')} failed and {view.n_completed} completed.{rest}")
+    first = next((each.job_ids[0] for each in view.failures if each.job_ids), None)
+    if first is not None:
+        say_next(f"pilotage job log {first}")
+    return None
 
 
 @task.command(

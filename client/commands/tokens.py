@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
-from typing import Any
 
 import click
 
 from client import tables
 from client.commands import Group
-from client.commands.common import examples, json_option, limit_option, print_list, with_session
+from client.commands.common import Duration, examples, json_option, limit_option, print_list, with_session
 from client.session import Session
 from client.tables import Column
 from protocol.errors import PilotageError
 from protocol.messages import TokenSpec, TokenView
 
 ROLES = ("user", "group", "admin", "pilot")
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 def _state(view: TokenView) -> str:
@@ -36,18 +33,6 @@ _COLUMNS = (
     Column("made", lambda view: tables.when(view.created)),
     Column("expires", lambda view: tables.when(view.expires)),
 )
-
-
-class _Duration(click.ParamType):
-    """30d, 12h, 45m, 90s."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        matched = re.fullmatch(r"([0-9]{1,9})([smhd])", str(value).strip())
-        if not matched or not int(matched[1]):
-            self.fail(f"{value!a} is no time; write it as 30d, 12h, 45m or 90s", param, ctx)
-        return int(matched[1]) * _UNITS[matched[2]]
 
 
 @click.group(cls=Group)
@@ -69,7 +54,7 @@ def token() -> None:
 @click.option("--group", default="", help="Working group of an account that is new.")
 @click.option("--queue", default="", help="A pilot token for this queue only.")
 @click.option(
-    "--expires", type=_Duration(), metavar="TIME", help="30d, 12h, ...  [default: when it is revoked]"
+    "--expires", type=Duration(), metavar="TIME", help="30d, 12h, ...  [default: when it is revoked]"
 )
 @click.option(
     "--out",

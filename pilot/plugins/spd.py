@@ -30,6 +30,15 @@ exec "${{_pilotage_command[@]}}"
 """Sources the script $1 without arguments of its own, then becomes the command that the other words are."""
 
 
+ERROR_PATTERNS = r"""
+[fairroot fatal]
+regex = ^\[FATAL\] \S.*
+error = PAYLOAD_ABORTED
+example = [FATAL] FairRun::Init: no geometry
+"""
+"""What SpdRoot's framework says before it aborts."""
+
+
 class Plugin(ExperimentPlugin):
     def check_job(self, job: JobRun) -> None:
         """A set-up that is not on this node is no fault of the payload: the job goes elsewhere."""
@@ -47,9 +56,8 @@ class Plugin(ExperimentPlugin):
         if file.lfn.endswith(SUFFIX):
             spd.check(path, self._kind(job))
 
-    def payload_command(self, job: JobRun, workdir: Path) -> list[str]:
-        """The task's command, after the set-up script, in the container; each only if it is set."""
-        command = super().payload_command(job, workdir)
+    def in_environment(self, command: list[str], workdir: Path) -> list[str]:
+        """After the set-up script, in the container; each only if it is set."""
         setup = self._setup()
         if setup is not None:
             # The command travels as arguments, never as text that a shell would read.
@@ -67,6 +75,9 @@ class Plugin(ExperimentPlugin):
         if exit_code in (126, 127) and f"{SHELL_NAME}: line " in stderr_tail:
             return BY_NAME["TRANSFORM_NOT_FOUND" if exit_code == 127 else "BAD_COMMAND"]
         return None
+
+    def error_patterns(self) -> str:
+        return ERROR_PATTERNS
 
     def _container(self, workdir: Path) -> list[str]:
         binds = ["--bind", f"{workdir}"]

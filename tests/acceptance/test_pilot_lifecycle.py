@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from pilot.control.job import Why
 from protocol.errors import PilotExit
-from protocol.messages import GroupSpec
+from protocol.messages import GroupSpec, TaskView
 from protocol.states import JobState, QueueState
 from tests.acceptance.world import LEASE, QUICK, Running, World, errors, words
 
@@ -331,6 +332,22 @@ def test_cancelling_stops_the_payload_within_two_heartbeats(world: World, what: 
     assert task.state == ("CANCELLED" if what == "task" else "FAILED")
     assert world.ended(world.submit(queue, ["true"])).state == "COMPLETED"
     assert pilot.is_running()
+    assert "ERROR" not in pilot.text and "WARNING" not in pilot.text, "it is nothing to look into"
+
+
+def test_a_word_about_a_job_that_was_cancelled_is_refused_without_an_error_in_the_pilots_log(
+    world: World,
+) -> None:
+    """Where no heartbeat comes in between, the answer to the pilot's own word is how it hears of it."""
+    queue = world.queue(heartbeat_seconds=600, lease_seconds=1200)
+    pilot = world.pilot(queue)
+    task = world.submit_shell(queue, f"until [ -e {world.directory}/go ]; do sleep 0.05; done")
+    world.reached(task, JobState.RUNNING)
+    world.pilotage("task", "cancel", task.name)
+    (world.directory / "go").touch()
+    pilot.says("INFO.* job is given up.*CANCELLED_BY_USER")
+    assert world.ended(world.submit(queue, ["true"])).state == "COMPLETED"
+    assert "ERROR" not in pilot.text and "WARNING" not in pilot.text
 
 
 def test_a_job_that_is_cancelled_during_stage_in_ends_cancelled_and_never_runs(world: World) -> None:
@@ -357,6 +374,58 @@ def test_cancelling_a_task_ends_the_jobs_that_wait_as_well(world: World) -> None
     world.session.cancel_task(task.task_id)
     assert world.ended(task).counts == {"CANCELLED": 3}
     assert world.pilot(queue, "--idle", "0").wait(15) == PilotExit.NO_JOBS
+
+
+# -- drained ------------------------------------------------------------------------------------------------------------------
+
+
+def _holding(world: World, queue: str, *options: str) -> tuple[Running, list[TaskView], Path]:
+    """A pilot that runs the first of two jobs; that one ends when the file is there."""
+    go = world.directory / "go"
+    pilot = world.pilot(queue, *options)
+    first = world.submit_shell(
+        queue, f"until [ -e {go} ]; do sleep 0.05; done; echo > {{output}}", outputs=["o"]
+    )
+    world.reached(first, JobState.RUNNING)
+    return pilot, [first, world.submit(queue, ["true"])], go
+
+
+def _last_line(pilot: Running) -> str:
+    return pilot.text.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("by", ["name", "queue"])
+def test_a_pilot_that_is_drained_finishes_its_job_takes_no_other_and_says_why_it_ends(
+    world: World, by: str
+) -> None:
+    queue = world.queue()
+    pilot, (first, second), go = _holding(world, queue)
+    (known,) = world.session.pilots(queue=queue)
+    world.pilotage("pilot", "drain", *([known.pilot_id] if by == "name" else ["--queue", queue]))
+    pilot.says("take no further job")
+    assert world.job(first).state == "RUNNING"
+    go.touch()
+    assert pilot.wait(15) == PilotExit.DONE == 0
+    assert "pilot ends" in _last_line(pilot)
+    assert "an operator has drained it: it takes no further job" in _last_line(pilot)
+    assert world.ended(first).state == "COMPLETED"
+    assert (world.job(second).state, world.job(second).attempts) == ("READY", [])
+    (known,) = world.session.pilots(queue=queue)
+    assert (known.state, known.exit_code, known.reason) == ("ended", 0, Why.DRAINED.value)
+
+
+def test_a_pilot_of_a_queue_that_is_drained_finishes_its_job_and_its_last_line_has_the_operators_reason(
+    world: World,
+) -> None:
+    queue = world.queue()
+    pilot, (first, second), go = _holding(world, queue, "--idle", "1")
+    world.pilotage("queue", "set", queue, "drain", "--reason", "power cut at 18:00")
+    go.touch()
+    assert pilot.wait(15) == PilotExit.DONE
+    assert "pilot ends" in _last_line(pilot)
+    assert "there was no job for it: the queue is in drain: power cut at 18:00" in _last_line(pilot)
+    assert world.ended(first).state == "COMPLETED"
+    assert (world.job(second).state, world.job(second).attempts) == ("READY", [])
 
 
 # -- paused for a moment, and among strangers --------------------------------------------------------------------------------

@@ -44,6 +44,7 @@ QUICK = {
     "PILOTAGE_LIMITS__FREE_DISK_MB": "16",
     "PILOTAGE_LIMITS__KILL_GRACE_SECONDS": "1",
     "PILOTAGE_LIMITS__SAMPLE_SECONDS": "0.1",
+    "PILOTAGE_VALIDATION__GPU": "no",
 }
 """Pilots that wait less than in life; a test about the times of life passes `settings={}`."""
 

@@ -35,6 +35,8 @@ def test_without_settings_every_hook_is_harmless(name: str, job: JobRun, tmp_pat
     plugin.check_node(Node("n", 1, 1, ResourceType.CPU))
     plugin.check_job(job)
     plugin.check_input(job, InputFile("a.txt", "s", "d", 1, {}, "file:///a"), tmp_path / "a.txt")
+    assert plugin.in_environment(["echo"], tmp_path) == ["echo"]
+    assert plugin.steps(job) == []
     assert plugin.payload_command(job, tmp_path) == ["echo", "1"]
     assert plugin.payload_environment(job, tmp_path) == {"A": str(tmp_path)}
     assert plugin.explain_failure(job, 97, "anything") is None

@@ -10,8 +10,9 @@ from typing import Any, List
 import pytest
 
 from client.session import Session
+from pilot.server_client import ServerClient
 from protocol.errors import BY_NAME
-from protocol.messages import TaskSpec
+from protocol.messages import PilotRegistration, TaskSpec
 from protocol.share import shared_path
 from protocol.states import JobState
 from tests.integration.client.conftest import Pilotage, Server
@@ -45,6 +46,7 @@ def test_every_option_of_submit_reaches_the_server(pilotage: Pilotage, session: 
         "--output-dataset", "all-options-results", "--env", "A=1", "--env", "B=x=y", "--gpu", "--gpus", 2, "--cores", 3,
         "--memory-mb", 100, "--disk-mb", 200, "--walltime-seconds", 300, "--priority", 7, "--max-attempts", 5,
         "--max-losses", 6, "--replicate", 2, "--queue", "GPU", "--label", "ptest", "--data-type", "raw", "--json",
+        "--pre", "tar xf 'a b.tar'", "--post", "gzip log", "--post", "ls", "--co", "./service", "--image", "docker://debian:12",
         "--", "prog", "--flag", "{output}", "-x",
     )  # fmt: skip
     assert done.code == 0, done.err
@@ -55,7 +57,13 @@ def test_every_option_of_submit_reaches_the_server(pilotage: Pilotage, session: 
         "environment": {"A": "1", "B": "x=y"}, "resourceType": "gpu", "cores": 3, "memoryMb": 100, "diskMb": 200,
         "walltimeSeconds": 300, "gpus": 2, "priority": 7, "maxAttempts": 5, "maxLosses": 6, "replicate": 2, "queue": "GPU",
         "prodSourceLabel": "ptest", "dataType": "raw", "bundle": "", "site": "", "workingGroup": "", "countryGroup": "",
-        "requires": [], "tags": [], "after": [],
+        "requires": [], "tags": [], "after": [], "image": "docker://debian:12",
+        "steps": [
+            {"kind": kind, "command": command, "name": "", "environment": {}, "timeoutSeconds": 0, "image": ""}
+            for kind, command in [
+                ("pre", ["tar", "xf", "a b.tar"]), ("co", ["./service"]), ("post", ["gzip", "log"]), ("post", ["ls"])
+            ]
+        ],
     }  # fmt: skip
     assert json.loads(done.out)["name"] == "all-options"
 
@@ -374,6 +382,17 @@ def test_storages_are_made_and_listed(pilotage: Pilotage, tmp_path: Path) -> Non
 def test_pilots_are_listed_and_a_missing_one_is_told(pilotage: Pilotage) -> None:
     assert pilotage("pilot", "list").code == 0
     assert pilotage("pilot", "show", "nobody").code == 1
+
+
+def test_a_pilot_is_shown_with_its_batch_job(pilotage: Pilotage, server: Server) -> None:
+    client = ServerClient(server.url, (server.state / "pilot.token").read_text().strip(), None, 5, 5)
+    client.register(
+        PilotRegistration("p-batch", "n1", "1", queue="CPU", batch_system="slurm", batch_id="4711_3")
+    )
+    client.close()
+    assert "4711_3 of slurm" in pilotage("pilot", "show", "p-batch").out
+    assert "4711_3" in pilotage("pilot", "list").out
+    assert json.loads(pilotage("pilot", "show", "p-batch", "--json").out)["batchId"] == "4711_3"
 
 
 # -- which server -------------------------------------------------------------------------------------------------

@@ -44,6 +44,8 @@ def test_a_running_server_is_looked_at_and_backed_up(
     assert seen.code == 0, seen.err
     assert known_migrations()[-1] in seen.out
     assert "0 in the archive" in seen.out
+    (titles,) = [line for line in seen.out.splitlines() if line.startswith("table")]
+    assert titles.split() == ["table", "rows"], "the others would be empty on SQLite"
     facts = json.loads(pilotage("db", "status", "--state", server.state, "--json").out)
     assert facts["missing"] == []
     done = pilotage("db", "backup", tmp_path / "b.tar.gz", "--state", server.state)
@@ -111,7 +113,9 @@ def test_prune_says_what_would_go(pilotage: Pilotage, state: Path) -> None:
         pilotage("db", "prune", "--older-than", "4w", "--compact", "--state", state, "--json").out
     )
     assert {each["n"] for each in real} == {0}
-    assert pilotage("db", "prune", "--older-than", "soon", "--state", state).code == 2
+    refused = pilotage("db", "prune", "--older-than", "soon", "--state", state)
+    assert refused.code == 2
+    assert "'soon' is no time; write it as 30d, 4w, 12h, 45m or 90s" in refused.err
 
 
 def test_what_would_go_is_said_while_a_server_runs(pilotage: Pilotage, server: Server) -> None:
@@ -150,6 +154,35 @@ def test_reconcile_tells_strays(pilotage: Pilotage, state: Path, tmp_path: Path)
     )
     assert facts["moved"] == 1
     assert not stray.exists()
+
+
+def test_reconcile_tells_what_the_server_removes_by_itself(
+    pilotage: Pilotage, state: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "data" / "t.out"
+    folder.mkdir(parents=True)
+    for name in ("a.o.17", "a.o.18"):
+        (folder / name).write_text("x")
+    with sqlite3.connect(state / "pilotage.db") as connection:
+        connection.execute("INSERT INTO storage (name, url) VALUES ('s', ?)", (f"file://{tmp_path}/data",))
+        row = (17, f"file://{folder}/a.o.17", 4_102_444_800)
+        connection.execute("INSERT INTO garbage (attempt_id, url, due) VALUES (?, ?, ?)", row)
+    told = pilotage("db", "reconcile", "--state", state)
+    noted, other = [line for line in told.out.splitlines() if "a.o.1" in line]
+    assert "removed after (UTC)" in told.out
+    assert "2100-01-01 00:00:00" in noted and other.endswith("-")
+    facts = json.loads(pilotage("db", "reconcile", "--state", state, "--json").out)
+    assert [each["removed_after"] for each in facts["strays"]] == ["2100-01-01T00:00:00.000Z", None]
+
+
+@pytest.mark.component("postgres")
+def test_status_on_postgres_shows_dead_rows_sizes_and_the_last_vacuum(
+    pilotage: Pilotage, state: Path, postgres_url: str
+) -> None:
+    assert pilotage("db", "migrate", "--state", state, "--database", postgres_url).code == 0
+    seen = pilotage("db", "status", "--state", state, "--database", postgres_url)
+    (titles,) = [line for line in seen.out.splitlines() if line.startswith("table")]
+    assert titles.split() == ["table", "rows", "dead", "size", "vacuumed", "(UTC)"]
 
 
 def test_usage_of_a_new_server_is_empty_in_every_form(pilotage: Pilotage, server: Server) -> None:

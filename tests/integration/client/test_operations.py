@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from client.session import Session
-from protocol.messages import QueueSpec, TaskSpec
+from protocol.messages import DatasetSpec, FileSpec, QueueSpec, TaskSpec
 from protocol.states import JobState
 from tests.integration.client.conftest import Pilotage
 from tests.waiting import wait_until
@@ -53,6 +53,32 @@ def test_a_task_is_paused_resumed_and_gets_another_priority(pilotage: Pilotage, 
     assert {job.priority for job in session.jobs(task="pausable")} == {-5}
     assert pilotage("task", "set-priority", "pausable", 99_999_999).code == 1
     assert json.loads(pilotage("task", "pause", "pausable", "--json").out)["paused"] is True
+
+
+def test_98_what_went_wrong_in_a_task_is_said_in_a_table_and_to_programs(
+    pilotage: Pilotage, session: Session
+) -> None:
+    session.create_dataset(
+        DatasetSpec(
+            "bad-names",
+            files=[FileSpec(f"{'f' * 50}{nr}", 1, "file:///data/f") for nr in range(2)],
+            close=True,
+        )
+    )
+    ready(session, "fine", 1)
+    assert "Nothing has failed in task fine." in pilotage("task", "errors", "fine").err
+    wrong = TaskSpec("wrong", ["true"], input_dataset="bad-names", outputs=["{stem}" + "x" * 215])
+    session.submit_task(wrong)
+    wait_until(lambda: session.task("wrong").counts == {JobState.FAILED.value: 2}, what="jobs")
+    done = pilotage("task", "errors", "wrong")
+    assert done.code == 0, done.err
+    (line,) = [line for line in done.out.splitlines() if "BAD_LFN" in line]
+    assert line.split()[:2] == ["2", "2"]
+    assert "before any node" in line
+    assert "next: pilotage job log" in done.err
+    told = json.loads(pilotage("task", "errors", "wrong", "--json").out)
+    assert told["failures"][0]["nJobs"] == 2
+    assert pilotage("task", "errors", "no-such-task").code == 1
 
 
 def test_cancelled_jobs_are_tried_again(pilotage: Pilotage, session: Session) -> None:
@@ -126,6 +152,17 @@ def test_a_queue_has_tags_and_a_reason(pilotage: Pilotage) -> None:
     shown = pilotage("queue", "set", "TAGGED", "drain", "--reason", "new disks").out
     assert "drain, by admin: new disks" in shown and "avx2, cvmfs, gcc" in shown
     assert "new disks" in pilotage("queue", "list").out
+
+
+def test_a_queue_gives_settings_to_its_pilots(pilotage: Pilotage) -> None:
+    made = pilotage("queue", "create", "PICKY", "--pilot-setting", "validation.tools=apptainer,git",
+                    "--pilot-setting", "validation.clock_skew_seconds = 60")  # fmt: skip
+    assert made.code == 0, made.err
+    assert "validation.tools = apptainer,git, validation.clock_skew_seconds = 60" in " ".join(
+        made.out.split()
+    )
+    wrong = pilotage("queue", "create", "WRONG", "--pilot-setting", "validation.tools")
+    assert wrong.code == 2 and "write SECTION.KEY=VALUE" in " ".join(wrong.err.split())
 
 
 def test_a_site_is_closed_and_opened(pilotage: Pilotage, session: Session) -> None:

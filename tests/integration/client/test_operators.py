@@ -70,11 +70,11 @@ def test_a_revoked_token_ends_at_once(pilotage: Pilotage, server: Server, tmp_pa
     assert "no token 999999" in pilotage("token", "revoke", "999999").err
 
 
-@pytest.mark.parametrize("time", ["30", "d", "-1d", "0d", "1w", "1.5h", ""])
+@pytest.mark.parametrize("time", ["30", "d", "-1d", "0d", "1y", "1.5h", ""])
 def test_a_time_that_is_none_is_refused_with_the_form(pilotage: Pilotage, server: Server, time: str) -> None:
     refused = pilotage("token", "create", "op-t", "--expires", time)
     assert refused.code == 2
-    assert "write it as 30d, 12h, 45m or 90s" in refused.err
+    assert "write it as 30d, 4w, 12h, 45m or 90s" in refused.err
 
 
 def test_the_tree_is_drawn_with_shares_and_open_jobs(pilotage: Pilotage, server: Server) -> None:

@@ -412,6 +412,7 @@ def test_what_the_options_say_reaches_the_dispatcher(site: Site, dispatcher: Dis
 
 
 def test_a_gpu_pilot_may_be_asked_for_on_a_node_without_gpu(site: Site, dispatcher: Dispatcher) -> None:
-    site.run("--resource-type", "gpu", "--idle", "0", CUDA_VISIBLE_DEVICES="")
+    site.run("--resource-type", "gpu", "--idle", "0", CUDA_VISIBLE_DEVICES="", PILOTAGE_VALIDATION__GPU="no")
+    assert dispatcher.bodies("getJob")
     assert dispatcher.bodies("registerPilot")[0]["resourceType"] == "gpu"
     assert "shows no GPU" in site.pilots[0].log

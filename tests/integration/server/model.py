@@ -1,12 +1,12 @@
 """A small model of the job executor: what jobs and attempts must be after each call, in plain Python and without a database.
 
-It is written from the rules (docs/server.md, protocol/states.py, protocol/errors.py), one job at a time; the machine in
-test_state_machine.py makes the same calls here and there, and compares.
+It is written from the rules (docs/server.md, docs/tasks.md, protocol/states.py, protocol/errors.py), one job at a time; the
+machine in test_state_machine.py makes the same calls here and there, and compares.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from protocol.errors import BY_NAME, Budget, Retry
@@ -14,7 +14,7 @@ from protocol.messages import JobSpec
 from protocol.states import FINAL, HELD, Actor, JobState, can_move
 
 S = JobState
-TAKEN_AWAY = ("LOST_HEARTBEAT", "NOT_ACKNOWLEDGED", "CANCELLED_BY_USER")
+TAKEN_AWAY = ("LOST_HEARTBEAT", "NOT_ACKNOWLEDGED", "CANCELLED_BY_USER", "ANOTHER_COPY_WON")
 LEASE = 60
 UNACKNOWLEDGED = 3
 KILLS = 2
@@ -62,10 +62,42 @@ class Job:
     losses: int = 0
     unacknowledged: int = 0
     kills: int = 0
+    leader: Attempt | None = None
+    """The attempt that the job follows; of several copies the others are its rivals."""
+    copies: int | None = None
+    """How many more copies may be handed out; None where there never are any."""
+    nodes: list[str] = field(default_factory=list)
+    """Those that have been given a copy."""
+
+    def __post_init__(self) -> None:
+        self.restore_copies()
+
+    def restore_copies(self) -> None:
+        self.copies = self.task.replicate - 1 if self.task.replicate > 1 else None
+
+    @property
+    def living(self) -> list[Attempt]:
+        return [each for each in self.attempts if not each.ended]
 
     def may_be_claimed(self, node: str, clock: int) -> bool:
         avoided = self.avoid[0] == node and self.avoid[1] > clock
-        return self.state is S.READY and self.not_before is None and not self.task.paused and not avoided
+        wants_a_copy = self.state in HELD and bool(self.copies) and node not in self.nodes
+        is_ready = self.state is S.READY and self.not_before is None
+        return (is_ready or wants_a_copy) and not self.task.paused and not avoided
+
+    def goes_on_without(self, attempt: Attempt) -> bool:
+        """Whether a rival of this attempt, which has ended, goes on; if this one has led, the job follows that one now."""
+        rivals = self.living
+        if rivals and attempt is self.leader:
+            self.leader, self.state = rivals[0], rivals[0].state
+        return bool(rivals)
+
+    def check(self) -> None:
+        """One outcome, and no more holders than copies are wanted."""
+        assert len(self.living) <= self.task.replicate
+        completed = [each for each in self.attempts if each.state is S.COMPLETED]
+        assert completed == ([self.leader] if self.state is S.COMPLETED else [])
+        assert not (self.state in FINAL and self.living)
 
     def move(self, state: JobState, actor: Actor) -> None:
         assert state is self.state or can_move(self.state, state, actor), (self.state, state)
@@ -78,6 +110,7 @@ class Task:
     max_attempts: int
     max_losses: int
     n_outputs: int
+    replicate: int = 1
     jobs: list[Job] = field(default_factory=list)
     paused: bool = False
     ended: bool = False
@@ -93,6 +126,11 @@ class Model:
     def jobs(self) -> list[Job]:
         return [job for task in self.tasks for job in task.jobs]
 
+    @property
+    def raced(self) -> list[Job]:
+        """Those of which several copies live."""
+        return [job for job in self.jobs if len(job.living) > 1]
+
     def claimable(self, node: str) -> set[int]:
         return {job.id for job in self.jobs if job.may_be_claimed(node, self.clock)}
 
@@ -103,13 +141,20 @@ class Model:
         for spec in specs:
             job = by_id[spec.job_id]
             if job.loss is not None:
-                old = job.attempts[-1]
+                old = job.leader
+                assert old is not None
                 job.losses += job.loss == "LOST_HEARTBEAT"
                 job.unacknowledged += job.loss == "NOT_ACKNOWLEDGED"
                 job.kills += job.loss == "LOST_HEARTBEAT" and old.state is S.RUNNING
                 old.end(S.FAILED, job.loss)
-            job.move(S.EXTRACTED, Actor.DISPATCHER)
             attempt = Attempt(spec, job, pilot, node, request_id, self.clock + LEASE)
+            if job.state is S.READY:
+                job.move(S.EXTRACTED, Actor.DISPATCHER)
+                job.leader, job.nodes = attempt, [node]
+            else:
+                assert job.copies
+                job.copies -= 1
+                job.nodes.append(node)
             job.attempts.append(attempt)
             self.attempts[spec.attempt_id] = attempt
 
@@ -146,19 +191,30 @@ class Model:
         if target is S.FAILED:
             self._fail(attempt, error)
         elif target is S.COMPLETED:
-            attempt.job.error = None
+            self._win(attempt)
         return attempt.state.value
 
     def _renew(self, attempt: Attempt, target: JobState | None = None) -> None:
         state = target or (S.OBTAINED if attempt.state is S.EXTRACTED else attempt.state)
         attempt.state, attempt.left_out, attempt.lease_until = state, 0, self.clock + LEASE
-        if state is not S.FAILED:
+        if attempt is attempt.job.leader and state is not S.FAILED:
             attempt.job.move(state, Actor.PILOT)
+
+    def _win(self, attempt: Attempt) -> None:
+        job = attempt.job
+        for rival in job.living:
+            rival.end(S.CANCELLED, "ANOTHER_COPY_WON")
+        job.leader, job.error = attempt, None
+        job.move(S.COMPLETED, Actor.PILOT)
 
     def _fail(self, attempt: Attempt, error: str) -> None:
         job, entry = attempt.job, BY_NAME[error]
+        attempt.error = error
+        if job.goes_on_without(attempt):
+            return
         still_wrong = entry.retry is Retry.FRESH_INPUT and job.error == error
-        attempt.error = job.error = error
+        job.error = error
+        job.restore_copies()
         job.failures += entry.budget is Budget.PAYLOAD
         job.losses += entry.budget is Budget.INFRASTRUCTURE
         spent = job.failures >= job.task.max_attempts or job.losses > job.task.max_losses
@@ -186,16 +242,26 @@ class Model:
 
     # -- time ---------------------------------------------------------------------------------------------------------------
 
-    def pass_seconds(self, seconds: int) -> int:
-        """How many leases ran out."""
+    def pass_seconds(self, seconds: int, leading: Mapping[int, int]) -> int:
+        """How many leases ran out. Of copies that fall silent together any may be the last: `leading` says which one was."""
         self.clock += seconds
-        late = [job for job in self.jobs if job.state in HELD and job.attempts[-1].lease_until < self.clock]
-        for job in late:
-            self._expire(job, job.attempts[-1])
+        late = [
+            attempt
+            for job in self.jobs
+            if job.state in HELD
+            for attempt in job.living
+            if attempt.lease_until < self.clock
+        ]
+        for attempt in sorted(late, key=lambda each: leading[each.job.id] == each.spec.attempt_id):
+            self._expire(attempt.job, attempt)
         return len(late)
 
     def _expire(self, job: Job, attempt: Attempt) -> None:
         loss = "NOT_ACKNOWLEDGED" if attempt.state is S.EXTRACTED else "LOST_HEARTBEAT"
+        if len(job.living) > 1:
+            attempt.end(S.FAILED, loss)
+            job.goes_on_without(attempt)
+            return
         if loss == "NOT_ACKNOWLEDGED":
             verdict = "NEVER_ACKNOWLEDGED" if job.unacknowledged + 1 >= UNACKNOWLEDGED else ""
         elif attempt.state is S.RUNNING and job.kills + 1 >= KILLS:
@@ -205,6 +271,7 @@ class Model:
         job.move(S.FAILED if verdict else S.READY, Actor.REAPER)
         if not verdict:
             job.loss = loss
+            job.restore_copies()
             return
         job.error = verdict
         job.unacknowledged += loss == "NOT_ACKNOWLEDGED"
@@ -225,8 +292,8 @@ class Model:
     def cancel(self, jobs: Iterable[Job]) -> int:
         doomed = [job for job in jobs if job.state not in FINAL]
         for job in doomed:
-            if job.attempts and not job.attempts[-1].ended:
-                job.attempts[-1].end(S.CANCELLED, "CANCELLED_BY_USER")
+            for attempt in job.living:
+                attempt.end(S.CANCELLED, "CANCELLED_BY_USER")
             job.move(S.CANCELLED, Actor.USER)
             job.error = "CANCELLED_BY_USER"
         return len(doomed)
@@ -237,5 +304,6 @@ class Model:
             job.move(S.READY, Actor.USER)
             job.failures = job.losses = job.unacknowledged = job.kills = 0
             job.error, job.avoid = None, ("", 0)
+            job.restore_copies()
         task.ended = task.ended and not jobs
         return len(jobs)

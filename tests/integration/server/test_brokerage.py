@@ -268,6 +268,13 @@ def test_f17_a_payload_that_fails_everywhere_puts_no_node_aside(world: World) ->
     assert {world.state(number) for number in range(1, 31)} == {S.FAILED}
 
 
+def test_f17_a_payload_that_says_it_is_the_node_puts_none_aside(world: World) -> None:
+    """Nobody but the payload says so: else a user could close nodes by what he prints."""
+    world.ready(30, max_attempts=1, max_losses=0)
+    assert fail_here(world, "node1", 20, "PAYLOAD_IO_ERROR") == 20
+    assert Node.get().set_aside is None
+
+
 def test_f17_a_suspect_waits_while_other_nodes_show_whose_fault_it_is(world: World) -> None:
     world.ready(100, max_attempts=100)
     computing.register_pilot(world.core, PilotRegistration("p2", "good", "1.0", queue="CPU"))

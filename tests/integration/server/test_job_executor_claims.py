@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import peewee
 import pytest
 
 from protocol.messages import JobSpec, QueueSpec, QueueStateSpec
@@ -10,7 +11,7 @@ from protocol.states import JobState
 from server import computing, job_executor, task_manager
 from server.core import Core, Limits
 from server.database import proxy
-from server.jobs import statements
+from server.jobs import claiming, statements
 from server.models import Attempt, Job
 from tests.integration.server.world import World, at_once
 
@@ -337,3 +338,19 @@ def test_a_claim_of_many_jobs_reads_its_rows_by_an_index(world: World) -> None:
         [text] = [text for part, text, _ in statements.CLAIM.sqlite if part.name == "claimed"]
         plan = proxy.obj.connection().execute(f"EXPLAIN QUERY PLAN {text}", {"made": "[]", "picked": "[]"})
         assert any("AUTOMATIC" in row[3] for row in plan)
+
+
+def test_a_getjob_gives_no_more_at_once_than_a_short_transaction_holds(world: World) -> None:
+    world.ready(claiming.MOST_AT_ONCE + 1)
+    assert len(world.claim(n_jobs=1000)) == claiming.MOST_AT_ONCE
+    assert len(world.claim(n_jobs=1000)) == 1
+
+
+def test_what_is_no_repetition_is_no_silent_empty_answer(world: World) -> None:
+    """An attempt number that is taken already is a fault, and must be seen."""
+    world.ready()
+    [job] = world.claim()
+    world.fail(job, "STAGE_OUT_FAILED")
+    Job.update(attempt_nr=0, ready_nr=1, ready_after=None, state=JobState.READY.value).execute()
+    with pytest.raises(peewee.IntegrityError, match="attempt_nr"):
+        world.claim()

@@ -133,7 +133,7 @@ def test_many_leases_that_run_out_are_all_found_in_one_pass(world: World) -> Non
     Job.update(unacknowledged=4).where(Job.id <= 5).execute()
     assert job_executor.expire(world.core) == 0
     job_executor.advance_lease_clock(world.core, 5)
-    assert [job_executor.expire(world.core, limit=7) for _ in range(2)] == [20, 0]
+    assert [job_executor.expire(world.core) for _ in range(2)] == [20, 0]
     assert Job.select().where(Job.state == S.READY.value).count() == 15
     assert Job.select().where(Job.state == S.FAILED.value).count() == 5
 

@@ -200,7 +200,7 @@ def test_all_that_is_due_at_once_is_promoted_in_one_pass(world: World) -> None:
     Job.update(ready_nr=None, ready_after=0).execute()
     assert world.claim() == []
     assert job_executor.promote(world.core) == 500
-    assert len(world.claim(n_jobs=500)) == 500
+    assert len(world.claim(n_jobs=500)) + len(world.claim(n_jobs=500)) == 500
 
 
 # -- not acknowledged -------------------------------------------------------------------------------------------------------

@@ -8,19 +8,20 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
+from protocol import __version__
 from protocol.errors import PilotageError
-from protocol.messages import QueueSpec, QueueStateSpec, RetrySpec, StorageSpec, TaskSpec
+from protocol.messages import PilotRegistration, QueueSpec, QueueStateSpec, RetrySpec, StorageSpec, TaskSpec
 from protocol.states import JobState
 from server import catalogue, computing, job_executor, job_manager, task_manager
 from server.access.tokens import Role
 from server.core import Core, Limits
-from server.jobs import operations
+from server.jobs import cancelling, operations
 from server.models import AdminEvent, File, Job, JobEvent, Node, Task, TaskDependency
 from server.pace import Pace
 from server.paging import Cursor
 from server.upkeep import archive
 from tests.integration.server.http import Speaker, refusal
-from tests.integration.server.world import Bearer, World, refusing
+from tests.integration.server.world import OWNER, Bearer, World, refusing
 
 
 def states(task: str = "t") -> dict[str, int]:
@@ -535,6 +536,8 @@ def test_a_closed_queue_hands_out_nothing_and_what_waited_goes_elsewhere(world: 
     world.pilot("p2", "OTHER")
     queue_state(world, "CPU", state, "power cut")
     assert world.claim(n_jobs=2) == []
+    reply = job_executor.next_jobs(world.core, world.request("p1"))
+    assert (reply.jobs, reply.reason) == ([], f"the queue is in {state}: power cut")
     assert len(world.claim("p2", queue="OTHER", n_jobs=2)) == 2
     view = computing.queue_view(computing.find_queue("CPU"))
     assert (view.state, view.state_reason, view.state_by) == (state, "power cut", "root")
@@ -663,3 +666,69 @@ def test_a_queue_counts_the_jobs_that_may_go_there(world: World) -> None:
     world.claim()
     views = {view.name: (view.n_ready, view.n_held, view.n_pilots) for view in computing.queues().items}
     assert views == {"CPU": (1, 1, 1), "OTHER": (4, 0, 0), "GPU": (0, 0, 0)}
+
+
+# -- wishes that cross ------------------------------------------------------------------------------------------------------
+
+
+def test_a_task_cancelled_while_it_is_retried_is_cancelled(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.ready(120)
+    task_manager.cancel(world.core, "t", OWNER)
+    world.close_tasks()
+    chunks = []
+    retry_some = operations._retry_paced
+
+    def cancelled_between_two_chunks(*arguments: Any) -> int:
+        chunks.append(retry_some(*arguments))
+        return chunks[-1]
+
+    write = type(world.core.database).write
+
+    def writing(self: Any, work: Any, **options: Any) -> Any:
+        if getattr(work, "func", None) is cancelled_between_two_chunks and len(chunks) == 1:
+            task_manager.cancel(world.core, "t", OWNER)
+        return write(self, work, **options)
+
+    monkeypatch.setattr(operations, "_retry_paced", cancelled_between_two_chunks)
+    monkeypatch.setattr(type(world.core.database), "write", writing)
+    with refusing("WRONG_STATE", "cancelled meanwhile"):
+        operations.retry(world.core, "t", RetrySpec(cancelled=True), OWNER)
+    monkeypatch.undo()
+    world.close_tasks()
+    assert chunks[0] and not world.claim(n_jobs=5)
+    assert not Job.select().where(Job.ended_at.is_null()).exists()
+    assert Task.get().cancelled_by is None
+
+
+def test_a_second_cancel_is_not_lost_in_the_end_of_the_first(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.ready(60)
+    task_manager.cancel(world.core, "t", OWNER)
+    world.core.database.write(lambda: Task.update(cancelled_by=OWNER).execute())  # the closer goes on with it
+    open_jobs, seen = cancelling._open_jobs, []
+
+    def a_user_changes_her_mind_twice(task: Task) -> Any:
+        yield from open_jobs(task)
+        if not seen:
+            seen.append(operations.retry(world.core, "t", RetrySpec(cancelled=True), OWNER))
+            world.core.database.write(lambda: Task.update(cancelled=True, cancelled_by=OWNER).execute())
+
+    monkeypatch.setattr(cancelling, "_open_jobs", a_user_changes_her_mind_twice)
+    cancelling.go_on(world.core, 1.0)
+    assert seen and Job.select().where(Job.ended_at.is_null()).exists()
+    world.close_tasks()
+    assert not Job.select().where(Job.ended_at.is_null()).exists()
+
+
+def test_only_pilots_of_another_version_are_told_to_end_if_so_wished(
+    world: World, client: FlaskClient, bearer: Bearer
+) -> None:
+    world.pilot("old")
+    computing.register_pilot(world.core, PilotRegistration("new", "node1", __version__, queue="CPU"))
+    assert Speaker(client, bearer).ok("POST", "/v1/queues/CPU/drainPilots?outdated=yes") == {"nPilots": 1}
+    world.core.recent.forget()
+    assert computing.is_draining(world.core, "old")
+    assert not computing.is_draining(world.core, "new")

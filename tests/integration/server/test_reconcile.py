@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from server import job_executor
 from server.core import Core, Limits
-from server.models import Storage
-from server.upkeep import archive, reconcile
+from server.models import Counter, Garbage, Storage
+from server.paging import iso
+from server.upkeep import archive, garbage, reconcile
 from tests.integration.server.world import World
 
 
@@ -81,6 +83,25 @@ def test_outputs_of_archived_jobs_are_known(world: World, storage: Path) -> None
     assert archive.run_once(world.core, 60) == 3
     findings = reconcile.look()
     assert (findings.n_files, findings.strays) == (3, [])
+
+
+def test_files_that_the_sweeper_removes_are_told_with_the_time(world: World, storage: Path) -> None:
+    """Those that lost attempts of archived jobs left; but not if another installation may have published them."""
+    job = world.held  # type: ignore[attr-defined]
+    job_executor.cancel(world.core, [job.job_id], "ada", "a test says so")
+    world.complete(world.claim()[0])
+    world.close_tasks()
+
+    def found() -> reconcile.Stray:
+        (stray,) = [each for each in reconcile.look().strays if each.attempt_id == job.attempt_id]
+        return stray
+
+    assert found().removed_after is None, "its job is in the hot tables"
+    assert archive.run_once(world.core, 60) == 3
+    assert found().removed_after == iso(Garbage.get(attempt_id=job.attempt_id).due)
+    last = {"name": garbage.FOREIGN_ATTEMPT, "value": job.attempt_id}
+    world.core.database.write(lambda: Counter.create(**last))
+    assert found().removed_after is None
 
 
 def test_a_second_file_beside_the_registered_one_is_told(world: World, storage: Path) -> None:

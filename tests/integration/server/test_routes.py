@@ -42,7 +42,7 @@ ROLES = {
     ],
     "user": [
         *("POST /v1/tasks", "GET /v1/tasks", "GET /v1/tasks/<task>", "POST /v1/tasks/<task>/cancel"),
-        *("GET /v1/jobs", "GET /v1/jobs/<job>", "POST /v1/jobs/<job>/cancel"),
+        *("GET /v1/jobs", "GET /v1/jobs/<job>", "GET /v1/jobs/<job>/metrics", "POST /v1/jobs/<job>/cancel"),
         *(
             "POST /v1/datasets",
             "GET /v1/datasets",
@@ -69,6 +69,9 @@ OPERATORS = {
         "GET /v1/groups/<group>",
         "GET /v1/usage",
         "GET /v1/tasks/<task>/why",
+        "GET /v1/tasks/<task>/errors",
+        "POST /v1/jobs/<job>/debug",
+        "POST /v1/jobs/<job>/stop",
         "POST /v1/tasks/<task>/retry",
         "POST /v1/tasks/<task>/pause",
         "POST /v1/tasks/<task>/resume",
@@ -270,7 +273,7 @@ def test_the_main_job_by_http_alone(core: Core, speaker: Speaker) -> None:
     assert again == {"answers": [{"attemptId": 1, "state": "COMPLETED", "command": "continue"}]}
     assert say(user, "POST", "/v1/jobs/2/cancel")["state"] == "CANCELLED"
     assert say(pilot, "POST", "/v1/heartbeat", {"pilotId": "p1", "attempts": held[1:]})["answers"] == [
-        {"attemptId": 2, "state": "CANCELLED", "command": "stop"}
+        {"attemptId": 2, "state": "CANCELLED", "command": "stop", "detail": "the job was cancelled"}
     ]
     refusal(pilot.post("/v1/updateJob", {**held[1], "seq": 1, "moves": moves[:1]}), 409, "STALE_ATTEMPT")
     assert say(pilot, "POST", "/v1/endPilot", {"pilotId": "p1", "exitCode": 0}) == {}
@@ -280,6 +283,7 @@ def test_the_main_job_by_http_alone(core: Core, speaker: Speaker) -> None:
     assert [line["state"] for line in job["history"]] == [state.value for state in SUCCESS]
     assert (job["inputs"][0]["lfn"], job["outputs"][0]["lfn"]) == ("a.spd", "a.md5")
     assert job["attempts"][0]["exitCode"] == 0
+    assert say(user, "GET", "/v1/jobs/1/metrics")["jobId"] == 1
     shown = say(user, "GET", "/v1/tasks/t")
     assert (shown["state"], shown["outputState"], shown["nOutputs"]) == ("PARTIAL", "closed", 1)
     assert shown == say(user, "GET", "/v1/tasks/1")

@@ -76,6 +76,8 @@ moves = st.tuples(
 seqs = st.sampled_from([1, 1, 1, 1, 2, 0, -1])
 """How far the number of a word is ahead of the last one."""
 few = st.integers(1, 3)
+several = st.sampled_from([1, 1, 2, 3])
+"""Copies of a job; with two pilots, of three there is always one that nobody has."""
 kinds = st.sampled_from(["right"] * 4 + ["none", "wrong"])
 """Of outputs."""
 
@@ -115,13 +117,15 @@ class Machine(RuleBasedStateMachine):
         chosen = living if living and number % 2 else every
         return chosen[number // 2 % len(chosen)]
 
-    @initialize(n_outputs=st.integers(0, 2), attempts=few, losses=st.integers(0, 3))
-    def begin(self, n_outputs: int, attempts: int, losses: int) -> None:
+    @initialize(n_outputs=st.integers(0, 2), attempts=few, losses=st.integers(0, 3), replicate=several)
+    def begin(self, n_outputs: int, attempts: int, losses: int, replicate: int) -> None:
         for pilot in PILOTS:
             registration = PilotRegistration(pilot, node_of(pilot), "1.0", queue="CPU")
             computing.register_pilot(self.core, registration)
-        self.submit_task(4, n_outputs, attempts, losses, 0)
+        self.submit_task(4, n_outputs, attempts, losses, 0, replicate)
         self.claim_jobs(PILOTS[0], 3, None)
+        if replicate > 1:
+            self.claim_jobs(PILOTS[1], 2, None)
 
     # -- users --------------------------------------------------------------------------------------------------------------
 
@@ -132,17 +136,22 @@ class Machine(RuleBasedStateMachine):
         attempts=few,
         losses=st.integers(0, 3),
         priority=st.sampled_from([0, 5]),
+        replicate=several,
     )
-    def submit(self, n: int, n_outputs: int, attempts: int, losses: int, priority: int) -> None:
-        self.submit_task(n, n_outputs, attempts, losses, priority)
+    def submit(
+        self, n: int, n_outputs: int, attempts: int, losses: int, priority: int, replicate: int
+    ) -> None:
+        self.submit_task(n, n_outputs, attempts, losses, priority, replicate)
 
-    def submit_task(self, n: int, n_outputs: int, attempts: int, losses: int, priority: int) -> None:
+    def submit_task(
+        self, n: int, n_outputs: int, attempts: int, losses: int, priority: int, replicate: int
+    ) -> None:
         name = f"t{len(self.model.tasks) + 1}"
         outputs = [f"{{job_nr}}.{index}" for index in range(n_outputs)]
-        budgets = {"max_attempts": attempts, "max_losses": losses}
+        budgets = {"max_attempts": attempts, "max_losses": losses, "replicate": replicate}
         view = self.world.task(name, n_jobs=n, outputs=outputs, priority=priority, **budgets)
         self.executor_pass()
-        task = Task(view.task_id, attempts, losses, n_outputs)
+        task = Task(view.task_id, attempts, losses, n_outputs, replicate)
         rows = JobRow.select(JobRow.id).where(JobRow.task == task.id).order_by(JobRow.job_nr)
         task.jobs = [model.Job(row.id, task) for row in rows]
         assert len(task.jobs) == n
@@ -276,6 +285,21 @@ class Machine(RuleBasedStateMachine):
         tell()
         self.repeat = tell
 
+    @precondition(lambda self: self.model.raced)
+    @rule(
+        number=which, end=st.sampled_from([S.COMPLETED, S.COMPLETED, S.FAILED]), error=st.sampled_from(ERRORS)
+    )
+    def one_of_several_copies_ends(self, number: int, end: JobState, error: str) -> None:
+        """Of those that are raced, any job, and any of its copies."""
+        job = self.model.raced[number // 2 % len(self.model.raced)]
+        said, look = self.word(job.living[number % len(job.living)], [end], 1, error, "right", False)
+
+        def tell() -> None:
+            look(job_executor.update(self.core, said))
+
+        tell()
+        self.repeat = tell
+
     @rule(
         words=st.lists(
             st.tuples(which, moves, seqs, st.sampled_from(ERRORS), kinds, st.booleans()),
@@ -334,7 +358,10 @@ class Machine(RuleBasedStateMachine):
         self.pass_seconds(seconds)
 
     def pass_seconds(self, seconds: int) -> None:
-        assert self.world.pass_seconds(seconds) == self.model.pass_seconds(seconds)
+        n_expired = self.world.pass_seconds(seconds)
+        with self.core.database.reading():
+            leading = dict(JobRow.select(JobRow.id, JobRow.attempt_id).tuples())
+        assert n_expired == self.model.pass_seconds(seconds, leading)
 
     @rule(what=st.sampled_from(["executor", "executor", "closer", "restart"]))
     def the_server_goes_on(self, what: str) -> None:
@@ -366,16 +393,18 @@ class Machine(RuleBasedStateMachine):
                 job.error,
                 job.payload_failures,
             )
-            rows = job.select(*columns, job.losses, job.unacknowledged, job.kills, job.ready_after)
+            rows = job.select(
+                *columns, job.losses, job.unacknowledged, job.kills, job.ready_after, job.copies
+            )
             assert list(rows.order_by(job.id).tuples()) == [
                 (
                     *(
                         each.id,
                         each.state.value,
-                        each.attempts[-1].spec.attempt_id if each.attempts else None,
+                        each.leader.spec.attempt_id if each.leader else None,
                     ),
                     *(len(each.attempts), each.loss, each.error, each.failures),
-                    *(each.losses, each.unacknowledged, each.kills, each.not_before),
+                    *(each.losses, each.unacknowledged, each.kills, each.not_before, each.copies),
                 )
                 for each in self.model.jobs
             ]
@@ -416,9 +445,11 @@ class Machine(RuleBasedStateMachine):
             assert sorted(made.tuples()) == sorted(
                 (each.id, output.lfn)
                 for each in self.model.jobs
-                if each.state is S.COMPLETED
-                for output in each.attempts[-1].spec.outputs
+                if each.state is S.COMPLETED and each.leader
+                for output in each.leader.spec.outputs
             )
+            for each in self.model.jobs:
+                each.check()
 
     def teardown(self) -> None:
         self.world.close_tasks()

@@ -182,6 +182,15 @@ def test_the_incomplete_last_group_of_an_open_dataset_waits(world: World) -> Non
     assert [len(ids) for ids in inputs_of()] == [3, 3, 1]
 
 
+def test_closing_a_dataset_wakes_the_executor_for_what_waited_for_that(world: World) -> None:
+    world.dataset(2, close=False)
+    world.task(files_per_job=3)
+    assert world.form() == 0
+    world.core.to_form.clear()
+    catalogue.close(world.core, "in")
+    assert world.core.to_form.is_set()
+
+
 def test_an_open_dataset_that_is_closed_empty_gives_a_task_without_jobs(world: World) -> None:
     world.dataset(0, close=False)
     world.task(outputs=["{stem}.o"])

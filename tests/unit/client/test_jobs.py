@@ -1,4 +1,4 @@
-"""What `pilotage job show` says about copies of a job."""
+"""What `pilotage job show` says about copies of a job, and what was measured of it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from client.commands import jobs
-from protocol.messages import AttemptView, JobView
+from protocol.messages import AttemptMetrics, AttemptView, JobMetrics, JobView, MetricPoint
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_a_job_with_copies_says_how_many_run(
             )
 
     show: Any = jobs.show.callback
-    show.__wrapped__(Session(), job_id=1, as_json=False)
+    show.__wrapped__(Session(), job_id=1, metrics=False, as_json=False)
     out = capsys.readouterr().out
     assert said in out
     assert ("copies run" in out) == bool(said)
@@ -46,5 +46,24 @@ def test_a_copy_that_was_never_made_is_told(capsys: pytest.CaptureFixture[str]) 
             return JobView(job_id, 1, 1, "t", "COMPLETED", "cpu", 0, 1, "", "", replicate=2, attempts=tries)
 
     show: Any = jobs.show.callback
-    show.__wrapped__(Session(), job_id=1, as_json=False)
+    show.__wrapped__(Session(), job_id=1, metrics=False, as_json=False)
     assert "1 of 2 copies were handed out: no pilot of another node asked" in capsys.readouterr().out
+
+
+def test_what_was_measured_is_shown_over_time(capsys: pytest.CaptureFixture[str]) -> None:
+    points = [MetricPoint(f"2026-01-01T00:0{n}:00Z", {"memory_mb": 100.0 * n}) for n in range(1, 4)]
+    attempts = [AttemptMetrics(7, 2, "RUNNING", {"memory_mb": 250.0}, points), AttemptMetrics(6, 1, "FAILED")]
+
+    class Session:
+        def job_metrics(self, job_id: int) -> JobMetrics:
+            return JobMetrics(job_id, attempts)
+
+    show: Any = jobs.show.callback
+    show.__wrapped__(Session(), job_id=1, metrics=True, as_json=False)
+    out = capsys.readouterr().out
+    assert "attempt 2, RUNNING: 3 points" in out and "attempt 1" not in out
+    (line,) = (line for line in out.splitlines() if "memory_mb" in line)
+    assert line.split() == ["memory_mb", "▁▄█▆", "100", "300", "250"]
+    del attempts[:]
+    show.__wrapped__(Session(), job_id=1, metrics=True, as_json=False)
+    assert "Nothing was measured of job 1 yet" in capsys.readouterr().out

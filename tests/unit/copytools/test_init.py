@@ -97,7 +97,9 @@ def test_a_tool_that_is_not_allowed_is_not_taken() -> None:
 
 
 def test_a_name_that_does_not_exist_is_no_silent_exception() -> None:
-    assert detail_of(copytools.for_url, "file:///a", ["xrdpc", "cp"], {}).startswith("no copytool xrdpc; there are")
+    assert detail_of(copytools.for_url, "file:///a", ["xrdpc", "cp"], {}).startswith(
+        "no copytool xrdpc; there are"
+    )
 
 
 def test_a_tool_that_does_not_work_here_is_passed_over_with_its_reason(
