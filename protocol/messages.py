@@ -221,6 +221,10 @@ class BundleRef:
     size: int
 
 
+IMAGE = r"^([A-Za-z0-9_./][A-Za-z0-9_.:/@+%=~-]*)?$"
+"""A container image: a path, a name with a tag or digest, or a URL of a registry."""
+
+
 class StepKind(str, enum.Enum):
     """When a step runs: before the payload, with the inputs there; beside it; or after it has succeeded."""
 
@@ -254,7 +258,7 @@ class Step:
     timeout_seconds: int = bounded(
         0, ge=0, le=31_536_000, description="longest run of a pre- or post-process; 0: the pilot's limit"
     )
-    image: str = bounded("", max_length=1000, description="another image than the payload's")
+    image: str = bounded("", max_length=1000, pattern=IMAGE, description="another image than the payload's")
 
 
 @message
@@ -540,7 +544,7 @@ class TaskSpec:
     image: str = bounded(
         "",
         max_length=1000,
-        pattern=r"^([^\s-][^\s]*)?$",
+        pattern=IMAGE,
         description="container image of the payload, where the queue lets tasks choose one",
     )
 

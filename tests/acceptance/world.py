@@ -75,6 +75,11 @@ class Running:
     def text(self) -> str:
         return self.log.read_text(errors="replace")
 
+    def troubles(self) -> list[str]:
+        """What it warns of, but that payloads are not isolated here."""
+        lines = self.text.splitlines()
+        return [line for line in lines if re.search("ERROR|WARNING", line) and "not isolated" not in line]
+
     def is_running(self) -> bool:
         return self.popen.poll() is None
 

@@ -30,6 +30,14 @@ from tests.integration.server.world import Bearer, World
 FILE = {"lfn": "new.spd", "size": 5, "url": "file:///data/new.spd", "checksums": {"md5": "0" * 32}}
 CHECKED = {"size": 3, "checksums": {"md5": "0" * 32}}
 METRICS = {"cpu": 1.5}
+DEBUG = {
+    "stdout": "out",
+    "stdoutSize": 3,
+    "file": "f",
+    "text": "text",
+    "size": 4,
+    "answers": [{"number": 1, "kind": "ps", "text": "1"}],
+}
 
 REQUEST = {"requestId": "request-n", "pilotId": "p1", "queue": "CPU"}
 UPDATE = {
@@ -93,7 +101,10 @@ BODIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "Heartbeat": (
         "pilot",
         "/v1/heartbeat",
-        {"pilotId": "p1", "attempts": [{"attemptId": 1, "attemptToken": "", "metrics": METRICS}]},
+        {
+            "pilotId": "p1",
+            "attempts": [{"attemptId": 1, "attemptToken": "", "metrics": METRICS, "debug": DEBUG}],
+        },
     ),
     "PilotEnd": ("pilot", "/v1/endPilot", {"pilotId": "p1", "exitCode": 0, "reason": "done"}),
     "TaskSpec": (
@@ -121,6 +132,7 @@ BODIES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "prodSourceLabel": "user",
             "dataType": "raw",
             "bundle": "",
+            "steps": [{"kind": "pre", "command": ["true"], "environment": {"A": "b"}}],
         },
     ),
     "DatasetSpec": (
@@ -149,6 +161,7 @@ BODIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "/v1/queues/CPU/nodes",
         {"node": "n1", "state": "offline", "reason": "bad disk"},
     ),
+    "DebugWish": ("user", "/v1/jobs/1/debug", {"on": True, "watch": True, "file": "", "inspect": "ps"}),
     "PrioritySpec": ("user", "/v1/tasks/t/priority", {"priority": 5}),
     "RetrySpec": ("user", "/v1/tasks/again/retry", {"failed": False, "cancelled": True}),
     "TokenSpec": (
@@ -200,7 +213,9 @@ def wrong(kind: Any, bounds: dict[str, Any], optional: bool) -> Iterator[Any]:
         if bounds.get("min_length"):
             yield ""
         if "pattern" in bounds:
-            yield from ("a b", "a/b", "../a", "a\n", "-a", "é", "' OR 1=1 --", "<script>", "a\x1b[2J")
+            yield from ("a b", "a\n", "-a", "é", "' OR 1=1 --", "<script>", "a\x1b[2J")
+            if bounds["pattern"] != messages.IMAGE:
+                yield from ("a/b", "../a")
     elif isinstance(kind, type) and issubclass(kind, enum.Enum):
         yield from ("tpu", "", "CPU", 1, True, [], {})
     elif typing.get_origin(kind) is list:
@@ -242,6 +257,8 @@ def right_element(kind: Any) -> Any:
         "Move": {"state": "RUNNING", "at": 1.0},
         "OutputReport": {"lfn": "x", **CHECKED},
         "FileSpec": FILE,
+        "Step": {"kind": "pre", "command": ["true"]},
+        "InspectionAnswer": {"number": 1, "kind": "ps", "text": ""},
     }.get(kind.__name__, {"attemptId": 1, "attemptToken": "x"})
 
 
@@ -381,7 +398,7 @@ def test_all_that_is_wrong_is_told_at_once(speaker: Speaker) -> None:
 # -- what is no JSON, or no JSON object of ours -----------------------------------------------------------------------------
 
 NESTED = 100_000
-EMPTY = ("FileList", "GroupChange", "AccountChange", "RetrySpec")
+EMPTY = ("FileList", "GroupChange", "AccountChange", "RetrySpec", "DebugWish")
 """Bodies in which everything may be left out."""
 
 RAW: dict[str, bytes] = {

@@ -72,7 +72,7 @@ def test_f21_a_job_that_waits_for_its_retry_is_cancelled(world: World) -> None:
     assert world.state() is S.CANCELLED
     states = [line.state for line in job_manager.details(world.job()).history or []]
     assert states[:3] == ["REGISTERED", "READY", "EXTRACTED"]
-    assert set(states[3:]) == {"FAILED", "CANCELLED_BY_USER", "CANCELLED"}
+    assert set(states[3:]) == {"FAILED", "HEALED", "CANCELLED_BY_USER", "CANCELLED"}
     assert states[-1] == "CANCELLED"
 
 
