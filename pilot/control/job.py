@@ -185,7 +185,7 @@ class Asking:
             context.computing_queue.name,
             settings.text("node_settings", "label"),
             context.directory.path,
-            int(context.seconds_to_offer()),
+            int(context.seconds_to_offer() - self._promised(slot)),
             slot,
             settings.integer("node_settings", "slots"),
         )
@@ -208,6 +208,11 @@ class Asking:
             allow_other_country=settings.flag("get_job", "allow_other_country"),
             task_id=self._task_id,
         )
+
+    def _promised(self, slot: int) -> int:
+        """Seconds that jobs which a slot holds may run before the next one: then less of the pilot's time is left for that."""
+        held = [job for job in self._context.jobs.in_work() if job.slot == slot and not job.has_ended]
+        return sum(job.spec.walltime_seconds for job in held)
 
     def _bear(self, error: PilotageError) -> bool:
         """Wait after a failure and go on, or say why not."""

@@ -60,6 +60,18 @@ def test_inputs_are_staged_while_the_last_payload_runs(site: Site, dispatcher: D
     )
 
 
+def test_f20_what_waits_behind_a_payload_is_offered_the_time_that_is_left_after_it(
+    site: Site, dispatcher: Dispatcher
+) -> None:
+    overridden(dispatcher, stage_ahead="1")
+    for _ in range(3):
+        dispatcher.add("true", walltime_seconds=1000)
+    assert site.run("--idle", "0", "--lifetime", "3000") == PilotExit.DONE
+    [first] = [body["walltimeSeconds"] for body in dispatcher.bodies("getJob")][:1]
+    then = [body["next"]["walltimeSeconds"] for body in dispatcher.bodies("updateJob") if body.get("next")]
+    assert 2900 < first <= 3000 and 1900 < then[0] <= 2000
+
+
 def test_short_payloads_are_claimed_ahead_and_told_together(site: Site, dispatcher: Dispatcher) -> None:
     overridden(dispatcher, claim_ahead="10")
     numbers = [dispatcher.add("true") for _ in range(60)]
