@@ -17,12 +17,11 @@ from protocol.errors import PilotExit
 from protocol.messages import Step, StepKind
 from tests.fakes.dispatcher import TOKEN, Dispatcher
 from tests.pilots import Site
-from tests.users import PYTHON, ordinary_user, place_for_all
+from tests.users import PYTHON, code_for_all, ordinary_user, place_for_all
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.component("bubblewrap")
 
-ROOT = Path(__file__).parent.parent.parent.parent
 ISOLATED = {"PILOTAGE_PAYLOAD__EXECUTOR": "bubblewrap"}
 
 
@@ -272,7 +271,7 @@ def container(place: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """`python -m pilot.container`, by an account without root's rights."""
     return subprocess.run(
         [*ordinary_user(place), PYTHON, "-m", "pilot.container", *words], cwd=place, capture_output=True, text=True,
-        timeout=60, check=False, env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+        timeout=60, check=False, env={"PATH": os.environ["PATH"], "PYTHONPATH": str(code_for_all()), "PYTHONDONTWRITEBYTECODE": "1"},
     )  # fmt: skip
 
 

@@ -15,10 +15,8 @@ import pytest
 
 from pilot import cgroups, proc, process
 from pilot.process import Process
-from tests.users import PYTHON, ordinary_user, place_for_all
+from tests.users import PYTHON, code_for_all, ordinary_user, place_for_all
 from tests.waiting import wait_until
-
-ROOT = Path(__file__).parent.parent.parent.parent
 
 Start = Callable[..., Process]
 
@@ -200,7 +198,7 @@ def test_f18_a_fork_bomb_does_not_grow_beyond_its_limit() -> None:
     with place_for_all() as place:
         done = subprocess.run(
             [*ordinary_user(place), PYTHON, "-c", AS_A_USER, str(place), BOMB],
-            cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+            cwd=code_for_all(), capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert 20 < int(done.stdout) <= 31
