@@ -65,7 +65,7 @@ def test_f20_what_waits_behind_a_payload_is_offered_the_time_that_is_left_after_
 ) -> None:
     overridden(dispatcher, stage_ahead="1")
     for _ in range(3):
-        dispatcher.add("true", walltime_seconds=1000)
+        dispatcher.add("sleep", "1", walltime_seconds=1000)
     assert site.run("--idle", "0", "--lifetime", "3000") == PilotExit.DONE
     [first] = [body["walltimeSeconds"] for body in dispatcher.bodies("getJob")][:1]
     then = [body["next"]["walltimeSeconds"] for body in dispatcher.bodies("updateJob") if body.get("next")]
