@@ -46,11 +46,6 @@ class Cgroup:
         found = re.search(r"^usage_usec (\d+)", self._read("cpu.stat"), re.MULTILINE)
         return int(found.group(1)) / 1e6 if found else None
 
-    def out_of_memory_kills(self) -> int:
-        """How many processes in it the kernel has ended because the group, or one above it, had no memory left."""
-        found = re.search(r"^oom_kill (\d+)", self._read("memory.events"), re.MULTILINE)
-        return int(found.group(1)) if found else 0
-
     def processes(self) -> list[int]:
         return [int(line) for line in self._read("cgroup.procs").split()]
 

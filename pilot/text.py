@@ -11,6 +11,9 @@ import select
 from pathlib import Path
 from typing import Optional
 
+from protocol.errors import shorten
+from protocol.redaction import one_line
+
 PIECE = 1 << 16
 """As much as a pipe holds."""
 LAST_PIECES = 16
@@ -19,6 +22,7 @@ LAST_PIECES = 16
 
 TAIL_BYTES = 4096
 TAIL_CHARACTERS = 700
+"""How much of the last lines of a payload that failed goes into the error's detail."""
 
 
 class Text:
@@ -125,3 +129,8 @@ def tail_of(path: Path) -> str:
 def _write(file: int, data: bytes) -> None:
     while data:
         data = data[os.write(file, data) :]
+
+
+def last_words(tail: str, most: int = TAIL_CHARACTERS) -> str:
+    """For the detail of an error, after what happened; "" if nothing was printed."""
+    return f"; its last words: {shorten(one_line(tail), most)}" if tail else ""

@@ -16,6 +16,7 @@ from protocol.states import FINAL, HELD, Actor, JobState, PilotState
 from server import catalogue
 from server.job_executor import TAKEN_AWAY, lease_clock
 from server.jobs.claiming import log_url
+from server.jobs.moves import find as find
 from server.models import (
     STATE_TIMES,
     ArchivedJob,
@@ -32,14 +33,6 @@ from server.models import (
 from server.paging import Cursor, iso, page_of, rows_after
 from server.specs import spec_of
 from server.upkeep import packing
-
-
-def find(job_id: int) -> Job | ArchivedJob:
-    # In this order: meanwhile a job may go into the archive, but none comes out that a user does not wait for.
-    job = Job.get_or_none(Job.id == job_id) or ArchivedJob.get_or_none(ArchivedJob.id == job_id)
-    if job is None:
-        raise PilotageError("NOT_FOUND", f"no job {job_id}; see 'pilotage job list'")
-    return job
 
 
 def view(job: Job | ArchivedJob) -> JobView:

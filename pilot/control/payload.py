@@ -14,16 +14,12 @@ from pilot.context import Context
 from pilot.control import launch, steps
 from pilot.jobrun import INPUTS, JobRun
 from pilot.plugins.executors import Run
-from pilot.text import tail_of
-from protocol.errors import PilotageError, shorten
+from pilot.text import last_words, tail_of
+from protocol.errors import PilotageError
 from protocol.messages import StepKind
-from protocol.redaction import one_line
 from protocol.states import JobState
 
 logger = logging.getLogger(__name__)
-
-TAIL_CHARACTERS = 700
-"""How much of a failed payload's last lines goes into the error's detail."""
 
 _SIGNAL_ERRORS = {
     int(signal.SIGSEGV): "PAYLOAD_SEGFAULT",
@@ -144,7 +140,7 @@ def _final_metrics(context: Context, job: JobRun, ended: process.Process) -> dic
 def _judge(context: Context, job: JobRun, code: int) -> PilotageError:
     """The error for an exit code, or for the signal that it stands for, with the payload's last words."""
     tail = context.secrets.hide(tail_of(job.stderr) or tail_of(job.stdout))
-    words = f"; its last words: {shorten(one_line(tail), TAIL_CHARACTERS)}" if tail else ""
+    words = last_words(tail)
     what = process.how_it_ended(code)
     of_executor = context.executor.explain_failure(code, tail)
     if of_executor is not None:

@@ -18,11 +18,10 @@ from pilot.control import launch
 from pilot.jobrun import JobRun
 from pilot.plugins.executors import Run
 from pilot.process import Process, how_it_ended
-from pilot.text import tail_of
-from protocol.errors import PilotageError, shorten
+from pilot.text import last_words, tail_of
+from protocol.errors import PilotageError
 from protocol.logs import bound, bound_fields
 from protocol.messages import Step, StepKind
-from protocol.redaction import one_line
 from protocol.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -206,6 +205,6 @@ def _run_of(context: Context, job: JobRun, planned: Planned) -> Run:
 def _failed(context: Context, job: JobRun, planned: Planned, code: int) -> PilotageError:
     stdout, stderr = planned.files(job)
     tail = context.secrets.hide(tail_of(stderr) or tail_of(stdout))
-    words = f"; its last words: {shorten(one_line(tail), TAIL_CHARACTERS)}" if tail else ""
+    words = last_words(tail, TAIL_CHARACTERS)
     name = context.executor.explain_failure(code, tail) or _ERRORS[planned.step.kind]
     return PilotageError(name, f"{planned.name}: {how_it_ended(code)}{words}")

@@ -26,7 +26,7 @@ from protocol.redaction import lines, one_line, redact
 from protocol.states import HELD, Actor, JobState
 from server.core import Core
 from server.jobs import moves
-from server.models import ArchivedJob, Attempt, AttemptDebug, Job, Queue, now
+from server.models import ArchivedJob, Attempt, AttemptDebug, Queue, now
 from server.paging import iso
 
 WATCHED_SECONDS = 60.0
@@ -133,12 +133,9 @@ def soft_stop(core: Core, job_id: int, who: str) -> None:
 
 def _attempt(job_id: int) -> Attempt:
     """The attempt that leads now, or was the last one."""
-    job = Job.get_or_none(Job.id == job_id)
-    if job is None:
-        archived = ArchivedJob.get_or_none(ArchivedJob.id == job_id)
-        if archived is None:
-            raise PilotageError("NOT_FOUND", f"no job {job_id}; see 'pilotage job list'")
-        raise _not_held(job_id, archived.state)
+    job = moves.find(job_id)
+    if isinstance(job, ArchivedJob):
+        raise _not_held(job_id, job.state)
     attempt = Attempt.get_or_none(Attempt.id == job.attempt_id) if job.attempt_id is not None else None
     if attempt is None or (JobState(job.state) not in HELD and attempt.ended_at is None):
         raise _not_held(job_id, job.state)

@@ -11,7 +11,7 @@ from protocol.messages import Command, UpdateReply
 from protocol.states import FINAL, Actor, JobState, sources
 from server.core import Core
 from server.leaseclock import lease_clock
-from server.models import Attempt, Job, JobEvent, Task, now
+from server.models import ArchivedJob, Attempt, Job, JobEvent, Task, now
 from server.waiting import news
 
 READY_NUMBERS = "ready_nr"
@@ -20,6 +20,15 @@ LONGEST_PAUSE_SECONDS = 600
 LONGEST_METRIC_NAME = 100
 TAKEN_AWAY = frozenset({"LOST_HEARTBEAT", "NOT_ACKNOWLEDGED", "CANCELLED_BY_USER", "ANOTHER_COPY_WON"})
 """The errors of attempts that the server took from their pilots; no pilot reports one itself."""
+
+
+def find(job_id: int) -> Job | ArchivedJob:
+    """A job, hot or archived; NOT_FOUND if there is none of this number."""
+    # In this order: meanwhile a job may go into the archive, but none comes out that a user does not wait for.
+    job = Job.get_or_none(Job.id == job_id) or ArchivedJob.get_or_none(ArchivedJob.id == job_id)
+    if job is None:
+        raise PilotageError("NOT_FOUND", f"no job {job_id}; see 'pilotage job list'")
+    return job
 
 
 def names(states: Iterable[JobState]) -> list[str]:

@@ -230,9 +230,7 @@ def retry(core: Core, id_or_name: str, wish: RetrySpec, who: str) -> RetryReply:
 
 def retry_job(core: Core, job_id: int, who: str) -> None:
     """The same for one job, hot or archived, by its id."""
-    job = Job.get_or_none(Job.id == job_id) or ArchivedJob.get_or_none(ArchivedJob.id == job_id)
-    if job is None:
-        raise PilotageError("NOT_FOUND", f"no job {job_id}; see 'pilotage job list'")
+    job = moves.find(job_id)
     reply = retry(core, str(job.task_id), RetrySpec(job_nr=job.job_nr), who)
     if not reply.n_jobs:
         raise PilotageError("WRONG_STATE", f"job {job_id}: {reply.reason}")
