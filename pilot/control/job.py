@@ -13,6 +13,7 @@ import secrets
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Optional
 
 from pilot import control, node, workdir
@@ -67,6 +68,8 @@ class Asking:
         self._payload_seconds: Optional[float] = None
         """How long payloads last, as the last ones did; None: none has ended yet."""
         self._failing_since: Optional[float] = None
+        self._unanswered: dict[int, str] = {}
+        """The request id for each slot whose request, sent with a word, got no answer: the server may have given jobs to it."""
         self._lock = threading.Lock()
         self.obtained = 0
         self.why: Optional[Why] = None
@@ -114,9 +117,14 @@ class Asking:
         if not n_jobs:
             return None
         try:
-            return self._request(job.slot, n_jobs, request_id)
+            request = self._request(job.slot, n_jobs, request_id)
         except PilotageError:
             return None  # the slot will ask by itself, and see
+        return replace(request, request_id=self._unanswered.pop(job.slot, request_id))
+
+    def unanswered(self, request: GetJobRequest, slot: int) -> None:
+        """The slot repeats the request when it asks by itself, lest the jobs given to it wait until their lease is over."""
+        self._unanswered[slot] = request.request_id
 
     def take(self, reply: GetJobReply, slot: int) -> None:
         """Jobs that came with the answer to a word."""
@@ -132,7 +140,7 @@ class Asking:
         while not self._is_through():
             try:
                 if request is None:
-                    request = self._request(slot, n_jobs, secrets.token_hex(16))
+                    request = self._request(slot, n_jobs, self._unanswered.pop(slot, secrets.token_hex(16)))
                 reply = self._context.client.get_job(request)
             except PilotageError as error:
                 if not self._bear(error):

@@ -120,7 +120,7 @@ class Reporter:
     def _next_for(self, due: Sequence[Due]) -> Optional[Next]:
         """What comes after a job that ends with these words, if that is told for the first time.
 
-        When it is told again, the slot has asked by itself meanwhile.
+        When it is told again, the slot asks by itself.
         """
         for each in due:
             job, word = each.sender, each.word
@@ -144,6 +144,8 @@ class Reporter:
             else:
                 replies = client.update_all(AttemptUpdates(words, request), seconds)
         except PilotageError as error:
+            if wanted is not None:
+                self._asking.unanswered(wanted.request, wanted.slot)
             if len(words) > 1 and not is_passing(error):  # which of them is wrong?
                 return [answer for each in due for answer in self._ask([each], seconds=seconds)]
             return [error] * len(words)

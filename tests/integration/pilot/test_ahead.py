@@ -43,6 +43,23 @@ def test_f07_an_answer_that_was_lost_brings_its_job_when_the_word_is_repeated(
     assert all(sum(word.outputs is not None for word in each.words) == 1 for each in held)
 
 
+def test_f07_a_job_in_a_lost_answer_is_asked_for_again_by_the_same_request(
+    site: Site, dispatcher: Dispatcher, reached: Callable[..., None]
+) -> None:
+    go = site.place / "go"
+    first = dispatcher.add("sh", "-c", f"until [ -e {go} ]; do sleep 0.05; done")
+    second = dispatcher.add("true")
+    pilot = site.start("--idle", "0")
+    reached(first, "RUNNING", 10)
+    lost = dispatcher.misbehave("updateJob", 2, drop=True, after=True)  # a kept connection is tried once more
+    go.touch()
+    assert pilot.wait(20) == PilotExit.DONE
+    assert not lost.times
+    assert [dispatcher.attempt(number).state for number in (first, second)] == ["COMPLETED"] * 2
+    ends = [body for body in dispatcher.bodies("updateJob") if body.get("next") and body["attemptId"] == first]
+    assert ends[0]["next"]["requestId"] in [body["requestId"] for body in dispatcher.bodies("getJob")]
+
+
 def test_inputs_are_staged_while_the_last_payload_runs(site: Site, dispatcher: Dispatcher) -> None:
     overridden(dispatcher, stage_ahead="1")
     data = os.urandom(1000)
