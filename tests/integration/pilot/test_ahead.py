@@ -56,7 +56,9 @@ def test_f07_a_job_in_a_lost_answer_is_asked_for_again_by_the_same_request(
     assert pilot.wait(20) == PilotExit.DONE
     assert not lost.times
     assert [dispatcher.attempt(number).state for number in (first, second)] == ["COMPLETED"] * 2
-    ends = [body for body in dispatcher.bodies("updateJob") if body.get("next") and body["attemptId"] == first]
+    ends = [
+        body for body in dispatcher.bodies("updateJob") if body.get("next") and body["attemptId"] == first
+    ]
     assert ends[0]["next"]["requestId"] in [body["requestId"] for body in dispatcher.bodies("getJob")]
 
 
