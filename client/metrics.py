@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from protocol.messages import AttemptMetrics
+from protocol.messages import AttemptMetrics, BenchmarkReport
 
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 40
@@ -33,3 +33,12 @@ def sparkline(values: Sequence[float], width: int = WIDTH) -> str:
     if most == least:
         return BARS[0] * n
     return "".join(BARS[int((value - least) / (most - least) * (len(BARS) - 1))] for value in columns)
+
+
+def benchmark_line(report: BenchmarkReport | None) -> str | None:
+    """What a benchmark found, in a line."""
+    if report is None:
+        return None
+    scores = ", ".join(f"{name} {value:g}" for name, value in report.scores.items())
+    whose = f" in job {report.job_id}" if report.job_id else ""
+    return f"{report.name} {report.version} by the {report.by}{whose}, {report.cores} cores of {report.cpu_model}: {scores}"

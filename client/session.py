@@ -344,6 +344,15 @@ class Session:
         path = f"/v1/queues/{_name(queue, 'queue')}/drainPilots" + ("?outdated=yes" if outdated else "")
         return self._one(PilotsDrained, "POST", path)
 
+    def update_pilot(self, pilot_id: str) -> PilotView:
+        """The pilot ends when its jobs have, and whoever started it starts the server's present pilot."""
+        return self._one(PilotView, "POST", f"/v1/pilots/{_name(pilot_id, 'pilot')}/update")
+
+    def update_pilots(self, queue: str, *, outdated: bool = False) -> PilotsDrained:
+        """The same for all pilots that are in a queue now, or for those of another version than the server's."""
+        path = f"/v1/queues/{_name(queue, 'queue')}/updatePilots" + ("?outdated=yes" if outdated else "")
+        return self._one(PilotsDrained, "POST", path)
+
     def nodes(self, *, queue: str | None = None) -> list[NodeView]:
         """Worker nodes that were put aside, or on which jobs failed within seconds."""
         query = {"queue": queue}

@@ -133,6 +133,9 @@ class FileTool(CopyTool):
         ),
     }
 
+    not_for_jobs: Tuple[str, ...] = ()
+    """How paths begin, with / at their end, that are the pilot's own: neither inputs nor places for outputs."""
+
     def __init__(self, options: Mapping[str, object]) -> None:
         super().__init__(options)
         directories = self.options["directories"]
@@ -151,6 +154,10 @@ class FileTool(CopyTool):
         if self._directories and not _lies_in_one(path, self._directories):
             allowed = ", ".join(self._directories)
             raise PilotageError("BAD_PATH", f"{shown(path)} is in none of the allowed directories: {allowed}")
+        if self.not_for_jobs:
+            led_to = os.path.join(os.path.realpath(path.parent), path.name, "")
+            if led_to.startswith(self.not_for_jobs):
+                raise PilotageError("BAD_PATH", f"{shown(path)} is the pilot's own")
         return path
 
 

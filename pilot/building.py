@@ -6,60 +6,76 @@ import json
 import logging
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import Optional
+from urllib.parse import urlsplit
 
 import copytools
-from copytools.base import CopyTool
-from pilot import certificates, node, plugins
-from pilot.node import Node
+from copytools.base import FileTool
+from pilot import certificates, node, plugins, workdir
+from pilot.api import environment
+from pilot.api.data import Tools, find_tools
+from pilot.api.environment import Environment
+from pilot.collector import Collector
+from pilot.node import Node, gpus
 from pilot.node.allocation import Allocation
-from pilot.plugins import resources
 from pilot.plugins.base import ExperimentPlugin
 from pilot.server_client import ServerClient
 from pilot.settings import server_url
 from protocol import __version__
 from protocol.errors import PilotageError
-from protocol.messages import PilotRegistration, QueueForPilot
+from protocol.messages import JobSpec, PilotRegistration, QueueForPilot
 from protocol.redaction import Secrets
-from protocol.settings import EXPERIMENT, QUEUE, Settings, override, read_secret
+from protocol.settings import EXPERIMENT, QUEUE, TASK, Settings, override, read_secret
 
 logger = logging.getLogger(__name__)
 
+QUEUE_SAYS = "queue "
+"""How the origin of a setting begins that the queue has set."""
 
-def look_around(settings: Settings, environ: Mapping[str, str]) -> tuple[Node, Allocation]:
+
+def look_around(settings: Settings, environ: Mapping[str, str]) -> Environment:
     """This node, as far as the batch system gave it to us."""
-    given = resources.ask(settings.text("node_settings", "batch_system"), environ)
-    kind, name = (settings.text("node_settings", key) for key in ("processor_type", "node_name"))
-    return node.inspect(kind, environ, name, given), given
-
-
-def facts(here: Node, given: Allocation) -> dict[str, object]:
-    """What was found, for the log and for operators; without what is not known."""
-    shown = {
-        "cores": here.cores,
-        "memory_mb": here.memory_mb,
-        "gpus": "; ".join(str(gpu) for gpu in here.gpus),
-        "batch_system": given.system,
-        "batch_id": given.batch_id,
-        "batch_queue": given.queue,
-        "batch_nodes": ",".join(given.nodes),
-        "batch_seconds_left": None if given.seconds_left is None else round(given.seconds_left),
-    }
-    return {name: value for name, value in shown.items() if value not in (None, "")}
+    return environment.look(
+        environ,
+        batch_system=settings.text("node_settings", "batch_system"),
+        processor_type=settings.text("node_settings", "processor_type"),
+        name=settings.text("node_settings", "node_name"),
+    )
 
 
 def client_for(settings: Settings, environ: Mapping[str, str], secrets: Secrets) -> ServerClient:
+    """The server, or the bridge that speaks for this node: then no token is needed here, and none is read."""
+    directory = settings.optional_path("node_settings", "bridge_directory")
+    if directory is None:
+        return server_client(settings, environ, secrets)
+    from pilot.letterbox import Letterbox  # late: most pilots need none
+
+    return ServerClient(
+        directory.as_uri(),
+        "",
+        None,
+        settings.number("connection", "connect_timeout_seconds"),
+        settings.number("connection", "read_timeout_seconds"),
+        letterbox=Letterbox(directory, settings.number("connection", "directory_poll_seconds")),
+    )
+
+
+def server_client(
+    settings: Settings, environ: Mapping[str, str], secrets: Secrets, connections: int = 4
+) -> ServerClient:
     url, token = server_and_token(settings)
     secrets.add(token)
+
+    def token_now() -> str:
+        address, renewed = server_and_token(settings)
+        secrets.add(renewed)
+        return renewed if address == url else token
+
     tls = None
     if url.startswith("https:"):
-        trust = certificates.search(
-            settings.optional_path("node_settings", "ca_file"),
-            settings.optional_path("node_settings", "ca_path"),
-            environ,
-            os.geteuid(),
-        )
+        trust = _trust(settings, environ)
         logger.info(
             "certificates are found", extra={"origin": trust.origin, "client": str(trust.client_file or "")}
         )
@@ -70,6 +86,17 @@ def client_for(settings: Settings, environ: Mapping[str, str], secrets: Secrets)
         tls,
         settings.number("connection", "connect_timeout_seconds"),
         settings.number("connection", "read_timeout_seconds"),
+        connections,
+        token_now=token_now,
+    )
+
+
+def _trust(settings: Settings, environ: Mapping[str, str]) -> certificates.Trust:
+    return certificates.search(
+        settings.optional_path("node_settings", "ca_file"),
+        settings.optional_path("node_settings", "ca_path"),
+        environ,
+        os.geteuid(),
     )
 
 
@@ -95,6 +122,30 @@ def server_and_token(settings: Settings) -> tuple[str, str]:
     return url, read_secret(state / "pilot.token")
 
 
+def collector_for(settings: Settings, environ: Mapping[str, str], secrets: Secrets) -> Optional[Collector]:
+    """None where the settings name none. It is not shown who we are: no certificate of ours."""
+    url = settings.text("services", "collector")
+    if not url:
+        return None
+    try:
+        parts = urlsplit(url)
+        is_good = parts.scheme in ("http", "https") and bool(parts.hostname) and "@" not in parts.netloc
+    except ValueError:
+        is_good = False
+    if not is_good:
+        raise PilotageError(
+            "BAD_SETTINGS",
+            "[services] collector is no address such as http://elastic:9200/pilotage/_doc, without a password in it",
+        )
+    named = settings.optional_path("services", "collector_token_file")
+    token = read_secret(named) if named is not None else ""
+    secrets.add(token)
+    tls = None
+    if url.startswith("https:"):
+        tls = certificates.context(replace(_trust(settings, environ), client_file=None))
+    return Collector(url, token, settings.number("services", "collector_timeout_seconds"), tls)
+
+
 def registration(
     settings: Settings, here: Node, pilot_id: str, work: Path, given: Allocation
 ) -> PilotRegistration:
@@ -110,6 +161,7 @@ def registration(
         memory_mb=here.memory_mb,
         disk_mb=node.free_disk_mb(work),
         gpus=len(here.gpus),
+        gpu_kinds=gpus.kinds(here.gpus),
         batch_system=given.system,
         batch_id=given.batch_id,
     )
@@ -137,7 +189,18 @@ def _as_queue_says(settings: Settings, answer: Optional[QueueForPilot]) -> Setti
         wanted["copytools"] = {"names": answer.copytools}
     for section, keys in sections(answer.pilot_settings).items():
         wanted.setdefault(section, {}).update(keys)
-    return override(settings, QUEUE, wanted, f"queue {answer.name}")
+    return override(settings, QUEUE, wanted, f"{QUEUE_SAYS}{answer.name}")
+
+
+def as_task_says(settings: Settings, spec: JobSpec) -> Settings:
+    """The settings for the jobs of a task. What the queue says stays as it is: its operator knows the nodes."""
+    wanted = dict(spec.pilot_settings)
+    for name in spec.pilot_settings:
+        section, _, key = name.partition(".")
+        if settings.origins.get((section, key), "").startswith(QUEUE_SAYS):
+            logger.info("the queue says otherwise than the task", extra={"setting": name})
+            del wanted[name]
+    return override(settings, TASK, sections(wanted), f"task {spec.task_id}")
 
 
 def sections(settings: Mapping[str, object]) -> dict[str, dict[str, object]]:
@@ -149,25 +212,32 @@ def sections(settings: Mapping[str, object]) -> dict[str, dict[str, object]]:
     return found
 
 
-class Tools(NamedTuple):
-    """The copytools that may be used, in the order of preference."""
-
-    usable: tuple[CopyTool, ...]
-    unusable: dict[str, str]
-    """Name → why it does not work on this node."""
-
-
-def tools(settings: Settings) -> Tools:
-    """Those that the settings name, else all there are."""
+def tools(settings: Settings, environ: Mapping[str, str]) -> Tools:
+    """Those that the settings name, else all there are; what is the pilot's own they do not take for a file of a job."""
     data_root = settings.optional_path("node_settings", "script_prefix")
     prefix = {"data_root": str(data_root)} if data_root is not None else {}
-    usable: list[CopyTool] = []
-    unusable: dict[str, str] = {}
-    for name in settings.items("copytools", "names") or copytools.names():
-        tool = copytools.load(name, {**prefix, **settings.open_section(f"copytool:{name}")})
-        reason = tool.unusable()
-        if reason is None:
-            usable.append(tool)
-        else:
-            unusable[name] = reason
-    return Tools(tuple(usable), unusable)
+    names = settings.items("copytools", "names") or copytools.names()
+    found = find_tools(
+        names, {name: {**prefix, **settings.open_section(f"copytool:{name}")} for name in names}
+    )
+    for tool in found.usable:
+        if isinstance(tool, FileTool):
+            tool.not_for_jobs = _own_paths(settings, environ)
+    return found
+
+
+def _own_paths(settings: Settings, environ: Mapping[str, str]) -> tuple[str, ...]:
+    work = os.path.realpath(settings.path("node_settings", "work_directory"))
+    outbox = settings.optional_path("node_settings", "outbox_directory")
+    state = Path(environ.get("HOME", "/root"), ".local", "share", "pilotage")
+    secret: list[object] = [
+        *(settings.optional_path("node_settings", name) for name in ("token_file", "bridge_directory")),
+        *(state / name for name in ("pilot.token", "admin.token", "server.key")),
+        *(environ.get(name) for name in ("X509_USER_PROXY", "BEARER_TOKEN_FILE")),
+        f"/tmp/x509up_u{os.geteuid()}",
+        outbox or Path(work, "outbox"),
+    ]
+    return (
+        os.path.join(work, workdir.PREFIX),
+        *(f"{os.path.realpath(str(path))}/" for path in secret if path),
+    )

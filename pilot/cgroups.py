@@ -13,6 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Optional
 
+from pilot import proc
+
 logger = logging.getLogger(__name__)
 
 PREFIX = "pilotage-"
@@ -46,6 +48,10 @@ class Cgroup:
         found = re.search(r"^usage_usec (\d+)", self._read("cpu.stat"), re.MULTILINE)
         return int(found.group(1)) / 1e6 if found else None
 
+    def oom_kills(self) -> int:
+        """How many of its processes the kernel has ended because memory was short; 0 also where the controller `memory` is missing."""
+        return _oom_kills(self._read("memory.events"))
+
     def processes(self) -> list[int]:
         return [int(line) for line in self._read("cgroup.procs").split()]
 
@@ -57,23 +63,12 @@ class Cgroup:
 
     def _read(self, name: str) -> str:
         try:
-            return (self.path / name).read_text()
+            return proc.read(f"{self.path}/{name}").decode()
         except OSError:
             return ""
 
     def _write(self, name: str, text: str) -> bool:
-        try:
-            # Never created: a file that is missing is a controller or a kernel that is missing.
-            descriptor = os.open(self.path / name, os.O_WRONLY | os.O_CLOEXEC)
-        except OSError:
-            return False
-        try:
-            os.write(descriptor, text.encode())
-        except OSError:
-            return False
-        finally:
-            os.close(descriptor)
-        return True
+        return proc.write(f"{self.path}/{name}", text)
 
 
 def make(name: str) -> Optional[Cgroup]:
@@ -113,6 +108,27 @@ def find(mounts: str, groups: str) -> Optional[Path]:
             relative = os.path.relpath(line.group(1), root)
             return None if relative.startswith("..") else Path(place) / relative
     return None
+
+
+def oom_kills_around_us() -> int:
+    """The same for the group that the batch system has put us in, or the node has: our payloads, and others that are in it."""
+    file = _own_events()
+    try:
+        return _oom_kills(file.read_text()) if file is not None else 0
+    except OSError:
+        return 0
+
+
+@cache
+def _own_events() -> Optional[Path]:
+    from pilot.node import quotas  # late: it imports more than a container needs
+
+    return quotas.memory_events()
+
+
+def _oom_kills(events: str) -> int:
+    found = re.search(r"^oom_kill (\d+)", events, re.MULTILINE)
+    return int(found.group(1)) if found else 0
 
 
 def _number(text: str) -> Optional[int]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 from pilot import building, node
+from pilot.api.environment import Environment
 from pilot.node import Node, fitness
 from pilot.node.allocation import Allocation
 from pilot.node.fitness import Finding, Level
@@ -43,7 +44,7 @@ class Report(NamedTuple):
         here = {"name": self.node.name, "resourceType": self.node.resource_type.value}
         return {
             "fit": self.is_fit,
-            "node": {**here, **building.facts(self.node, self.given)},
+            "node": {**here, **Environment(self.node, self.given).facts()},
             "checks": checks,
         }
 
@@ -56,7 +57,9 @@ class Report(NamedTuple):
         lines = [f"{check:<{widths[0]}}  {result:<{widths[1]}}  {detail}" for check, result, detail in rows]
         n_wrong = sum(finding.level is Level.UNFIT for finding in self.findings)
         verdict = f"not fit: {n_wrong} of {len(self.findings)} checks failed" if n_wrong else "fit for work"
-        found = "  ".join(f"{name}={value}" for name, value in building.facts(self.node, self.given).items())
+        found = "  ".join(
+            f"{name}={value}" for name, value in Environment(self.node, self.given).facts().items()
+        )
         return "\n".join([f"{self.node.name} ({self.node.resource_type})  {found}", "", *lines, "", verdict])
 
 
@@ -85,7 +88,7 @@ def look(settings: Settings, environ: Mapping[str, str], secrets: Secrets) -> Re
         settings,
         here,
         work,
-        unusable_tools=building.tools(settings).unusable,
+        unusable_tools=building.tools(settings, environ).unusable,
         plugin=plugin,
         executor=executors.load(settings.items("payload", "executor"), environ),
         clock_skew=client.clock_skew if client else None,

@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Callable, NoReturn, Optional, TypeVar
+from typing import TYPE_CHECKING, Any, Callable, NoReturn, Optional, TypeVar
 
 import click
 
@@ -20,12 +20,14 @@ from protocol.logs import set_up_from
 from protocol.settings import Setting, Settings, Table, describe
 from protocol.values import Type, as_text
 
+if TYPE_CHECKING:
+    from pilot.collector import Collector
+
 C = TypeVar("C", bound=Callable[..., Any])
 T = TypeVar("T")
 
 LATER = frozenset(
     (
-        "node_settings__workflow",
         "get_job__country_group",
         "get_job__working_group",
         "get_job__allow_other_country",
@@ -49,7 +51,9 @@ Examples:
   python -m pilot --config /etc/pilotage/pilot.ini --max-jobs 1 -d
   python -m pilot --print-config
   python -m pilot check -q CPU
+  python -m pilot benchmark
   python -m pilot daemon --config daemon.ini -- -q CPU
+  python -m pilot -q HPC --bridge /shared/pilotage
 
 """
 
@@ -140,6 +144,39 @@ def daemon(config: Optional[str], print_config: bool, pilot_options: Sequence[st
     _leave(work(settings, pilot_options))
 
 
+BRIDGE_EXAMPLES = """\b
+Examples:
+  pilotage pilot bridge --directory /shared/pilotage --url https://server:8080 --token-file pilot.token
+  on the nodes:  python3 pilot.pyz -q HPC --bridge /shared/pilotage -a /scratch/$USER
+
+"""
+
+
+@click.command(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog=BRIDGE_EXAMPLES,
+)
+@_options(tables.BRIDGE_TABLE)
+@click.option("--config", metavar="PATH", help="settings file of the bridge")
+@click.option(
+    "--print-config", is_flag=True, help="show each setting, its value and where that comes from, and end"
+)
+def bridge(config: Optional[str], print_config: bool, **given: Any) -> None:
+    """Speak to the server for pilots on nodes that do not reach it, through a directory that both sides see.
+
+    It runs where the server can be reached, as the account that the pilots have, until SIGTERM or SIGINT. The token stays
+    with it: the nodes need none. A second one stands by until the first ends.
+    """
+    settings = _or_end(lambda: tables.load_bridge(given, Path(config) if config else None))
+    if print_config:
+        _show(settings)
+        return
+    logs = _or_end(lambda: set_up_from(settings))
+    from pilot.bridge import run as work
+
+    _leave(_or_end(lambda: work(settings, dict(os.environ), logs.secrets)))
+
+
 PATTERN_EXAMPLES = """\b
 Examples:
   pilotage pilot patterns                                    list them, each tried on its example
@@ -223,7 +260,76 @@ def check(config: Optional[str], as_json: bool, **given: Any) -> None:
     sys.exit((PilotExit.DONE if report.is_fit else PilotExit.NODE_UNFIT).value)
 
 
-BESIDE = {"daemon": daemon, "check": check, "patterns": patterns}
+BENCHMARK_EXAMPLES = """\b
+Examples:
+  pilotage pilot benchmark
+  pilotage pilot benchmark --cores 8 --seconds 10 -a /scratch --json
+  python -m pilot benchmark --send --config /etc/pilotage/pilot.ini
+
+"""
+
+
+@click.command(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog=BENCHMARK_EXAMPLES,
+)
+@click.option("--cores", type=click.IntRange(1, 1000), metavar="N",
+              help="Processes at once.  [default: as many as there are cores]")  # fmt: skip
+@click.option("--seconds", type=click.FloatRange(0.1, 3600), metavar="S",
+              help="About how long it takes.  [default: as in the settings]")  # fmt: skip
+@click.option("-a", "--work-directory", "directory", metavar="PATH",
+              type=click.Path(exists=True, file_okay=False), default=".", show_default=True,
+              help="Its disk is measured, with a file that is gone afterwards.")  # fmt: skip
+@click.option("--send", is_flag=True, help="Post the result to the collector of the settings, too.")
+@click.option("--config", metavar="PATH", help="settings file of the pilot")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def benchmark(
+    cores: Optional[int],
+    seconds: Optional[float],
+    directory: str,
+    send: bool,
+    config: Optional[str],
+    as_json: bool,
+) -> None:
+    """Measure this node for a few seconds: processors and memory with N processes at once, and the disk. No server is asked.
+
+    integer and float count millions of rounds of a loop of Python in a second, of all processes together; `slowest` is that of
+    the slowest one. Compare them between nodes with the same version of Python. Exit code 1: it gave no result, or was not sent.
+    """
+    settings = _or_end(lambda: tables.load({}, Path(config) if config else None))
+    collector = _or_end(lambda: _collector(settings)) if send else None
+    from pilot.benchmark import measure  # late: no pilot needs it
+
+    seconds = seconds or settings.number("services", "benchmark_seconds")
+    try:
+        report = measure(directory, cores or 0, seconds, settings.integer("services", "benchmark_disk_mb"))
+    except OSError as error:
+        click.echo(f"pilot: the benchmark gave no result: {error}", err=True)
+        sys.exit(1)
+    click.echo(json.dumps(report, indent=2) if as_json else "\n".join(_benchmark_lines(report)))
+    why_not = collector.send({"kind": "benchmark", **report}) if collector else ""
+    if why_not:
+        click.echo(f"pilot: the benchmark was not sent: {why_not}", err=True)
+        sys.exit(1)
+
+
+def _benchmark_lines(report: dict[str, Any]) -> list[str]:
+    facts = {**report, **report["scores"]}
+    del facts["scores"]
+    return [f"{name.replace('_', ' '):<30} {value}" for name, value in facts.items()]
+
+
+def _collector(settings: Settings) -> Collector:
+    from pilot import building  # late: it loads all that a pilot consists of
+    from protocol.redaction import Secrets
+
+    found = building.collector_for(settings, os.environ, Secrets())
+    if found is None:
+        raise PilotageError("BAD_SETTINGS", "[services] collector names no address to send it to")
+    return found
+
+
+BESIDE = {"daemon": daemon, "bridge": bridge, "check": check, "patterns": patterns, "benchmark": benchmark}
 """First words that mean something else than a pilot."""
 
 

@@ -7,13 +7,15 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import NamedTuple, Optional, Union
 
 from copytools.base import CopyTool
 from pilot.bundles import Cache
 from pilot.channels import Channels
-from pilot.jobrun import Jobs
+from pilot.collector import Collector
+from pilot.jobrun import JobRun, Jobs
 from pilot.node import Node
 from pilot.node.allocation import NOTHING, Allocation
 from pilot.outbox import Outbox
@@ -22,12 +24,14 @@ from pilot.plugins.executors import Chain
 from pilot.plugins.monitors import Monitor
 from pilot.server_client import ServerClient
 from pilot.watching import Watches
-from pilot.workdir import PilotDirectory
+from pilot.workdir import JobLogs, PilotDirectory
 from protocol.errors import PilotageError
 from protocol.messages import PilotRegistration, QueueForPilot
-from protocol.redaction import Secrets
+from protocol.redaction import Secrets, is_secret_name
 from protocol.settings import Settings
 
+IDENTITY = frozenset(("X509_USER_PROXY", "BEARER_TOKEN", "BEARER_TOKEN_FILE"))
+"""Variables of the pilot's environment that say who the pilot is; a payload is somebody else."""
 STOP_GRACE_SECONDS = 3.0
 """What a payload gets between SIGTERM and SIGKILL when the pilot itself has to go: the batch system does not wait longer."""
 BATCH_END_SECONDS = 15.0
@@ -48,7 +52,7 @@ class ThreadEnded(NamedTuple):
 
 
 class JobsChanged(NamedTuple):
-    """A job is done with."""
+    """No job is held any more."""
 
 
 Event = Union[Signalled, ThreadEnded, JobsChanged]
@@ -110,6 +114,8 @@ class Context:
     secrets: Secrets
     channels: Channels
     jobs: Jobs
+    job_logs: JobLogs
+    """The pilot's own records about each job."""
     events: queue.SimpleQueue[Event]
     """What the pilot monitor (the main thread) sleeps on."""
     watches: Watches = field(default_factory=Watches)
@@ -119,11 +125,33 @@ class Context:
     stop: Stop = field(default_factory=Stop)
     drain: Stop = field(default_factory=Stop)
     """Set when the server wants the pilot to ask for no further job, and to end when those that it holds have."""
+    update: threading.Event = field(default_factory=threading.Event)
+    """Set, before `drain`, when the server's present pilot is to take this one's place then."""
     silence: threading.Event = field(default_factory=threading.Event)
     """Set at the very end: no further heartbeat."""
     started: float = field(default_factory=time.monotonic)
+    collector: Optional[Collector] = None
+    """Where reports go beside the server."""
     allocation: Allocation = NOTHING
     """What the batch system had given when the pilot started."""
+
+    @property
+    def isolates(self) -> bool:
+        """Payloads can neither read nor signal what is the pilot's."""
+        return self.executor.isolates or bool(self.settings.items("payload", "users"))
+
+    def of(self, job: JobRun) -> Context:
+        """The same with what the job's task wants otherwise: what works on a job is given this one."""
+        return self if job.settings is None else replace(self, settings=job.settings)
+
+    @cached_property
+    def inherited(self) -> Mapping[str, str]:
+        """The environment that payloads get: the pilot's own without its settings and credentials."""
+        return {
+            name: value
+            for name, value in self.environ.items()
+            if not name.startswith("PILOTAGE_") and name not in IDENTITY and not is_secret_name(name)
+        }
 
     def seconds_left(self) -> float:
         """Of the pilot's lifetime, which ends with the batch job at the latest."""
@@ -139,8 +167,12 @@ class Context:
         given = self.allocation.seconds_left
         return math.inf if given is None else self.started + given - time.monotonic()
 
+    def age(self) -> float:
+        """Seconds for which it has run, those of the pilots included whose place it took."""
+        return self.settings.integer("limits", "run_before_seconds") + time.monotonic() - self.started
+
     def _of_lifetime(self) -> float:
-        return self.started + self.settings.integer("limits", "lifetime_seconds") - time.monotonic()
+        return self.settings.integer("limits", "lifetime_seconds") - self.age()
 
     def grace_seconds(self) -> float:
         """Between SIGTERM and SIGKILL for a payload that has to go."""

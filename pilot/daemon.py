@@ -32,7 +32,7 @@ class _Ended:
 
 def run(settings: Settings, pilot_options: Sequence[str]) -> PilotExit:
     """Keep `pilots` of them running; one that has ended is followed by another after SCRIPT_DELAY seconds."""
-    command = [*own_command(), *_config(settings), *pilot_options]
+    command = [*_program(settings), *_config(settings), *pilot_options]
     # SimpleQueue: a signal handler writes to it.
     events: queue.SimpleQueue[Union[int, _Ended]] = queue.SimpleQueue()
 
@@ -81,8 +81,10 @@ class _Daemon:
 
     def _note_end(self, pilot: subprocess.Popen[bytes]) -> None:
         self._running.remove(pilot)
-        self._next_start = max(self._next_start, time.monotonic() + self._delay)
         code = pilot.returncode
+        now = time.monotonic()
+        # One that is to be replaced leaves its place to another at once.
+        self._next_start = now if code == PilotExit.UPDATE else max(self._next_start, now + self._delay)
         meaning = PILOT_EXIT_TEXT[PilotExit(code)] if code in set(PilotExit) else "no exit code of a pilot"
         logger.info("pilot has ended", extra={"pilot": pilot.pid, "exit_code": code, "meaning": meaning})
 
@@ -116,6 +118,11 @@ def own_command() -> list[str]:
     if home.parent.is_file():  # pilot.pyz/pilot/daemon.py
         return [sys.executable, str(home.parent)]
     return [sys.executable, str(home)]
+
+
+def _program(settings: Settings) -> list[str]:
+    wrapper = settings.optional_path("daemon", "wrapper")
+    return ["bash", str(wrapper)] if wrapper else own_command()
 
 
 def _config(settings: Settings) -> list[str]:

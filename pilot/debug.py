@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Callable, NamedTuple, Optional
 
-from pilot import diagnosis, proc
+from pilot import diagnosis, proc, workdir
 from pilot.context import Context
 from pilot.jobrun import BUNDLE, INPUTS, STDOUT, JobRun
 from pilot.proc import Stat
@@ -194,7 +194,7 @@ class Desk:
         watches = [watch for watch in self._context.watches.all() if watch.job is job]
         processes = [each for watch in watches for each in watch.process.members()]
         if kind == "stack" and processes:
-            with_debugger = not self._context.executor.isolates
+            with_debugger = not self._context.isolates
             return diagnosis.of(processes, self._context.environ, with_debugger=with_debugger)
         return process_table(processes)
 
@@ -270,10 +270,12 @@ def _entries(directory: Path) -> Iterator[_Entry]:
 
 
 def newest(directory: Path) -> str:
-    """The plain file that was changed last, but for inputs, shipped code and standard output; "" if there is none."""
+    """The plain file that was changed last, but for inputs, shipped code, standard output and what we write; "" if there is none."""
     found, changed = "", 0.0
     for name, status in _entries(directory):
         if name.split("/")[0] in (INPUTS, BUNDLE, STDOUT) or not stat.S_ISREG(status.st_mode):
+            continue
+        if name.startswith(workdir.OURS):
             continue
         if status.st_mtime > changed:
             found, changed = name, status.st_mtime

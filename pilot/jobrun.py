@@ -16,12 +16,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Callable, Optional
 
+from pilot.sourcing import Software
 from protocol import templates
 from protocol.errors import PilotageError
 from protocol.files import check_lfn
 from protocol.logs import bound
 from protocol.messages import (
     AttemptUpdate,
+    BenchmarkReport,
+    Command,
     HeldAttempt,
     InputFile,
     JobSpec,
@@ -29,18 +32,22 @@ from protocol.messages import (
     Move,
     OutputFile,
     OutputReport,
+    UpdateReply,
 )
-from protocol.states import JobState
+from protocol.settings import Settings
+from protocol.states import FINAL, JobState
 
 logger = logging.getLogger(__name__)
 
 AT_ONCE = frozenset((JobState.OBTAINED, JobState.RUNNING))
 """States that somebody waits for: told by themselves. The end is told at once too; the others ride along."""
 
+_FINAL_WORDS = frozenset(state.value for state in FINAL)
+
 UNREPORTED_SECONDS = 1.0
 """A state that lasts longer than this is reported by itself."""
 
-INPUTS, BUNDLE, STDOUT, STDERR = "inputs", "bundle", "payload.stdout", "payload.stderr"
+INPUTS, BUNDLE, SOFTWARE, STDOUT, STDERR = "inputs", "bundle", "software", "payload.stdout", "payload.stderr"
 
 
 class JobOver(Exception):
@@ -57,14 +64,17 @@ class JobRun:
         ring: Callable[[], None],
         slot: int = 1,
         is_brisk: bool = False,
+        patience: float = 0.0,
     ) -> None:
         """`ring` wakes the reporter: there is, or will soon be, something to say. `slot`: whose share of the node it has.
 
         One that `is_brisk` was claimed ahead since such payloads last less than a second: nobody waits for its states one by one.
+        So many seconds of `patience` has the acknowledgement: mostly the payload runs by then, and both are one word.
         """
         self.spec = spec
         self.slot = slot
         self.is_brisk = is_brisk
+        self._patience = patience
         self.directory = directory
         self.over = threading.Event()
         """Set when the job goes no further: it has failed, or it is not ours any more."""
@@ -79,11 +89,15 @@ class JobRun:
         """What the steps that were started have printed."""
         self.outputs: list[OutputReport] = []
         self.log: Optional[LogReport] = None
+        self.settings: Optional[Settings] = None
+        """The pilot's, with what the task wants otherwise; None: it wants nothing."""
+        self.software: Optional[Software] = None
+        """That of the task, once it is there."""
+        self.benchmark: Optional[BenchmarkReport] = None
+        """What one found that ran before the payload, or that the payload was; told with the next word."""
         self.error: Optional[PilotageError] = None
         self.exit_code: Optional[int] = None
         self.abandoned = False
-        self.records: Optional[logging.Handler] = None
-        """Where the records about this job are kept for its log archive."""
         self._ring = ring
         self._lock = threading.Lock()
         self._moves: list[Move] = []
@@ -124,8 +138,12 @@ class JobRun:
             check_lfn(lfn)
 
     def command(self) -> list[str]:
-        """The task's command with the paths of this node."""
-        return self.filled(self.spec.command)
+        """The task's command with the paths of this node, within its software."""
+        return self.in_software(self.filled(self.spec.command))
+
+    def in_software(self, command: list[str]) -> list[str]:
+        """A command of the task after the set-up of the task's software."""
+        return self.software.before(command) if self.software is not None else command
 
     def filled(self, words: Sequence[str]) -> list[str]:
         """A command of the task with the paths of this node."""
@@ -162,6 +180,7 @@ class JobRun:
             "input": str(self.input_path(spec.inputs[0])) if spec.inputs else "",
             "output": str(self.output_path(spec.outputs[0])) if spec.outputs else "",
             "bundle": str(self.bundle),
+            "software": str(self.software.directory) if self.software is not None else "",
             "workdir": str(self.directory),
             "python": sys.executable,
         }
@@ -181,9 +200,13 @@ class JobRun:
             if self.over.is_set():
                 raise JobOver
             at_once = state in AT_ONCE and not self.is_brisk
-            self._move(state, 0.0 if at_once else UNREPORTED_SECONDS)
-        logger.info("job enters a state", extra={"state": state.value})
-        self._ring()
+            patience = self._patience if state is JobState.OBTAINED else 0.0
+            is_sooner = self._move(state, patience if at_once else UNREPORTED_SECONDS)
+        # Of thousands a minute, a line for each at its end is enough.
+        level = logging.DEBUG if self.is_brisk else logging.INFO
+        logger.log(level, "job enters a state", extra={"state": state.value})
+        if is_sooner:
+            self._ring()
 
     def check(self) -> None:
         """Between two steps: JobOver if the job was ended from outside."""
@@ -206,9 +229,10 @@ class JobRun:
         with self._lock:
             self._payload_running = False
             self.exit_code = exit_code
-            if not self.over.is_set():
-                self._move(JobState.FINISHED, UNREPORTED_SECONDS)
-        self._ring()
+            was_over = self.over.is_set()
+            is_sooner = was_over or self._move(JobState.FINISHED, UNREPORTED_SECONDS)
+        if is_sooner:
+            self._ring()
 
     def step_ended(self) -> None:
         """What `payload_started` told of was a step; the job goes on."""
@@ -261,15 +285,28 @@ class JobRun:
         logger.log(level, "job is given up", extra={"why": why})
         self._ring()
 
+    def obey(self, answer: UpdateReply) -> None:
+        """What the server says about an attempt that we hold; once its outcome is on the way, only the answer to that counts."""
+        if self.has_ended:
+            return
+        if answer.command is Command.STOP or answer.state in _FINAL_WORDS:
+            why = answer.detail or f"the attempt is {answer.state or 'unknown'} there"
+            is_wish = answer.state == JobState.CANCELLED.value
+            self.abandon(f"the server says stop: {why}", logging.INFO if is_wish else logging.WARNING)
+
     def leave(self) -> None:
         """The job has gone through all controls; the last that this pilot can say about it is known."""
         with self._lock:
             self._gone = True
         self._ring()
 
-    def _move(self, state: JobState, within_seconds: float) -> None:
+    def _move(self, state: JobState, within_seconds: float) -> bool:
+        """Whether there will be something to say sooner than was known."""
         self._moves.append(Move(state.value, time.time()))
-        self._due = min(self._due, time.monotonic() + within_seconds)
+        due = time.monotonic() + within_seconds
+        is_sooner = due < self._due
+        self._due = min(self._due, due)
+        return is_sooner
 
     # -- the words about it -------------------------------------------------------------------------------------------------
 
@@ -365,7 +402,9 @@ class JobRun:
             outputs=outputs,
             log=log,
             metrics=dict(self.metrics) or None if ends else None,
+            benchmark=self.benchmark,
         )
+        self.benchmark = None
         self._words.append(word)
         self._moves, self._due = [], math.inf
 
@@ -389,7 +428,7 @@ def is_result(word: AttemptUpdate) -> bool:
 
 
 class Jobs:
-    """The attempts that this pilot holds; `changed` is called whenever one is done with."""
+    """The attempts that this pilot holds; `changed` is called when it holds none any more."""
 
     def __init__(self, changed: Callable[[], None]) -> None:
         self._changed = changed
@@ -418,5 +457,6 @@ class Jobs:
             done = [key for key, job in self._jobs.items() if job.is_gone and job.is_settled]
             for key in done:
                 del self._jobs[key]
-        if done:
+            is_empty = not self._jobs
+        if done and is_empty:
             self._changed()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 from typing import Optional
 
@@ -73,6 +74,41 @@ def memory(used_mb: float, allowed_mb: float, asked_mb: int) -> Optional[Pilotag
     if asked_mb:
         return PilotageError("PAYLOAD_MEMORY_LIMIT", f"{said}, and {asked_mb} were asked for")
     return PilotageError("PAYLOAD_OUT_OF_MEMORY", f"{said}, since the task asks for none in particular")
+
+
+DISK_FAULTS = {
+    errno.ENOSPC: "NO_LOCAL_SPACE",
+    errno.EDQUOT: "NO_LOCAL_SPACE",
+    errno.EROFS: "NODE_UNFIT",
+    errno.EIO: "NODE_UNFIT",
+    errno.ESTALE: "NODE_UNFIT",
+}
+"""What the node's own disk says."""
+
+
+def disk_refuses(error: OSError, what: str) -> Optional[PilotageError]:
+    """The node's disk is at fault, not the payload, nor a mistake of ours; None if the error says something else."""
+    name = DISK_FAULTS.get(error.errno or 0)
+    return None if name is None else PilotageError(name, f"{what}: {error.strerror}")
+
+
+KILLED = (-9, 128 + 9)
+"""Ended by SIGKILL; what stands around a payload, a shell or a container, says so in its exit code."""
+
+
+def kernel_memory(code: int, kills: int, kills_around: int) -> Optional[PilotageError]:
+    """How many processes the kernel has ended for want of memory: in the payload's own group, and in the one around the pilot."""
+    if kills:
+        return PilotageError(
+            "PAYLOAD_OOM_KILLED",
+            f"{kills} of its processes were ended by the kernel, which was short of memory",
+        )
+    if kills_around > 0 and code in KILLED:
+        said = f"that ended {kills_around} processes of the pilot's control group meanwhile"
+        return PilotageError(
+            "PAYLOAD_OOM_KILLED", f"probably by the kernel, which was short of memory: {said}"
+        )
+    return None
 
 
 def seconds_until_full(used: float, before: float, seconds: float, allowed: float) -> float:

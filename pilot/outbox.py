@@ -222,9 +222,9 @@ def _is_own_directory(path: Path) -> bool:
 
 def _remove_directory(directory: Path, lock: FileLock) -> None:
     """Remove it, with the halves of results that were never finished, and let go of it. What else lies there keeps it."""
-    for part in directory.glob("*.part"):
-        part.unlink(missing_ok=True)
     try:
+        for part in directory.glob("*.part"):
+            part.unlink(missing_ok=True)
         directory.rmdir()
         Path(lock.lock_file).unlink(missing_ok=True)
     except OSError:

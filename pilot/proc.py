@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple, Optional
 
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -29,10 +28,37 @@ class Stat(NamedTuple):
         return self.state in "ZX"
 
 
+def read(path: str) -> bytes:
+    """A file of the kernel, with as few calls as can be: it is asked several times for each payload."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        pieces = []
+        while piece := os.read(descriptor, 1 << 16):
+            pieces.append(piece)
+    finally:
+        os.close(descriptor)
+    return b"".join(pieces)
+
+
+def write(path: str, text: str) -> bool:
+    """To a file of the kernel, which is never created: one that is missing is a controller or a kernel that is missing."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        os.write(descriptor, text.encode())
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
 def stat(pid: int) -> Optional[Stat]:
     """None if there is no such process any more."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+        text = read(f"/proc/{pid}/stat").decode(errors="replace")
     except OSError:
         return None
     fields = text.rpartition(")")[2].split()  # the name before it may hold anything
@@ -50,7 +76,7 @@ def stat(pid: int) -> Optional[Stat]:
 def environment(pid: int) -> Optional[list[bytes]]:
     """NAME=VALUE, as it was given at the start; empty within execve(2), for a moment; None: gone, or another user's."""
     try:
-        text = Path(f"/proc/{pid}/environ").read_bytes()
+        text = read(f"/proc/{pid}/environ")
     except OSError:
         return None
     return text.split(b"\0") if text else []
@@ -73,10 +99,22 @@ def children(pid: int) -> list[int]:
     found: list[int] = []
     try:
         for task in os.listdir(f"/proc/{pid}/task"):
-            found.extend(map(int, Path(f"/proc/{pid}/task/{task}/children").read_text().split()))
+            found.extend(_of_thread(pid, task))
     except OSError:
         pass
     return found
+
+
+def adopted(pid: int) -> list[int]:
+    """Of the children of a process those of its first thread: orphans that the kernel hands over become its children."""
+    try:
+        return _of_thread(pid, str(pid))
+    except OSError:
+        return []
+
+
+def _of_thread(pid: int, task: str) -> list[int]:
+    return [int(number) for number in read(f"/proc/{pid}/task/{task}/children").split()]
 
 
 def tree(pid: int) -> list[int]:
@@ -87,12 +125,12 @@ def tree(pid: int) -> list[int]:
     return found
 
 
-def threads_of_account() -> int:
-    """How many threads all processes of this account have, on this node."""
+def threads_of_account(uid: int) -> int:
+    """How many threads all processes of an account have, on this node."""
     number = 0
     for pid in living():
         try:
-            if os.stat(f"/proc/{pid}").st_uid == os.getuid():
+            if os.stat(f"/proc/{pid}").st_uid == uid:
                 number += len(os.listdir(f"/proc/{pid}/task"))
         except OSError:
             continue

@@ -22,7 +22,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Optional
 
-from pilot import cgroups, proc
+from pilot import cgroups, limits, proc
+from pilot.accounts import Account, rights
 from pilot.proc import Stat
 from pilot.text import Text
 from protocol.errors import PilotageError
@@ -66,7 +67,7 @@ class _Running:
         Our own children are in our session, or are payloads; nobody can enter a session from outside.
         """
         ours = os.getsid(0)
-        found = (proc.stat(pid) for pid in proc.children(os.getpid()) if pid not in self.payloads)
+        found = (proc.stat(pid) for pid in proc.adopted(os.getpid()) if pid not in self.payloads)
         return [each for each in found if each and each.session != ours and each.parent == os.getpid()]
 
 
@@ -122,6 +123,11 @@ class Process:
         """It was ended because it ran longer than `wait` allows."""
         self.used = Usage(0.0, 0.0, 0)
         """After the end: processor time of all that was waited for, and the largest memory of one process (0: not known)."""
+        self.oom_kills = 0
+        """After the end: how many of its processes the kernel has ended because memory was short, as its own cgroup has counted them."""
+        self.oom_kills_around = 0
+        """The same in the group that it shares with the pilot and its other payloads, while it ran."""
+        self._oom_kills_before = cgroups.oom_kills_around_us()
         self.ended = threading.Event()
         """Set when neither the payload nor anything that it started is left."""
 
@@ -144,6 +150,7 @@ class Process:
         self._sweep()
         self._text.finish()
         used_by_all = self._close_cgroup()
+        self.oom_kills_around = cgroups.oom_kills_around_us() - self._oom_kills_before
         with _running.lock, self._lock:
             _, status, used = os.wait4(self.pid, 0)
             self._reaped = True
@@ -181,6 +188,11 @@ class Process:
             found = self._living(roots)
             self._seen = {(each.pid, each.began_ticks) for each in found}
         return found
+
+    def beside(self) -> list[Stat]:
+        """What others have started for it on this node, as srun has its ranks started: known by the mark. It looks at all that live."""
+        below = {each.pid for each in self.members()}
+        return [each for each in _everything() if each.pid not in below and self._owns(each)]
 
     # -- signals ------------------------------------------------------------------------------------------------------------
 
@@ -295,6 +307,7 @@ class Process:
         if self.cgroup is None:
             return 0.0
         used = self.cgroup.cpu_seconds() or 0.0
+        self.oom_kills = self.cgroup.oom_kills()
         self.cgroup.remove()
         return used
 
@@ -308,26 +321,29 @@ def start(
     text_bytes: int = 0,
     most_processes: int = 0,
     discards_text: bool = False,
+    account: Optional[Account] = None,
 ) -> Process:
     """Start a payload in a new session, with no input and its text into two new files, together not more than `text_bytes`.
 
-    Who prints more has to wait until somebody ends it; with `discards_text` it goes on, and the rest is lost.
+    Who prints more has to wait until somebody ends it; with `discards_text` it goes on, and the rest is lost. Root may give it the
+    rights of another `account`.
     `most_processes`, threads counted, are kept by its cgroup, or by the limit of the account where there is a prlimit(1) to set it.
     0: any number.
     """
     mark = secrets.token_hex(16)
-    text = _text(command, directory, environment, (stdout, stderr), text_bytes, discards_text)
+    text = _text((stdout, stderr), text_bytes, discards_text)
     try:
-        with open(os.devnull, "rb") as nothing, _running.lock:
+        with _running.lock:
             popen = subprocess.Popen(
-                [*_limiter(most_processes, environment), *command],
+                [*_limiter(most_processes, account), *command],
                 cwd=directory,
                 env={**environment, MARK: mark},
-                stdin=nothing,
+                stdin=subprocess.DEVNULL,
                 stdout=text.ends[0],
                 stderr=text.ends[1],
                 start_new_session=True,
                 close_fds=True,
+                **rights(account),
             )
             made = Process(popen, mark, text, _cgroup(popen.pid, mark, most_processes))
             _running.payloads[popen.pid] = made
@@ -341,14 +357,7 @@ def start(
     return made
 
 
-def _text(
-    command: Sequence[str],
-    directory: Path,
-    environment: Mapping[str, str],
-    paths: Iterable[Path],
-    limit_bytes: int,
-    discards: bool,
-) -> Text:
+def _text(paths: Iterable[Path], limit_bytes: int, discards: bool) -> Text:
     files: list[int] = []
     try:
         for path in paths:
@@ -357,7 +366,8 @@ def _text(
     except OSError as error:
         for file in files:
             os.close(file)
-        raise _cannot_start(command, directory, environment, error) from None
+        check_directory(path.parent)
+        raise cannot_write(error, "what it prints") from None
 
 
 def _cgroup(pid: int, mark: str, most_processes: int) -> Optional[cgroups.Cgroup]:
@@ -373,12 +383,14 @@ def _cgroup(pid: int, mark: str, most_processes: int) -> Optional[cgroups.Cgroup
     return made
 
 
-def _limiter(most_processes: int, environment: Mapping[str, str]) -> list[str]:
+def _limiter(most_processes: int, account: Optional[Account]) -> list[str]:
     """What stands before the command. The kernel counts all of the account, so what it has now is added."""
-    found = shutil.which("prlimit", path=environment.get("PATH")) if most_processes else None
+    # Not by the payload's PATH: within a container it would be the payload that says what runs outside.
+    found = shutil.which("prlimit") if most_processes else None
     if found is None:
         return []
-    return [found, f"--nproc={proc.threads_of_account() + most_processes}", "--"]
+    uid = os.getuid() if account is None else account.uid
+    return [found, f"--nproc={proc.threads_of_account(uid) + most_processes}", "--"]
 
 
 @contextlib.contextmanager
@@ -408,6 +420,29 @@ def _end_of(pid: int) -> Iterator[int]:
     finally:
         thread.join()
         os.close(reading)
+
+
+def end_leftovers(directory: Path) -> None:
+    """SIGKILL to what the payloads of a dead pilot left running: who has a payload's mark, and works in that pilot's directory."""
+    until = time.monotonic() + SWEEP_SECONDS
+    while left := [stat for stat in _everything() if not stat.is_dead and _works_in(stat.pid, directory)]:
+        for stat in left:
+            _send(stat, signal.SIGKILL)
+        if time.monotonic() > until:
+            logger.warning(
+                "processes of a dead pilot do not die", extra={"processes": [each.pid for each in left[:20]]}
+            )
+            return
+        time.sleep(0.01)  # they are no children of ours: nothing could wake us
+
+
+def _works_in(pid: int, directory: Path) -> bool:
+    try:
+        place = os.readlink(f"/proc/{pid}/cwd")
+    except OSError:
+        return False
+    inside = place.startswith(f"{directory.resolve()}/")
+    return inside and any(each.startswith(f"{MARK}=".encode()) for each in proc.environment(pid) or ())
 
 
 def _everything() -> list[Stat]:
@@ -448,6 +483,13 @@ def how_it_ended(code: int) -> str:
         return f"signal {-code}"
 
 
+def check_directory(directory: Path, otherwise: str = "BAD_COMMAND") -> None:
+    """A payload may remove its own directory, or put a link in its place; a site may have removed all of the pilot's."""
+    if directory.is_symlink() or not directory.is_dir():
+        name = otherwise if directory.parent.is_dir() else "NODE_UNFIT"
+        raise PilotageError(name, "the job's directory is not there any more")
+
+
 def check_program(command: Sequence[str], directory: Path, environment: Mapping[str, str]) -> None:
     """Raise TRANSFORM_NOT_FOUND or BAD_COMMAND if a command cannot be started; before inputs are copied for nothing."""
     if not command or not command[0]:
@@ -474,13 +516,20 @@ def _find(program: str, directory: Path, environment: Mapping[str, str]) -> Opti
     return next((file for file in files if os.access(file, os.X_OK)), files[0] if files else None)
 
 
+def cannot_write(error: OSError, what: str) -> PilotageError:
+    """What the node's own disk refuses is no fault of a payload; but a step may have taken the name of a text."""
+    if error.errno == errno.EEXIST:
+        return PilotageError("BAD_COMMAND", f"{what} has no file: a step of the job has taken its name")
+    said = f"{what} could not be kept on the node's disk"
+    return limits.disk_refuses(error, said) or PilotageError("NODE_UNFIT", f"{said}: {error.strerror}")
+
+
 def _cannot_start(
     command: Sequence[str], directory: Path, environment: Mapping[str, str], error: OSError
 ) -> PilotageError:
     if error.errno in (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE):
         return PilotageError("NODE_UNFIT", f"{_shown(command)} could not be started: {error.strerror}")
-    if error.errno == errno.ENOSPC:
-        return PilotageError("NO_LOCAL_SPACE", f"{_shown(command)} could not be started: {error.strerror}")
+    check_directory(directory)
     check_program(command, directory, environment)
     reason = error.strerror or str(error)
     if error.errno == errno.ENOENT:

@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from types import FrameType, TracebackType
 from typing import Any, Callable, NamedTuple, Optional
@@ -20,6 +20,7 @@ from pilot import building, channels, node, process
 from pilot.bundles import Cache
 from pilot.context import Context, Event, JobsChanged, Signalled, ThreadEnded
 from pilot.control import data, payload, steps
+from pilot.control import slot as slot_control
 from pilot.control.heartbeat import heartbeat
 from pilot.control.job import Asking, Why, finish_jobs
 from pilot.control.monitor import watch_payloads
@@ -27,9 +28,10 @@ from pilot.control.reporter import Reporter
 from pilot.jobrun import Jobs
 from pilot.node import fitness
 from pilot.outbox import Outbox
-from pilot.plugins import executors, monitors
-from pilot.server_client import CREDENTIALS, Backoff, ServerClient, is_passing
-from pilot.workdir import PilotDirectory
+from pilot.plugins import executors, monitors, workflows
+from pilot.plugins.workflows.base import Steps, Workflow
+from pilot.server_client import CREDENTIALS, Backoff, ServerClient, insist, is_passing
+from pilot.workdir import JobLogs, PilotDirectory
 from protocol import __version__
 from protocol.errors import PilotageError, PilotExit
 from protocol.logs import bound
@@ -99,21 +101,29 @@ def _run(
     signals: Signals,
 ) -> PilotExit:
     started = time.monotonic()
-    here, given = building.look_around(settings, environ)
+    found = building.look_around(settings, environ)
+    here, given = found
     mine = settings.text("node_settings", "pilot_id")
     pilot_id = node.pilot_name(mine, here.name, os.getpid(), randomness.token_hex(3))
     client = building.client_for(settings, environ, secrets)
     work = settings.path("node_settings", "work_directory")
     directory = PilotDirectory(work, pilot_id, settings.flag("limits", "keep_work_directories"))
-    kept = settings.optional_path("node_settings", "outbox_directory") or work / OUTBOX
-    with bound(pilot_id=pilot_id), _opened(directory), _opened(Outbox(kept, pilot_id, client.url)) as outbox:
+    with ExitStack() as places:
+        places.enter_context(bound(pilot_id=pilot_id))
+        places.enter_context(_opened(directory))
+        job_logs = JobLogs(secrets)
         logger.info("pilot begins", extra={"version": __version__, "server": client.url, "work": str(work)})
-        logger.info("the node is known", extra=building.facts(here, given))
+        logger.info("the node is known", extra=found.facts())
         registration = building.registration(settings, here, pilot_id, work, given)
         with signals.raised():
             answer = _register(client, registration, settings)
         settings, plugin = building.as_others_say(settings, answer)
-        tools = building.tools(settings)
+        kept = settings.optional_path("node_settings", "outbox_directory") or work / OUTBOX
+        outbox = places.enter_context(_opened(Outbox(kept, pilot_id, client.url)))
+        cached = settings.optional_path("node_settings", "cache_directory") or work / BUNDLES
+        if settings.items("payload", "users"):
+            directory.let_through()
+        tools = building.tools(settings, environ)
         steps.utilities(settings)  # a wrong one ends the pilot here, and not each of its jobs
         context = Context(
             settings=settings,
@@ -130,15 +140,22 @@ def _run(
             unusable_tools=tools.unusable,
             directory=directory,
             outbox=outbox,
-            bundles=Cache(work / BUNDLES, client.fetch_bundle, settings.integer("limits", "bundle_cache_mb")),
+            bundles=Cache(cached, client.fetch_bundle, settings.integer("limits", "bundle_cache_mb")),
             secrets=secrets,
             channels=channels.make(settings.integer("node_settings", "slots")),
             jobs=Jobs(lambda: events.put(JobsChanged())),
+            job_logs=job_logs,
             events=events,
             started=started,
+            collector=building.collector_for(settings, environ, secrets),
             allocation=given,
         )
-        return Pilot(context).live()
+        workflow = workflows.load(settings.text("node_settings", "workflow"))
+        logging.getLogger().addHandler(job_logs)
+        try:
+            return Pilot(context, workflow).live()
+        finally:
+            logging.getLogger().removeHandler(job_logs)
 
 
 # -- the pilot at work ------------------------------------------------------------------------------------------------------
@@ -147,8 +164,9 @@ def _run(
 class Pilot:
     """The threads of a pilot and the main thread, which is the pilot monitor: it sleeps until one of them, or a signal, calls."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, workflow: Workflow) -> None:
         self._context = context
+        self._workflow = workflow
         self._asking = Asking(context)
         self._reporter = Reporter(context, self._asking)
         self._asking_ended = False
@@ -169,16 +187,28 @@ class Pilot:
 
     def _start(self) -> None:
         context = self._context
-        slots = context.settings.integer("node_settings", "slots")
+        usual = Steps(
+            prepare=lambda job: payload.prepare(context.of(job), job),
+            stage_in=lambda job: data.stage_in(context.of(job), job),
+            run=lambda job: payload.run(context.of(job), job),
+            stage_out=lambda job: data.stage_out(context.of(job), job),
+        )
+        steps = self._workflow.steps(context, usual)
         self._thread("reporter", self._reporter.run)
         self._thread("heartbeat", lambda: heartbeat(context))
         self._thread("monitor", lambda: watch_payloads(context))
-        self._thread("prepare", lambda: payload.prepare_jobs(context))
-        for slot in range(1, slots + 1):
-            self._thread(f"stage-in-{slot}", lambda: data.stage_in_jobs(context))
-            self._thread(f"payload-{slot}", partial(payload.run_jobs, context, slot))
-            self._thread(f"stage-out-{slot}", lambda: data.stage_out_jobs(context))
+        if context.collector is not None:
+            self._thread("collector", context.collector.run)
+        stages_ahead = context.settings.integer("get_job", "stage_ahead") > 0
+        for slot in range(1, context.settings.integer("node_settings", "slots") + 1):
+            if stages_ahead:
+                self._thread(f"prepare-{slot}", lambda: payload.prepare_jobs(context, steps.prepare))
+                self._thread(f"stage-in-{slot}", lambda: data.stage_in_jobs(context, steps.stage_in))
+            self._thread(f"payload-{slot}", partial(slot_control.run_jobs, context, slot, steps))
+            self._thread(f"stage-out-{slot}", lambda: data.stage_out_jobs(context, steps.stage_out))
         self._thread("finish", lambda: finish_jobs(context, self._asking))
+        for name, work in self._workflow.threads(context).items():
+            self._thread(f"workflow-{name}", work)
         self._thread(ASKING, self._asking.run)
 
     def _thread(self, name: str, work: Callable[[], None]) -> None:
@@ -273,10 +303,12 @@ class Pilot:
             job.told.set()
         context.channels.close()
         context.watches.close()
+        if context.collector is not None:
+            context.collector.close()
         context.silence.set()
         self._reporter.close()
         left = [job for job in context.jobs.held() if job.has_ended]
-        if left and ending.code in (PilotExit.DONE, PilotExit.NO_JOBS):
+        if left and ending.code in (PilotExit.DONE, PilotExit.NO_JOBS, PilotExit.UPDATE):
             return PilotExit.SERVER_UNREACHABLE
         return ending.code
 
@@ -372,28 +404,7 @@ def _register(client: ServerClient, word: PilotRegistration, settings: Settings)
     seconds = min(
         settings.integer("connection", "give_up_seconds"), settings.integer("limits", "lifetime_seconds")
     )
-    give_up_at = time.monotonic() + seconds
-    shown = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + seconds))
-    while True:
-        try:
-            return client.register(word)
-        except PilotageError as error:
-            hopeless = error.name in CREDENTIALS or error.fields.get("certificate") or not is_passing(error)
-            left = give_up_at - time.monotonic()
-            if hopeless or left <= 0:
-                raise
-            wait = min(backoff.next(error), left)
-            logger.warning(
-                "the server does not answer; is its address right?",
-                extra={
-                    "server": client.url,
-                    "error": error.name,
-                    "detail": error.detail,
-                    "again_in": round(wait, 1),
-                    "gives_up_at": shown,
-                },
-            )
-            time.sleep(wait)
+    return insist(lambda: client.register(word), backoff, seconds)
 
 
 # -- how it ends ------------------------------------------------------------------------------------------------------------
@@ -424,13 +435,16 @@ _EXIT_BY_WHY = {
     Why.CREDENTIALS: PilotExit.NO_CREDENTIALS,
     Why.UNFIT: PilotExit.NODE_UNFIT,
     Why.REFUSED: PilotExit.BAD_SETTINGS,
+    Why.UPDATED: PilotExit.UPDATE,
 }
 
 
 def _normal_ending(asking: Asking) -> Ending:
     why = asking.why or Why.STOPPED
     code = _EXIT_BY_WHY.get(why, PilotExit.DONE if asking.obtained else PilotExit.NO_JOBS)
-    tells = asking.detail and (why in _EXIT_BY_WHY or why in (Why.IDLE, Why.WALLTIME))
+    tells = (
+        asking.detail and why is not Why.UPDATED and (why in _EXIT_BY_WHY or why in (Why.IDLE, Why.WALLTIME))
+    )
     return Ending(code, f"{why.value}: {asking.detail}" if tells else why.value)
 
 

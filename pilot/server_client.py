@@ -1,6 +1,6 @@
 """The pilot's side of the wire: one pool of connections, one function per message, and what is worth saying again.
 
-The only file that imports urllib3. A failure is a PilotageError: SERVER_UNREACHABLE when no answer came, else the error that the
+On a node that does not reach the server a letterbox takes the place of the connections. The only file that imports urllib3. A failure is a PilotageError: SERVER_UNREACHABLE when no answer came, else the error that the
 server names. Every call may be repeated: each message is made so that the server takes a repetition as such.
 """
 
@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import http.client
+import io
 import json
+import logging
 import platform
 import random
 import socket
@@ -17,9 +19,10 @@ import ssl
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, Optional, TypeVar
+from typing import TYPE_CHECKING, Any, Callable, Optional, TypeVar
 from urllib.parse import quote
 
 import urllib3
@@ -46,7 +49,13 @@ from protocol.messages import (
 )
 from protocol.redaction import one_line
 
+if TYPE_CHECKING:  # most pilots need none
+    from pilot.letterbox import Letterbox
+
+logger = logging.getLogger(__name__)
+
 M = TypeVar("M")
+T = TypeVar("T")
 
 LARGEST_REPLY = 64 * 1024 * 1024
 LARGEST_WAIT_REPLY = 64 * 1024
@@ -58,6 +67,7 @@ PASSING = frozenset(
         "SERVER_UNAVAILABLE",
         "TOO_MANY_REQUESTS",
         "SERVER_ERROR",
+        "BRIDGE_SILENT",
         "UNAUTHENTICATED",
         "FORBIDDEN",
     )
@@ -100,20 +110,61 @@ class Backoff:
         self._failures = 0
 
 
+def insist(call: Callable[[], T], backoff: Backoff, give_up_seconds: float) -> T:
+    """Say it again and again while the server does not answer; the last failure when it is given up.
+
+    A refused token and a certificate that is not trusted are failures at once: they rather have to be put right.
+    """
+    give_up_at = time.monotonic() + give_up_seconds
+    shown = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + give_up_seconds))
+    while True:
+        try:
+            return call()
+        except PilotageError as error:
+            hopeless = error.name in CREDENTIALS or error.fields.get("certificate") or not is_passing(error)
+            left = give_up_at - time.monotonic()
+            if hopeless or left <= 0:
+                raise
+            wait = min(backoff.next(error), left)
+            logger.warning(
+                "the server does not answer; is its address right?",
+                extra={
+                    "error": error.name,
+                    "detail": error.detail,
+                    "again_in": round(wait, 1),
+                    "gives_up_at": shown,
+                },
+            )
+            time.sleep(wait)
+
+
 class ServerClient:
     """Connections to one server, used by all threads of the pilot."""
 
     def __init__(
-        self, url: str, token: str, tls: Optional[ssl.SSLContext], connect_seconds: float, read_seconds: float
+        self,
+        url: str,
+        token: str,
+        tls: Optional[ssl.SSLContext],
+        connect_seconds: float,
+        read_seconds: float,
+        connections: int = 4,
+        letterbox: Optional[Letterbox] = None,
+        token_now: Optional[Callable[[], str]] = None,
     ) -> None:
+        """`connections` are kept for the next request: job control, reporter and heartbeat speak at the same time, and one more
+        at the end. With a `letterbox` there are none. `token_now` says the token anew when the server refuses the one we have.
+        """
         self.url = url
+        self._letterbox = letterbox
+        self._read_seconds = read_seconds
         self._headers = {"User-Agent": user_agent(), "Authorization": f"Bearer {token}"}
+        self._token_now = token_now
         self._timeout = urllib3.Timeout(connect=connect_seconds, read=read_seconds)
         self._tls, self._connect_seconds = tls, connect_seconds
         self.clock_skew: Optional[float] = None
         """Seconds by which the server's clock is ahead of ours, as its first answer said; None: it has not said."""
-        # Job control, reporter and heartbeat speak at the same time; one more for the end.
-        self._pool = urllib3.PoolManager(num_pools=2, maxsize=4, retries=False, ssl_context=tls)
+        self._pool = urllib3.PoolManager(num_pools=2, maxsize=connections, retries=False, ssl_context=tls)
 
     # -- the messages -------------------------------------------------------------------------------------------------------
 
@@ -121,7 +172,9 @@ class ServerClient:
         return _read(QueueForPilot, self._post("/v1/registerPilot", word))
 
     def get_job(self, word: GetJobRequest) -> GetJobReply:
-        return _read(GetJobReply, self._post("/v1/getJob", word))
+        reply = _read(GetJobReply, self._post("/v1/getJob", word))
+        # Who has only a letterbox cannot reach the address to wait at.
+        return reply if self._letterbox is None else replace(reply, ticket=None)
 
     def update(self, word: AttemptUpdate, seconds: Optional[float] = None) -> UpdateReply:
         return _read(UpdateReply, self._post("/v1/updateJob", word, seconds))
@@ -162,8 +215,15 @@ class ServerClient:
         """A connection of its own, on which the pilot waits for work."""
         return Waiting(self._tls, self._connect_seconds)
 
+    def pass_on(self, method: str, path: str, body: Optional[bytes]) -> tuple[int, Mapping[str, str], bytes]:
+        """Status, headers and body of what the server says to another pilot's request; SERVER_UNREACHABLE if it says nothing."""
+        response = self._request(method, path, body)
+        return response.status, response.headers, self._all_of(response)
+
     def close(self) -> None:
         self._pool.clear()
+        if self._letterbox is not None:
+            self._letterbox.close()
 
     # -- the connection -----------------------------------------------------------------------------------------------------
 
@@ -173,22 +233,32 @@ class ServerClient:
         response = self._request("POST", path, body, seconds)
         if self.clock_skew is None:
             self.clock_skew = clock_skew(response.headers.get("Date"), asked_at, time.time())
-        try:
-            data = response.read(LARGEST_REPLY)
-        except urllib3.exceptions.HTTPError as error:
-            raise self._unreachable(error) from None
-        finally:
-            response.release_conn()
+        data = self._all_of(response)
         if not 200 <= response.status < 300:
             raise _error(response.status, response.headers, data)
         return _object(data)
 
+    def _all_of(self, response: urllib3.BaseHTTPResponse) -> bytes:
+        try:
+            return response.read(LARGEST_REPLY)
+        except urllib3.exceptions.HTTPError as error:
+            raise self._unreachable(error) from None
+        finally:
+            response.release_conn()
+
     def _request(
         self, method: str, path: str, body: Optional[bytes] = None, seconds: Optional[float] = None
     ) -> urllib3.BaseHTTPResponse:
+        if self._letterbox is not None:
+            answer = self._letterbox.ask(method, path, body or b"", seconds or self._read_seconds)
+            return urllib3.HTTPResponse(
+                io.BytesIO(answer.body), answer.headers, answer.status, preload_content=False
+            )
         timeout = self._timeout if seconds is None else urllib3.Timeout(seconds)
-        headers = {**self._headers, "Content-Type": "application/json"} if body is not None else self._headers
         for last in (False, True):
+            headers = (
+                {**self._headers, "Content-Type": "application/json"} if body is not None else self._headers
+            )
             try:
                 response = self._pool.request(
                     method, self.url + path, body=body, headers=headers, timeout=timeout,
@@ -201,8 +271,17 @@ class ServerClient:
             except urllib3.exceptions.HTTPError as error:
                 raise self._unreachable(error) from None
             else:
-                return response
+                if last or response.status != 401 or not self._has_new_token(headers["Authorization"]):
+                    return response
+                response.release_conn()
         raise AssertionError("unreachable")
+
+    def _has_new_token(self, refused: str) -> bool:
+        """Somebody has renewed it in its file, or another thread has seen that before."""
+        if self._token_now is not None and self._headers["Authorization"] == refused:
+            with contextlib.suppress(PilotageError):
+                self._headers = {**self._headers, "Authorization": f"Bearer {self._token_now()}"}
+        return self._headers["Authorization"] != refused
 
     def _unreachable(self, error: Exception) -> PilotageError:
         refused_by_us = isinstance(error, urllib3.exceptions.SSLError)

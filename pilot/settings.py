@@ -1,4 +1,4 @@
-"""The settings tables of the pilot and of the daemon that starts pilots on a node."""
+"""The settings tables of the pilot, of the daemon that starts pilots on a node, and of the bridge that speaks for them."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Optional
 from urllib.parse import urlsplit
 
+from protocol import per_task
 from protocol.logs import LOGGING_ROWS
-from protocol.settings import EXPERIMENT, QUEUE, TASK, Setting, Settings, Table, load_program
+from protocol.settings import EXPERIMENT, QUEUE, Setting, Settings, Table, load_program, with_defaults
 from protocol.values import Type
 
 MONITORS = (
     *("walltime", "cputime", "memory", "disk", "outputs", "text", "looping", "processes"),
-    *("credentials", "free_disk"),
+    *("credentials", "free_disk", "memory_report"),
 )
 """Those that are on by default, in the order in which their verdicts count."""
 
@@ -40,9 +41,9 @@ _NODE = (
     Setting("node_settings", "SITE", Type.NAME, "", "site name told to the server; empty: the queue's site",
             options=("-s", "--site")),
     Setting("node_settings", "LABEL", Type.NAME, "user", "job label: user, managed, ptest", options=("-j", "--label")),
-    Setting("node_settings", "WORKFLOW", Type.CHOICE, "generic",
-            "kind of work; only generic does something of its own so far",
-            choices=("generic", "eventservice", "production", "user"), options=("-w", "--workflow")),
+    Setting("node_settings", "WORKFLOW", Type.NAME, "generic",
+            "kind of work, which has defaults of its own: generic, production, user (analysis), or a workflow of an installed package",
+            options=("-w", "--workflow")),
     Setting("node_settings", "BATCH_SYSTEM", Type.NAME, "auto",
             "resource plugin that knows what the batch system gave: htcondor, slurm, pbs, kubernetes, plain; auto: as the environment shows",
             options=("--batch-system",)),
@@ -51,8 +52,14 @@ _NODE = (
     Setting("node_settings", "OUTBOX_DIRECTORY", Type.PATH, "",
             "keeps results while the server cannot be reached; must outlive the pilot; empty: in WORK_DIRECTORY",
             overridable=(QUEUE,)),
+    Setting("node_settings", "CACHE_DIRECTORY", Type.PATH, "",
+            "keeps shipped code and software for further jobs; the account's pilots on a node may share it; empty: in WORK_DIRECTORY",
+            overridable=(QUEUE,)),
     Setting("node_settings", "TOKEN_FILE", Type.PATH, "", "file (mode 0600) with the pilot's token",
             options=("--token-file",)),
+    Setting("node_settings", "BRIDGE_DIRECTORY", Type.PATH, "",
+            "on nodes that do not reach the server: the directory in which a bridge takes its place (docs/offline-nodes.md)",
+            options=("--bridge",)),
     Setting("node_settings", "SLOTS", Type.INTEGER, 1, "jobs that run at the same time",
             minimum=1, maximum=1024, options=("--slots",)),
     Setting("node_settings", "CA_FILE", Type.PATH, "",
@@ -85,6 +92,9 @@ _LIMITS = (
     Setting("limits", "lifetime_seconds", Type.INTEGER, 324_000,
             "the pilot ends after this; running jobs are given back", minimum=1, maximum=31_536_000,
             options=("-l", "--lifetime")),
+    Setting("limits", "run_before_seconds", Type.INTEGER, 0,
+            "what the pilots before this one have used of lifetime and timefloor, in whose place the wrapper has started it",
+            minimum=0, maximum=31_536_000),
     Setting("limits", "walltime_margin_seconds", Type.INTEGER, 300,
             "so long before the end of the batch job a payload must have ended: for its outputs to be stored and told",
             minimum=0, maximum=86_400, overridable=(QUEUE,)),
@@ -100,50 +110,38 @@ _LIMITS = (
             minimum=0, maximum=1_000_000, options=("--max-jobs",)),
     Setting("limits", "kill_grace_seconds", Type.NUMBER, 5,
             "between SIGTERM and SIGKILL when a payload has to go", minimum=0, maximum=600, overridable=(QUEUE, EXPERIMENT)),
-    Setting("limits", "looping_seconds", Type.INTEGER, 7200,
-            "a payload that touches no file and uses no CPU time for so long is looping; 0: not looked for",
-            minimum=0, maximum=31_536_000, overridable=(QUEUE, TASK, EXPERIMENT)),
     Setting("limits", "walltime_seconds", Type.INTEGER, 0,
             "longest run of a payload whose task names none; 0: no limit", minimum=0, maximum=31_536_000,
             overridable=(QUEUE, EXPERIMENT)),
     Setting("limits", "job_disk_mb", Type.INTEGER, 0,
             "most disk of a job's directory whose task names none; 0: no limit", minimum=0, maximum=1_000_000_000,
             overridable=(QUEUE, EXPERIMENT)),
-    Setting("limits", "memory_percent", Type.INTEGER, 150,
-            "most memory of a payload, in percent of what its task asks for; 0: as much as the slot has",
-            minimum=0, maximum=100_000, overridable=(QUEUE, TASK, EXPERIMENT)),
-    Setting("limits", "memory_mb", Type.INTEGER, 0,
-            "most memory of a payload whose task asks for none; 0: as much as the slot has",
-            minimum=0, maximum=100_000_000, overridable=(QUEUE, TASK, EXPERIMENT)),
     Setting("limits", "slot_memory_percent", Type.INTEGER, 95,
             "what a slot has for its payload, in percent of its share of the node; 0: no limit",
             minimum=0, maximum=100_000, overridable=(QUEUE,)),
-    Setting("limits", "cpu_seconds", Type.INTEGER, 0, "most CPU time of a payload; 0: no limit",
-            minimum=0, maximum=1_000_000_000, overridable=(QUEUE, TASK, EXPERIMENT)),
-    Setting("limits", "output_mb", Type.INTEGER, 0, "largest size of one output; 0: no limit",
-            minimum=0, maximum=1_000_000_000, overridable=(QUEUE, TASK, EXPERIMENT)),
     Setting("limits", "full_disk_mb", Type.INTEGER, 64,
             "a payload that writes on when the work directory's disk has less free space is ended; 0: not looked at",
             minimum=0, maximum=1_000_000_000, overridable=(QUEUE, EXPERIMENT)),
-    Setting("limits", "credentials_warn_seconds", Type.INTEGER, 3600,
-            "the job's log has a warning when the pilot's proxy or token ends within this",
-            minimum=0, maximum=31_536_000, overridable=(QUEUE, TASK, EXPERIMENT)),
-    Setting("limits", "credentials_needed", Type.FLAG, False,
-            "a job ends when the pilot's proxy or token has expired", overridable=(QUEUE, TASK, EXPERIMENT)),
     Setting("limits", "free_disk_mb", Type.INTEGER, 512,
             "no job is asked for while the work directory's disk has less free space",
             minimum=0, maximum=1_000_000_000, overridable=(QUEUE,)),
     Setting("limits", "stdout_mb", Type.INTEGER, 1024, "most text a payload may print; 0: no limit",
             minimum=0, maximum=1_000_000, overridable=(QUEUE, EXPERIMENT)),
+    Setting("limits", "log_archive_of_failed_only", Type.FLAG, False, "store log archives of failed jobs alone",
+            overridable=(QUEUE, EXPERIMENT)),
     Setting("limits", "log_archive_mb", Type.INTEGER, 64, "most that is kept of a job's log files, head and tail",
             minimum=0, maximum=1_000_000, overridable=(QUEUE, EXPERIMENT)),
     Setting("limits", "monitors", Type.LIST, ", ".join(MONITORS),
             "what is measured of a running payload and may end it: modules of pilot/plugins/monitors, or of installed packages",
-            overridable=(QUEUE, TASK, EXPERIMENT)),
+            overridable=(QUEUE, EXPERIMENT)),
     Setting("limits", "sample_seconds", Type.NUMBER, 2, "how often the payload's use of time, memory and disk is looked at",
             minimum=0.1, maximum=600),
-    Setting("limits", "bundle_cache_mb", Type.INTEGER, 1024, "space for bundles of user code that are kept for further jobs",
+    Setting("limits", "bundle_cache_mb", Type.INTEGER, 1024,
+            "space for shipped code and software that are kept for further jobs; what was not used for longest goes first",
             minimum=0, maximum=1_000_000),
+    Setting("limits", "software_mb", Type.INTEGER, 4096,
+            "largest software that a task may name by a URL, packed and unpacked", minimum=1, maximum=1_000_000,
+            overridable=(QUEUE,)),
     Setting("limits", "keep_work_directories", Type.FLAG, False, "keep each job's directory after its end, to look into",
             options=("--keep-work-directories",)),
 )
@@ -172,6 +170,9 @@ _CONNECTION = (
     Setting("connection", "give_up_seconds", Type.INTEGER, 600,
             "a pilot without a job ends when the server was silent for so long; one with a job goes on",
             minimum=1, maximum=31_536_000, options=("--give-up",)),
+    Setting("connection", "directory_poll_seconds", Type.NUMBER, 0.25,
+            "longest wait between two looks into BRIDGE_DIRECTORY, of a pilot that waits for an answer and of the bridge",
+            minimum=0.01, maximum=60),
 )
 
 _COPYTOOLS = (
@@ -179,8 +180,6 @@ _COPYTOOLS = (
             overridable=(QUEUE,)),
     Setting("copytools", "retries", Type.INTEGER, 3, "further tries for one file", minimum=0, maximum=100,
             overridable=(QUEUE, EXPERIMENT)),
-    Setting("copytools", "timeout_seconds", Type.INTEGER, 3600, "for one try of one file", minimum=1, maximum=604_800,
-            overridable=(QUEUE, TASK, EXPERIMENT)),
     Setting("copytools", "backoff_seconds", Type.NUMBER, 2, "before the second try; doubled each time, with jitter",
             minimum=0, maximum=3600, overridable=(QUEUE, EXPERIMENT)),
     Setting("copytools", "backoff_max_seconds", Type.NUMBER, 60, "the longest such wait", minimum=0, maximum=3600,
@@ -222,7 +221,11 @@ _PAYLOAD = (
     Setting("payload", "image", Type.TEXT, "", "container image in which payloads run; for bubblewrap an unpacked one",
             overridable=(QUEUE,)),
     Setting("payload", "task_images", Type.FLAG, False, "a task may name another image", overridable=(QUEUE,)),
+    Setting("payload", "image_directories", Type.LIST, "/cvmfs",
+            "where the images on the node lie that a task may name with task_images", overridable=(QUEUE,)),
     Setting("payload", "readable", Type.LIST, "", "directories that payloads in a container may read, beside their inputs",
+            overridable=(QUEUE,)),
+    Setting("payload", "software_paths", Type.LIST, "/cvmfs", "directories below which software lies that tasks may name by its path",
             overridable=(QUEUE,)),
     Setting("payload", "network", Type.FLAG, False, "payloads in bubblewrap have the node's network", overridable=(QUEUE,)),
     Setting("payload", "ranks", Type.INTEGER, 0,
@@ -230,26 +233,47 @@ _PAYLOAD = (
             minimum=0, maximum=1_000_000, overridable=(QUEUE,)),
     Setting("payload", "processes", Type.INTEGER, 0, "most processes and threads of a payload; 0: as many as the account may have",
             minimum=0, maximum=1_000_000, overridable=(QUEUE,)),
+    Setting("payload", "users", Type.LIST, "",
+            "accounts that payloads run as, one for each slot, where the pilot is root; empty: all run as the pilot",
+            overridable=(QUEUE,)),
     Setting("payload", "utilities", Type.LIST, "", "services that run beside each payload, each described by a section [utility:NAME]",
             overridable=(QUEUE,)),
     Setting("payload", "step_timeout_seconds", Type.INTEGER, 3600, "longest run of a pre- or post-process that names none",
             minimum=1, maximum=31_536_000, overridable=(QUEUE, EXPERIMENT)),
 )
 
+_SERVICES = (
+    Setting("services", "benchmark_disk_mb", Type.INTEGER, 64,
+            "size of the file that it writes and reads in the job's directory; 0: none", minimum=0, maximum=1_000_000,
+            overridable=(QUEUE, EXPERIMENT)),
+    Setting("services", "collector", Type.TEXT, "",
+            "address to which benchmarks are posted as JSON, as http://elastic:9200/pilotage/_doc; empty: none"),
+    Setting("services", "collector_token_file", Type.PATH, "", "file (mode 0600) with the bearer token for it"),
+    Setting("services", "collector_timeout_seconds", Type.NUMBER, 10, "for one report", minimum=0.1, maximum=600),
+    Setting("services", "collector_leave_out", Type.LIST, "", "keys that the collector does not get, as node, cpu_model"),
+)
+
 _EXPERIMENTS = (
     Setting("experiment", "plugin", Type.NAME, "generic", "experiment plugin, a module of pilot/plugins",
             options=("--pilotuser",), overridable=(QUEUE,)),
     Setting("spd", "software_setup", Type.PATH, "", "script that sets up the payload's environment, as one on CVMFS",
-            overridable=(QUEUE, TASK)),
+            overridable=(QUEUE,)),
     Setting("spd", "container_image", Type.TEXT, "", "image in which payloads run; empty: no container",
-            overridable=(QUEUE, TASK)),
+            overridable=(QUEUE,)),
 )
 
 _DAEMON = (
     Setting("node_settings", "SCRIPT_DELAY", Type.NUMBER, 10, "seconds between the starts of two pilots",
             minimum=0, maximum=86_400),
     Setting("daemon", "pilots", Type.INTEGER, 1, "pilots kept running at the same time", minimum=1, maximum=1024),
+    Setting("daemon", "wrapper", Type.PATH, "",
+            "run_pilot.sh: each pilot is then the one that the server has at the time; empty: the one that is installed here"),
     Setting("daemon", "pilot_settings", Type.PATH, "", "ini file given to each pilot (--config); empty: pilots look for theirs"),
+)
+_BRIDGE = (
+    *(row for row in _NODE if row.key in ("SERVER_ADDRESS", "PORT", "TOKEN_FILE", "CA_FILE", "CA_PATH")),
+    Setting("node_settings", "BRIDGE_DIRECTORY", Type.PATH, "",
+            "directory that the nodes see too; it is made if it is not there", options=("--directory",)),
 )
 # fmt: on
 
@@ -258,10 +282,12 @@ _PILOT = (
     *LOGGING_ROWS,
     *_GET_JOB,
     *_LIMITS,
+    *per_task.ROWS,
     *_HEARTBEAT,
     *_CONNECTION,
     *_COPYTOOLS,
     *_PAYLOAD,
+    *_SERVICES,
     *_PATTERNS,
     *_VALIDATION,
     *_EXPERIMENTS,
@@ -287,6 +313,8 @@ DAEMON_TABLE = Table(
     sisters=_PILOT,
 )
 
+BRIDGE_TABLE = Table("bridge", (*_BRIDGE, *_CONNECTION, *LOGGING_ROWS), sisters=(*_PILOT, *_DAEMON))
+
 
 def load(
     command_line: Optional[Mapping[str, object]] = None,
@@ -294,8 +322,12 @@ def load(
     environ: Optional[Mapping[str, str]] = None,
     start: Optional[Path] = None,
 ) -> Settings:
-    """The pilot's settings; `command_line` maps `Setting.parameter` to the option's value."""
-    return load_program(TABLE, command_line, config, environ, start)
+    """The pilot's settings, with the defaults of its workflow; `command_line` maps `Setting.parameter` to the option's value."""
+    from pilot.plugins import workflows  # late: --help needs none
+
+    settings = load_program(TABLE, command_line, config, environ, start)
+    name = settings.text("node_settings", "workflow")
+    return with_defaults(settings, workflows.load(name).defaults, f"workflow {name}")
 
 
 def load_daemon(
@@ -305,6 +337,15 @@ def load_daemon(
     start: Optional[Path] = None,
 ) -> Settings:
     return load_program(DAEMON_TABLE, command_line, config, environ, start)
+
+
+def load_bridge(
+    command_line: Optional[Mapping[str, object]] = None,
+    config: Optional[Path] = None,
+    environ: Optional[Mapping[str, str]] = None,
+    start: Optional[Path] = None,
+) -> Settings:
+    return load_program(BRIDGE_TABLE, command_line, config, environ, start)
 
 
 def server_url(settings: Settings) -> str:

@@ -11,6 +11,7 @@ import select
 from pathlib import Path
 from typing import Optional
 
+from copytools import checksum
 from protocol.errors import shorten
 from protocol.redaction import one_line
 
@@ -117,7 +118,7 @@ class Text:
 def tail_of(path: Path) -> str:
     """The last lines of a text, without the blank ones at its end."""
     try:
-        number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        number = checksum.open_plain(path)
     except OSError:
         return ""
     with open(number, "rb") as file:

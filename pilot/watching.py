@@ -20,15 +20,22 @@ if TYPE_CHECKING:
 class Watch:
     """One payload, or step, under watch."""
 
-    def __init__(self, job: JobRun, process: Process, due: float, fields: Mapping[str, object]) -> None:
+    def __init__(
+        self, job: JobRun, process: Process, due: float, fields: Mapping[str, object], is_step: bool
+    ) -> None:
         self.job = job
         self.process = process
+        self.is_step = is_step
         self.due = due
         """When it is looked at next (time.monotonic)."""
         self.fields = fields
         """What the records about it are bound to."""
         self.monitors: Optional[Monitors] = None
         """Made at the first look: a short payload does without."""
+        self.looking = threading.Lock()
+        """Held while its monitors are at work."""
+        self.is_left = False
+        """It has ended, and its monitors are closed."""
         self.told_to_end_at: Optional[float] = None
 
 
@@ -44,10 +51,15 @@ class Watches:
 
     @contextmanager
     def over(
-        self, job: JobRun, process: Process, seconds: float, fields: Mapping[str, object]
+        self,
+        job: JobRun,
+        process: Process,
+        seconds: float,
+        fields: Mapping[str, object],
+        is_step: bool = False,
     ) -> Iterator[Watch]:
         """Within this the payload is watched; the first look comes after so many seconds."""
-        watch = Watch(job, process, time.monotonic() + seconds, fields)
+        watch = Watch(job, process, time.monotonic() + seconds, fields, is_step)
         job.attention = self.wake
         with self._condition:
             self._watched.append(watch)
@@ -63,6 +75,10 @@ class Watches:
         finally:
             with self._condition:
                 self._watched.remove(watch)
+            with watch.looking:
+                watch.is_left = True
+            if watch.monitors is not None:
+                watch.monitors.close()
 
     def wake(self) -> None:
         """A job is over, or the pilot has less time: look whether somebody has to end."""

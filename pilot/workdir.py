@@ -2,12 +2,14 @@
 
 WORK_DIRECTORY/pilot-NAME/                    removed at the end, or by the next pilot if this one was killed
 WORK_DIRECTORY/pilot-NAME/job-ID-ATTEMPT/     mode 0700; the payload's current directory
+WORK_DIRECTORY/pilot-NAME/job-ID-ATTEMPT.scratch/  its temporary files, where it has a /tmp of its own
 WORK_DIRECTORY/pilot-NAME/job-ID-ATTEMPT.log  the pilot's own records about that job
 WORK_DIRECTORY/pilot-NAME.lock                held by the living pilot
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -15,12 +17,14 @@ import stat
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, Optional
 
 from filelock import FileLock, Timeout
 
+from copytools import checksum
+from pilot import memory_report, process
 from protocol.errors import PilotageError
-from protocol.logs import TextFormatter, bound_fields
+from protocol.logs import TextFormatter, bound_field
 from protocol.messages import JobSpec
 from protocol.redaction import Secrets
 
@@ -37,7 +41,7 @@ class PilotDirectory:
     def __init__(self, base: Path, pilot: str, keep: bool) -> None:
         self.base = base
         self.path = base / f"{PREFIX}{pilot}"
-        self._keep = keep
+        self.keeps = keep
         self._lock = _lock_of(self.path)
 
     def open(self) -> None:
@@ -47,7 +51,7 @@ class PilotDirectory:
             # The lock first: a directory that is found unlocked has no living pilot.
             self._lock.acquire(timeout=0)
             self.path.mkdir(mode=0o700)
-            if self._keep:
+            if self.keeps:
                 (self.path / KEPT).touch()
         except (OSError, Timeout) as error:
             raise PilotageError(
@@ -56,21 +60,26 @@ class PilotDirectory:
         for leftover in self._leftovers():
             _remove_leftover(leftover)
 
+    def let_through(self) -> None:
+        """Payloads run as other accounts: each gets to its own directory, and may list none."""
+        self.path.chmod(0o711)
+
     def close(self) -> None:
-        if not self._keep:
+        if not self.keeps:
             remove(self.path)
-            Path(self._lock.lock_file).unlink(missing_ok=True)
+            _unlink(Path(self._lock.lock_file))
         self._lock.release()
 
     def job_path(self, spec: JobSpec) -> Path:
         return self.path / f"job-{spec.job_id}-{spec.attempt_nr}"
 
     def remove_job(self, directory: Path) -> None:
-        if self._keep:
+        if self.keeps:
             return
-        remove(directory)
+        for place in (directory, scratch_path(directory)):
+            remove(place)
         for beside in (log_path(directory), archive_path(directory)):
-            beside.unlink(missing_ok=True)
+            _unlink(beside)
 
     def _leftovers(self) -> Iterator[Path]:
         with os.scandir(self.base) as entries:
@@ -96,6 +105,11 @@ def archive_path(directory: Path) -> Path:
     return directory.with_name(f"{directory.name}.tar.gz")
 
 
+def scratch_path(directory: Path) -> Path:
+    """Where a job's temporary files lie if an executor shows it a /tmp of its own."""
+    return directory.with_name(f"{directory.name}.scratch")
+
+
 def make(directory: Path) -> None:
     """A new directory that only we can enter."""
     try:
@@ -106,21 +120,53 @@ def make(directory: Path) -> None:
 
 def remove(directory: Path) -> None:
     """All of it, whatever rights a payload left on it, and never through a link."""
+    if _removed_simply(directory):
+        return
     _open_up(str(directory))
-    for folder, folders, _ in os.walk(directory):
-        for name in folders:
-            _open_up(os.path.join(folder, name))
+    with contextlib.suppress(OSError):
+        for _, folders, _, number in os.fwalk(directory):
+            for name in folders:
+                _open_up(name, number)
     shutil.rmtree(directory, ignore_errors=True)
     if directory.exists():
         logger.warning("a directory could not be removed", extra={"directory": str(directory)})
 
 
-def _open_up(path: str) -> None:
+def _unlink(path: Path) -> None:
+    """A disk that has become read-only keeps it, and ends no pilot."""
+    with contextlib.suppress(OSError):
+        path.unlink()
+
+
+def _removed_simply(directory: Path) -> bool:
+    """Most jobs that last milliseconds leave their text and nothing else."""
     try:
-        if stat.S_ISDIR(os.lstat(path).st_mode):
-            os.chmod(path, 0o700)
+        descriptor = os.open(directory, os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            for name in os.listdir(descriptor):
+                os.unlink(name, dir_fd=descriptor)
+        finally:
+            os.close(descriptor)
+        os.rmdir(directory)
+    except FileNotFoundError:
+        return not os.path.lexists(directory)
     except OSError:
-        pass  # gone, or not ours: removing it will show
+        return False
+    return True
+
+
+def _open_up(path: str, parent: Optional[int] = None) -> None:
+    """By a descriptor: a payload of another account that still lives could change a directory into a link."""
+    try:
+        folder = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    except OSError:
+        return  # gone, or a link
+    try:
+        os.chmod(f"/proc/self/fd/{folder}", 0o700)
+    except OSError:
+        pass  # not ours: removing it will show
+    finally:
+        os.close(folder)
 
 
 def _remove_leftover(path: Path) -> None:
@@ -130,13 +176,19 @@ def _remove_leftover(path: Path) -> None:
     except (OSError, Timeout):
         return  # its pilot lives
     logger.info("removing what a dead pilot left", extra={"directory": str(path)})
+    process.end_leftovers(path)
     remove(path)
-    Path(lock.lock_file).unlink(missing_ok=True)
+    _unlink(Path(lock.lock_file))
     lock.release()
 
 
 def _lock_of(path: Path) -> FileLock:
     return FileLock(f"{path}.lock", mode=0o600, thread_local=False)
+
+
+OURS = tuple(f"{dot}{memory_report.FILE}" for dot in ("", "."))
+"""How the names begin under which a monitor writes into the job's directory: that is no work of the payload."""
+MOST_OF_OURS = 1024 * 1024
 
 
 class Measure(NamedTuple):
@@ -146,14 +198,16 @@ class Measure(NamedTuple):
     changed: float
 
 
-def measure(directory: Path) -> Measure:
+def measure(*directories: Path) -> Measure:
     size, changed = 0, 0.0
-    todo = [str(directory)]
+    todo = [str(directory) for directory in directories]
     while todo:
         try:
             with os.scandir(todo.pop()) as entries:
                 for entry in entries:
                     status = entry.stat(follow_symlinks=False)
+                    if entry.name.startswith(OURS) and status.st_size <= MOST_OF_OURS:
+                        continue
                     size += status.st_blocks * 512
                     changed = max(changed, status.st_mtime)
                     if stat.S_ISDIR(status.st_mode):
@@ -166,19 +220,58 @@ def measure(directory: Path) -> Measure:
 # -- the log of a job -----------------------------------------------------------------------------------------------------------
 
 
-class JobLog(logging.FileHandler):
-    """Keeps the records of one attempt, told apart by the fields that its thread has bound."""
+MOST_UNWRITTEN = 16 * 1024
+"""Characters of one job's records that are kept in memory: most jobs end before they have as many."""
 
-    def __init__(self, path: Path, attempt_id: int, secrets: Secrets) -> None:
-        super().__init__(path, encoding="utf-8", errors="backslashreplace")
-        self._attempt_id = attempt_id
+
+class JobLogs(logging.Handler):
+    """Keeps the records of each job for its log archive, told apart by the fields that their thread has bound."""
+
+    def __init__(self, secrets: Secrets) -> None:
+        super().__init__()
+        self._open: dict[object, _JobLog] = {}
         self.setFormatter(TextFormatter(secrets))
 
-    def filter(self, record: logging.LogRecord) -> bool:
-        return bound_fields().get("attempt_id") == self._attempt_id and bool(super().filter(record))
+    def open(self, attempt_id: int, path: Path) -> None:
+        """From now on."""
+        self._open[attempt_id] = _JobLog(path)
 
-    def handleError(self, record: logging.LogRecord) -> None:
-        pass  # a full disk: the pilot's log says so already
+    def close_log(self, attempt_id: int) -> None:
+        """No further; what is not written yet is not wanted."""
+        self._open.pop(attempt_id, None)
+
+    def write(self, attempt_id: int) -> None:
+        """See that the file has all that was said until now."""
+        with self.lock or contextlib.nullcontext():
+            log = self._open.get(attempt_id)
+            if log is not None:
+                log.write()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        log = self._open.get(bound_field("attempt_id"))
+        if log is not None:
+            log.add(self.format(record))
+
+
+class _JobLog:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lines: list[str] = []
+        self._characters = 0
+
+    def add(self, line: str) -> None:
+        self._lines.append(f"{line}\n")
+        self._characters += len(line)
+        if self._characters > MOST_UNWRITTEN:
+            self.write()
+
+    def write(self) -> None:
+        text, self._lines, self._characters = "".join(self._lines), [], 0
+        try:
+            with open(_for_us(self._path), "a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(text)
+        except OSError:
+            pass  # a full disk: the pilot's log says so already
 
 
 def pack(archive: Path, files: Sequence[Path], root: Path, limit_bytes: int) -> None:
@@ -186,21 +279,32 @@ def pack(archive: Path, files: Sequence[Path], root: Path, limit_bytes: int) -> 
 
     Links and special files are left out: the archive is read by the user, and must hold nothing that the pilot alone may read.
     """
-    with tarfile.open(archive, "w:gz", compresslevel=4) as packed:
+    with (
+        open(_new(archive), "wb") as file,
+        tarfile.open(fileobj=file, mode="w:gz", compresslevel=4) as packed,
+    ):
         for path in dict.fromkeys(files):
             try:
-                number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+                number = checksum.open_plain(path)
             except OSError:
                 continue
-            with open(number, "rb") as file:
+            with open(number, "rb") as text:
                 status = os.fstat(number)
-                if stat.S_ISREG(status.st_mode):
-                    name = path.relative_to(root) if root in path.parents else Path(path.name)
-                    info = tarfile.TarInfo(str(name))
-                    info.mtime, info.mode = int(status.st_mtime), 0o644
-                    shortened = _Shortened(file, status.st_size, limit_bytes // len(files))
-                    info.size = shortened.size
-                    packed.addfile(info, shortened)  # type: ignore[arg-type]
+                name = path.relative_to(root) if root in path.parents else Path(path.name)
+                info = tarfile.TarInfo(str(name))
+                info.mtime, info.mode = int(status.st_mtime), 0o644
+                shortened = _Shortened(text, status.st_size, limit_bytes // len(files))
+                info.size = shortened.size
+                packed.addfile(info, shortened)  # type: ignore[arg-type]
+
+
+def _for_us(path: Path) -> int:
+    """Payloads of another account could guess its name."""
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+
+def _new(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
 
 
 class _Shortened:

@@ -148,6 +148,7 @@ class PilotExit(enum.IntEnum):
     BROKEN = 70
     SERVER_UNREACHABLE = 79
     NO_JOBS = 82
+    UPDATE = 84
     INTERRUPTED = 130
     TERMINATED = 143
 
@@ -161,6 +162,7 @@ PILOT_EXIT_TEXT: dict[PilotExit, str] = {
     PilotExit.BROKEN: "a control thread died; its job was reported",
     PilotExit.SERVER_UNREACHABLE: "the server could not be reached; results that wait lie in the outbox",
     PilotExit.NO_JOBS: "the server had no job for this pilot (the wrapper turns this into 0)",
+    PilotExit.UPDATE: "an operator wants the server's present pilot in its place (the wrapper starts that at once)",
     PilotExit.INTERRUPTED: "SIGINT; running jobs were given back",
     PilotExit.TERMINATED: "SIGTERM; running jobs were given back",
 }

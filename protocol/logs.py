@@ -75,6 +75,11 @@ def bound_fields() -> Mapping[str, object]:
     return MappingProxyType(dict(_bound.get()))
 
 
+def bound_field(name: str) -> object:
+    """One of them, or None."""
+    return _bound.get().get(name)
+
+
 @dataclass(frozen=True)
 class Logs:
     """What `set_up` put in place: register secrets here, and close it at the end of the program or test."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -65,11 +66,22 @@ def bounded(default: Any = dataclasses.MISSING, of: Any = None, **bounds: Any) -
     return field(default=default, metadata=metadata)
 
 
+_PLAIN = frozenset((str, int, float, bool, type(None)))
+
+
+@functools.cache
+def _names(cls: type) -> tuple[tuple[str, str], ...]:
+    """The fields of a message with their names on the wire."""
+    return tuple((each.name, wire_name(each.name)) for each in dataclasses.fields(cls))
+
+
 def to_wire(value: Any) -> Any:
     """A message as plain JSON values; what is None is left out."""
+    if type(value) in _PLAIN:
+        return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        pairs = ((each.name, getattr(value, each.name)) for each in dataclasses.fields(value))
-        return {wire_name(name): to_wire(content) for name, content in pairs if content is not None}
+        pairs = ((name, getattr(value, field)) for field, name in _names(type(value)))
+        return {name: to_wire(content) for name, content in pairs if content is not None}
     if isinstance(value, enum.Enum):
         return value.value
     if isinstance(value, Mapping):
@@ -148,6 +160,16 @@ class LogReport:
 
 
 @message
+class GpuKind:
+    """GPUs of one model that a pilot has."""
+
+    model: str = bounded("", max_length=200)
+    count: int = bounded(1, ge=1, le=10_000)
+    memory_mb: int = bounded(0, ge=0, le=BIG)
+    """Of each; 0: not known."""
+
+
+@message
 class PilotRegistration:
     """First word of a pilot: who it is and what it has."""
 
@@ -167,6 +189,7 @@ class PilotRegistration:
     batch_system: str = bounded("", **OPTIONAL_NAME)
     batch_id: str = bounded("", max_length=200)
     """What the commands of that batch system call the job in which the pilot runs."""
+    gpu_kinds: List[GpuKind] = bounded(list, of=GpuKind, max_length=100)
     protocol: int = bounded(PROTOCOL_VERSION, ge=1, le=1000)
 
 
@@ -286,6 +309,11 @@ class JobSpec:
     prod_source_label: str = ""
     steps: List[Step] = bounded(list, of=Step)
     image: str = ""
+    software: str = ""
+    software_checksum: str = ""
+    """As in the task."""
+    pilot_settings: Dict[str, str] = bounded(dict)
+    """What the task wants otherwise than the pilot's settings: section.key → value."""
 
 
 @message
@@ -299,6 +327,8 @@ class GetJobReply:
     wait_seconds: float = 0.0
     drain: bool = False
     """The pilot is to take no further job, and to end when those that it holds have."""
+    update: bool = False
+    """It is to end so that the server's present pilot takes its place; an older one knows `drain` alone."""
     reason: str = ""
     """Why the pilot's queue hands out no jobs, if it is closed."""
     ticket: Optional[str] = None
@@ -321,6 +351,24 @@ class Move:
 
 
 @message
+class BenchmarkReport:
+    """What a benchmark found on a node, with the cores of a job."""
+
+    name: str = bounded(max_length=100)
+    version: str = bounded("", max_length=100)
+    date: str = bounded("", max_length=40)
+    cores: int = bounded(0, ge=0, le=100_000)
+    seconds: float = bounded(0.0, ge=0, le=1e9)
+    node: str = bounded("", max_length=255)
+    cpu_model: str = bounded("", max_length=200)
+    scores: Dict[str, float] = bounded(dict, max_length=50)
+    by: str = bounded("pilot", pattern="^(pilot|payload)$")
+    """Who ran it: the pilot, before the payload; or it was the payload, whose word it then is."""
+    job_id: Optional[int] = bounded(None, ge=0, le=BIG)
+    """Where a pilot is shown with its last one: the job."""
+
+
+@message
 class AttemptUpdate:
     """One word about an attempt: the moves since the last one, in order, and at the end its outcome."""
 
@@ -335,6 +383,7 @@ class AttemptUpdate:
     outputs: Optional[List[OutputReport]] = bounded(None, of=OutputReport, max_length=10_000)
     log: Optional[LogReport] = bounded(None, of=LogReport)
     metrics: Optional[Dict[str, float]] = bounded(None, max_length=100)
+    benchmark: Optional[BenchmarkReport] = bounded(None, of=BenchmarkReport)
     next: Optional[GetJobRequest] = bounded(None, of=GetJobRequest)
     """The last word about one job may ask for the next one, with the request id ATTEMPT.SEQ."""
 
@@ -449,6 +498,7 @@ class HeartbeatReply:
     answers: List[UpdateReply] = bounded(list, of=UpdateReply)
     drain: bool = False
     """As in the answer to getJob; for a pilot that waits for work."""
+    update: bool = False
 
 
 @message
@@ -546,6 +596,21 @@ class TaskSpec:
         max_length=1000,
         pattern=IMAGE,
         description="container image of the payload, where the queue lets tasks choose one",
+    )
+    software: str = bounded(
+        "",
+        max_length=8000,
+        description="URL of a .tar.gz or .zip, or a path such as /cvmfs/REPOSITORY/VERSION",
+    )
+    software_checksum: str = bounded(
+        "",
+        pattern=r"^((sha256|blake3):[0-9a-f]{64})?$",
+        description="of the software behind a URL: sha256:… or blake3:…",
+    )
+    pilot_settings: Dict[str, str] = bounded(
+        dict,
+        max_length=50,
+        description="settings of the pilot for these jobs, as limits.looping_seconds: 3600",
     )
 
 
@@ -861,6 +926,7 @@ class AttemptView:
     ended: Optional[str] = None
     log_url: Optional[str] = None
     metrics: Optional[Dict[str, float]] = None
+    benchmark: Optional[BenchmarkReport] = bounded(None, of=BenchmarkReport)
 
 
 @message
@@ -1011,13 +1077,18 @@ class PilotView:
     reason: Optional[str] = None
     draining: bool = False
     """It takes no further job and ends when those that it holds have."""
+    updating: bool = False
+    """Whoever started it will start the server's present pilot in its place."""
     batch_system: str = ""
     batch_id: str = ""
+    gpu_kinds: List[GpuKind] = bounded(list, of=GpuKind)
+    benchmark: Optional[BenchmarkReport] = bounded(None, of=BenchmarkReport)
+    """The last one."""
 
 
 @message
 class PilotsDrained:
-    """How many pilots were told to take no further job."""
+    """How many pilots were told to take no further job, or to be replaced."""
 
     n_pilots: int
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+from functools import lru_cache
 
 HIDDEN = "(hidden)"
 
@@ -63,6 +64,7 @@ def redact(text: str) -> str:
     return text
 
 
+@lru_cache(maxsize=1024)
 def is_secret_name(name: str) -> bool:
     """Whether a field or setting of this name holds a secret itself; `token_file` does not, it only says where."""
     return _SECRET_NAME.search(name) is not None

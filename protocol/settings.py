@@ -47,7 +47,17 @@ SECTIONS = frozenset(
         "spd",
     )
     + ("daemon", "server", "database", "queue", "executor", "reaper", "closer", "client", "rabbit_settings")
-    + ("archive", "availability", "brokerage", "catalogue", "healing", "patterns", "payload", "validation")
+    + (
+        "archive",
+        "availability",
+        "brokerage",
+        "catalogue",
+        "healing",
+        "patterns",
+        "payload",
+        "validation",
+        "services",
+    )
 )
 """The sections of all our programs: an environment variable for one of them is no mistake when another program sees it."""
 
@@ -294,7 +304,24 @@ def override(
                 )
             if value is not None:
                 given.append(_Given(*row.name, as_text(value), one_line(origin)))
-    loading = _Loading(table, Places(None, None), settings)
+    return _changed(settings, given)
+
+
+def with_defaults(settings: Settings, values: Mapping[str, object], origin: str) -> Settings:
+    """The settings with other defaults, section.key → value: they hold for what nobody has set. BAD_SETTINGS for unknown ones."""
+    given = []
+    for name, value in values.items():
+        section, _, key = name.partition(".")
+        row = settings.table.names.get((normal(section), normal(key)))
+        if row is None:
+            raise PilotageError("BAD_SETTINGS", one_line(f"{origin}: there is no setting {name}"))
+        if settings.is_default(*row.name):
+            given.append(_Given(*row.name, as_text(value), one_line(origin)))
+    return _changed(settings, given)
+
+
+def _changed(settings: Settings, given: Iterable[_Given]) -> Settings:
+    loading = _Loading(settings.table, Places(None, None), settings)
     loading.take(given)
     return loading.settings()
 

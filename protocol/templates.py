@@ -28,6 +28,7 @@ COMMAND_PLACEHOLDERS: dict[str, str] = {
     "job_id": "the job's id",
     "attempt_nr": "number of the attempt, from 1",
     "bundle": "directory with the user's shipped code",
+    "software": "directory of the task's software",
     "workdir": "the payload's work directory",
     "python": "the Python interpreter that the pilot runs under",
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from peewee import fn
@@ -12,6 +13,7 @@ from peewee import fn
 from protocol import __version__
 from protocol.errors import PilotageError
 from protocol.messages import (
+    GpuKind,
     NodeStateSpec,
     NodeView,
     Page,
@@ -25,7 +27,9 @@ from protocol.messages import (
     SiteView,
     StorageSpec,
     StorageView,
+    to_wire,
 )
+from protocol.redaction import one_line
 from protocol.resources import Needs, Offer, ResourceType, misfits
 from protocol.states import QueueState
 from server.access import trail
@@ -354,6 +358,7 @@ def register_pilot(core: Core, word: PilotRegistration) -> QueueForPilot:
             "tags": json.dumps(sorted(set(word.tags))),
             "batch_system": word.batch_system,
             "batch_id": word.batch_id,
+            "gpu_kinds": json.dumps([_gpu_kind(each) for each in word.gpu_kinds]),
             "last_seen": now(),
             "lease_until": lease_clock() + queue.lease_seconds,
             "ended": None,
@@ -410,38 +415,58 @@ def end_pilot(core: Core, word: PilotEnd) -> None:
     core.database.write(work)
 
 
+def _gpu_kind(kind: GpuKind) -> Any:
+    """As it is kept: what a driver calls its GPUs is shown to people."""
+    return to_wire(replace(kind, model=one_line(kind.model)))
+
+
 def is_draining(core: Core, pilot_id: str) -> bool:
     """Whether a pilot is to take no further job; as of a second ago at most."""
     facts = pilot_facts(core.recent, pilot_id)
     return facts is not None and facts.draining
 
 
-def drain_pilot(core: Core, pilot_id: str, who: str) -> None:
-    """Tell one pilot to take no further job and to end; one that has ended is left as it is."""
+def is_updating(core: Core, pilot_id: str) -> bool:
+    """Whether it is to be replaced then."""
+    facts = pilot_facts(core.recent, pilot_id)
+    return facts is not None and facts.updating
+
+
+def drain_pilot(core: Core, pilot_id: str, who: str, update: bool = False) -> None:
+    """Tell one pilot to take no further job and to end, or to be replaced then; one that has ended is left as it is."""
+    wanted, action = _ending(update)
 
     def work() -> None:
         known = Pilot.pilot_id == pilot_id
         if not Pilot.select().where(known).exists():
             raise PilotageError("NOT_FOUND", f"no pilot {pilot_id[:200]}; see 'pilotage pilot list'")
-        if Pilot.update(draining=True).where(known, Pilot.ended.is_null(), ~Pilot.draining).execute():
-            trail.note(who, "pilot drain", pilot_id)
+        if Pilot.update(wanted).where(known, Pilot.ended.is_null(), ~Pilot.draining).execute():
+            trail.note(who, action, pilot_id)
 
     core.database.write(work)
     core.recent.forget()
 
 
-def drain_pilots(core: Core, queue: str, who: str, outdated: bool = False) -> PilotsDrained:
+def drain_pilots(
+    core: Core, queue: str, who: str, outdated: bool = False, update: bool = False
+) -> PilotsDrained:
     """Tell all pilots that are there now in a queue, or those of another version than ours; those that come later are not meant."""
+    wanted, action = _ending(update)
 
     def work() -> int:
         find_queue(queue)
         here = (Pilot.queue == queue) & alive() & ~Pilot.draining
         if outdated:
             here &= Pilot.version != __version__
-        drained: int = Pilot.update(draining=True).where(here).execute()
-        trail.note(who, "pilot drain", f"queue {queue}", f"{drained} pilots")
+        drained: int = Pilot.update(wanted).where(here).execute()
+        trail.note(who, action, f"queue {queue}", f"{drained} pilots")
         return drained
 
     drained = core.database.write(work)
     core.recent.forget()
     return PilotsDrained(drained)
+
+
+def _ending(update: bool) -> tuple[dict[str, bool], str]:
+    """What is set of a pilot, and how the trail calls it; one that drains already is not to be replaced."""
+    return {"draining": True, "updating": update}, "pilot update" if update else "pilot drain"

@@ -11,10 +11,11 @@ from typing import Any
 from peewee import JOIN, fn
 
 from protocol.errors import BY_NAME, PilotageError
-from protocol.messages import AttemptView, FileView, JobView, Page, PilotView, StateTime
+from protocol.messages import AttemptView, FileView, GpuKind, JobView, Page, PilotView, StateTime, from_wire
 from protocol.states import FINAL, HELD, Actor, JobState, PilotState
 from server import catalogue
 from server.job_executor import TAKEN_AWAY, lease_clock
+from server.jobs import benchmarks
 from server.jobs.claiming import log_url
 from server.jobs.moves import find as find
 from server.models import (
@@ -166,6 +167,7 @@ def _attempt_view(attempt: Attempt, task_id: int) -> AttemptView:
         ended=iso(attempt.ended_at) if attempt.ended_at else None,
         log_url=None if attempt.log_size is None else log_url(url, task_id, attempt.job_id, attempt.id),
         metrics=json.loads(attempt.metrics) if attempt.metrics else None,
+        benchmark=benchmarks.of(attempt),
     )
 
 
@@ -266,8 +268,11 @@ def pilot_view(pilot: Pilot) -> PilotView:
         exit_code=pilot.exit_code,
         reason=pilot.reason,
         draining=pilot.draining,
+        updating=pilot.updating,
         batch_system=pilot.batch_system,
         batch_id=pilot.batch_id,
+        gpu_kinds=[from_wire(GpuKind, each) for each in json.loads(pilot.gpu_kinds)],
+        benchmark=benchmarks.of(pilot),
     )
 
 

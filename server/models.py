@@ -315,6 +315,8 @@ class Attempt(Table):
     log_size = BigIntegerField(null=True)
     log_checksums = TextField(null=True)
     metrics = TextField(null=True)
+    benchmark = TextField(null=True)
+    """JSON of a `BenchmarkReport`."""
 
     class Meta:
         indexes = ((("job", "attempt_nr"), True), (("request_id", "pilot_id", "request_nr"), True))
@@ -364,6 +366,11 @@ class Pilot(Table):
     batch_system = TextField(default="")
     batch_id = TextField(default="")
     """The job of that batch system in which it runs."""
+    gpu_kinds = TextField(default="[]")
+    updating = BooleanField(default=False)
+    """It is draining, to be replaced by the server's present pilot."""
+    benchmark = TextField(null=True)
+    """The last one that ran in one of its jobs."""
 
 
 class WorkingGroup(Table):

@@ -108,6 +108,7 @@ class PilotFacts:
 
     node: str
     draining: bool
+    updating: bool
     tags: tuple[str, ...]
 
 
@@ -116,7 +117,7 @@ def pilot_facts(recent: Recent, pilot_id: str) -> PilotFacts | None:
 
     def load() -> PilotFacts | None:
         row = Pilot.get_or_none(Pilot.pilot_id == pilot_id)
-        return row and PilotFacts(row.node, row.draining, tuple(json.loads(row.tags)))
+        return row and PilotFacts(row.node, row.draining, row.updating, tuple(json.loads(row.tags)))
 
     return recent.get(("pilot", pilot_id), load)
 

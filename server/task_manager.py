@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import os.path
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from peewee import fn
 
-from protocol import templates
+from protocol import per_task, templates
 from protocol.errors import PilotageError
 from protocol.files import check_lfn
 from protocol.messages import Page, TaskSpec, TaskView
+from protocol.redaction import one_line
 from protocol.resources import ResourceType
 from protocol.states import DatasetState, JobState, TaskState, task_state
 from server import catalogue, tallies
@@ -25,17 +27,22 @@ from server.tallies import Tally, expected_jobs
 from server.tallies import counts_of as counts_of
 from server.tallies import state_of as state_of
 from server.upkeep import archive
+from server.urls import check_url
 
 ANSWER_SECONDS = 1.0
 """How long the answer to a cancellation waits for the jobs to end."""
 LONGEST_COMMAND = 65_536
 """Bytes of all words together; Linux takes 128 KiB in one word and more in all, but nobody should."""
 LONGEST_ENVIRONMENT_VALUE = 32_000
+SOFTWARE_SCHEMES = ("http", "https", "file")
+"""From where pilots fetch software."""
 
 
 def register(core: Core, spec: TaskSpec, owner: str) -> TaskView:
     """Accept a task: everything that can be wrong with it is said now, not by its jobs."""
     _check(spec)
+    per_task.check(spec.pilot_settings)
+    _check_software(core, spec)
 
     def work() -> Task:
         if Task.get_or_none(Task.name == spec.name):
@@ -147,11 +154,41 @@ def _check_use(used: set[str], spec: TaskSpec, where: str) -> None:
         ({"input", "inputs", "lfn", "stem"}, spec.input_dataset, "input dataset"),
         ({"output", "outputs"}, spec.outputs, "outputs"),
         ({"bundle"}, spec.bundle, "bundle (--ship)"),
+        ({"software"}, spec.software, "software"),
     ):
         if used & names and not given:
             raise PilotageError(
                 "BAD_REQUEST", f"{where}: {{{min(used & names)}}} is used, and the task has no {what}"
             )
+
+
+def _check_software(core: Core, spec: TaskSpec) -> None:
+    """A path on the nodes, or a URL from which an input could come too."""
+    wrong = _wrong_software(spec.software, spec.software_checksum)
+    if wrong:
+        raise PilotageError("BAD_REQUEST", wrong)
+    if spec.software and not spec.software.startswith("/"):
+        schemes = [scheme for scheme in core.limits.url_schemes if scheme in SOFTWARE_SCHEMES]
+        try:
+            check_url(spec.software, schemes, core.limits.allowed_paths)
+        except PilotageError as error:
+            raise PilotageError("BAD_REQUEST", f"software: {error.detail}") from None
+
+
+def _wrong_software(address: str, checksum: str) -> str:
+    """What is wrong with the two together, or ""."""
+    if not address:
+        return "softwareChecksum: there is no software" if checksum else ""
+    if not address.startswith("/"):
+        needs = (
+            "software: a URL needs its checksum (--software-checksum), sha256: and what sha256sum FILE says"
+        )
+        return "" if checksum else needs
+    if checksum:
+        return "softwareChecksum: it is for a URL; a path is taken as it is on the nodes"
+    if address != os.path.normpath(address) or address != one_line(address) or address.startswith("//"):
+        return f"software: {address[:80]!a} is no plain path, as /cvmfs/REPOSITORY/VERSION"
+    return ""
 
 
 def _check_against_database(spec: TaskSpec) -> None:

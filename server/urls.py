@@ -10,6 +10,7 @@ import socket
 from collections.abc import Sequence
 from urllib.parse import SplitResult, unquote, urlsplit
 
+from protocol import addresses
 from protocol.errors import PilotageError
 from protocol.redaction import redact
 
@@ -21,18 +22,6 @@ OPEN_PATHS = ("/dev/shm",)
 """Nevertheless data: memory that is used as a disk."""
 CLOSED_NAMES = frozenset((".ssh", ".gnupg", ".aws", ".globus", ".kube", ".netrc", ".pgpass"))
 """Directories and files, anywhere, in which people keep their keys."""
-CLOSED_NETWORKS = tuple(
-    ipaddress.ip_network(network)
-    for network in (
-        "169.254.0.0/16",
-        "fe80::/10",
-        "fd00:ec2::254/128",
-        "0.0.0.0/32",
-        "224.0.0.0/4",
-        "ff00::/8",
-    )
-)
-"""Link-local addresses (a cloud keeps the credentials of its machines there) and what is no machine."""
 _CLOSED = tuple(f"{path}/" for path in CLOSED_PATHS)
 _OPEN = tuple(f"{path}/" for path in OPEN_PATHS)
 _UNWRITTEN = re.compile(r"[\x00-\x20\x7f\\]")
@@ -109,19 +98,15 @@ def _check_host(parts: SplitResult) -> None:
 @functools.lru_cache(maxsize=1024)
 def _is_closed(host: str) -> bool:
     address = _as_address(host)
-    return host in CLOSED_HOSTS or (
-        address is not None and any(address in network for network in CLOSED_NETWORKS)
-    )
+    return host in CLOSED_HOSTS or (address is not None and addresses.is_closed(address))
 
 
 def _as_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     """The IP address that a host name spells, in any of the ways that programs take; None if it is a name."""
     try:
-        address = ipaddress.ip_address(host.partition("%")[0])
+        return ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
         try:
             return ipaddress.IPv4Address(socket.inet_aton(host))  # 0xA9FEA9FE, 2852039166, 169.254.43518
         except OSError:
             return None
-    mapped = getattr(address, "ipv4_mapped", None) or getattr(address, "sixtofour", None)
-    return mapped or address

@@ -18,7 +18,7 @@ from typing import Callable, Dict, Generator, List, NoReturn, Optional, Tuple, U
 
 import pytest
 
-from tests import filesystems, postgres, slurm
+from tests import control_groups, filesystems, postgres, slurm
 
 ROOT = Path(__file__).parent.parent
 MAKE_COMPONENTS = "make components   (as root on Debian)"
@@ -61,6 +61,15 @@ def _bubblewrap() -> Optional[str]:
     return None if tried.returncode == 0 else f"bubblewrap does not work here: {tried.stderr.strip()}"
 
 
+def _unshare() -> Optional[str]:
+    absent = on_path("unshare")()
+    if absent:
+        return absent
+    command = ["unshare", "--net", "--map-root-user", "true"]
+    tried = subprocess.run(command, capture_output=True, text=True, check=False)
+    return None if tried.returncode == 0 else f"unshare does not work here: {tried.stderr.strip()}"
+
+
 def old_python() -> Optional[str]:
     """The path of a Python 3.9 that runs, or None."""
     found = subprocess.run([ROOT / ".ci" / "python39.sh"], capture_output=True, text=True, check=False)
@@ -93,7 +102,12 @@ COMPONENTS: Dict[str, Component] = {
         Component("mount", filesystems.no_mount, "run the tests as root on a machine that allows mount"),
         Component("haproxy", on_path("haproxy")),
         Component("bubblewrap", _bubblewrap),
+        Component("unshare", _unshare),
         Component("slurm", slurm.missing),
+        Component("mpiexec", on_path("mpiexec", "orted")),
+        Component(
+            "memory-cgroup", control_groups.missing, "run the tests as root on a machine that allows it"
+        ),
         Component("blake3", _module("blake3"), "make dev"),
     )
 }

@@ -32,9 +32,11 @@ need procps has ps
 need e2fsprogs has mkfs.ext4
 need mount has mount
 need util-linux has setpriv
+need util-linux has unshare
 need haproxy has haproxy
 need bubblewrap has bwrap
 need "slurm-wlm munge" has slurmctld
+need openmpi-bin has orted
 
 if [ -z "$missing" ]; then
     echo "components: all there"

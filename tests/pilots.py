@@ -59,11 +59,13 @@ class Site:
             **QUICK,
             "HOME": str(place),
         }
+        self.program: List[str] = [sys.executable, str(ROOT / "pilot")]
+        """Another one for a pilot of another account, say."""
         self.pilots: List[PilotProcess] = []
 
     def start(self, *options: str, url: Optional[str] = None, **environment: str) -> PilotProcess:
         """Start a pilot that ends after one job unless the options say otherwise."""
-        command = [sys.executable, str(ROOT / "pilot"), "--url", url or self.dispatcher.url, "-q", "CPU",
+        command = [*self.program, "--url", url or self.dispatcher.url, "-q", "CPU",
                    "--token-file", str(self.token), "-a", str(self.work), *(options or ("--max-jobs", "1"))]  # fmt: skip
         log = self.place / f"pilot-{len(self.pilots)}.log"
         with open(log, "wb") as out:

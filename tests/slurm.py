@@ -1,4 +1,8 @@
-"""A real Slurm of one node for tests: munged, slurmctld and slurmd as root, on free ports of the loopback interface."""
+"""A real Slurm of two nodes for tests: munged, slurmctld and two slurmd as root, on free ports of the loopback interface.
+
+Each slurmd lives in namespaces of its own with another host name, for Debian's cannot be told by `-N` which node it is. Both nodes
+share processes, files and network with this machine; what tells them apart is host name and address.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,8 @@ from typing import Dict, Iterator, Optional
 
 from tests.waiting import wait_until
 
-PROGRAMS = ("slurmctld", "slurmd", "munged", "srun", "salloc", "scancel", "sinfo")
+PROGRAMS = ("slurmctld", "slurmd", "munged", "srun", "sbatch", "scancel", "sinfo", "unshare")
+NODES = {"node1": "127.0.0.2", "node2": "127.0.0.3"}
 PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
 
 CONF = """\
@@ -26,11 +31,11 @@ SlurmUser=slurm
 AuthType=auth/munge
 AuthInfo=socket={place}/munge/socket
 StateSaveLocation={place}/state
-SlurmdSpoolDir={place}/spool
+SlurmdSpoolDir={place}/spool-%n
 SlurmctldLogFile={place}/log/slurmctld.log
-SlurmdLogFile={place}/log/slurmd.log
+SlurmdLogFile={place}/log/slurmd-%n.log
 SlurmctldPidFile={place}/slurmctld.pid
-SlurmdPidFile={place}/slurmd.pid
+SlurmdPidFile={place}/slurmd-%n.pid
 SlurmdParameters=config_overrides
 CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
 ProctrackType=proctrack/pgid
@@ -41,8 +46,8 @@ DefMemPerCPU=100
 ReturnToService=2
 MpiDefault=none
 KillWait=2
-NodeName={host} NodeAddr=127.0.0.1 CPUs=8 RealMemory=8000 State=UNKNOWN
-PartitionName=cpu Nodes={host} Default=YES MaxTime=60 State=UP
+{nodes}
+PartitionName=cpu Nodes=ALL Default=YES MaxTime=60 State=UP
 """
 
 
@@ -55,35 +60,62 @@ def missing() -> Optional[str]:
 
 @contextmanager
 def running(place: Path) -> Iterator[Dict[str, str]]:
-    """The environment that Slurm's commands need, in an allocation of four cores. Other accounts must get into `place`."""
+    """The environment of a batch job that has two cores on each of two nodes. Other accounts must get into `place`."""
     _prepare(place)
     environment = {"PATH": PATH, "SLURM_CONF": str(place / "slurm.conf")}
     munge = pwd.getpwnam("munge")
     own = [f"--{what}={place}/munge/{name}" for what, name in (("socket", "socket"), ("pid-file", "pid"), ("log-file", "log"), ("seed-file", "seed"), ("key-file", "key"))]  # fmt: skip
     who = ["setpriv", f"--reuid={munge.pw_uid}", f"--regid={munge.pw_gid}", "--clear-groups"]
+    nodes = [["unshare", "--uts", "--mount", "sh", "-ec", NODE, name, str(place)] for name in NODES]
     try:
-        for command in ([*who, "munged", *own, "--group-update-time=-1"], ["slurmctld", "-c"], ["slurmd"]):
+        for command in ([*who, "munged", *own, "--group-update-time=-1"], ["slurmctld", "-c"], *nodes):
             subprocess.run(command, env=environment, check=True, timeout=20, capture_output=True)
-        wait_until(lambda: _said(environment, "sinfo", "-h", "-o", "%T") == "idle", 20, "an idle node")
-        said = subprocess.run(
-            ["salloc", "--no-shell", "-n4", "--job-name=pilot"], env=environment, capture_output=True, text=True,
-            timeout=20, check=True,
-        ).stderr  # fmt: skip
-        job = said.split("Granted job allocation ")[1].split()[0]
-        yield {**environment, "SLURM_JOB_ID": job, "SLURM_JOB_NUM_NODES": "1"}
+        wait_until(lambda: _said(environment, "sinfo", "-h", "-o", "%T %D") == "idle 2", 20, "two idle nodes")
+        yield {**environment, **_batch_job(environment, place)}
     finally:
         _said(environment, "scancel", "--full", "-u", "root")
-        for pid_file in ("slurmd.pid", "slurmctld.pid", "munge/pid"):
+        for pid_file in (*(f"slurmd-{name}.pid" for name in NODES), "slurmctld.pid", "munge/pid"):
             _end(place / pid_file)
         _end_steps(environment)
+
+
+NODE = 'mount --bind "$1/hosts" /etc/hosts; hostname "$0"; exec slurmd'
+
+
+def _batch_job(environment: Dict[str, str], place: Path) -> Dict[str, str]:
+    """What Slurm tells a job of ours that sleeps: a pilot of the tests runs in its place."""
+    script = place / "job.sh"
+    script.write_text(
+        f"#!/bin/sh\nenv -0 > {place}/env.part; mv {place}/env.part {place}/env; exec sleep 604\n"
+    )
+    wanted = [
+        "--nodes=2",
+        "--ntasks=4",
+        "--ntasks-per-node=2",
+        "--job-name=pilot",
+        f"--output={place}/log/job.log",
+    ]
+    subprocess.run(
+        ["sbatch", *wanted, script], env=environment, check=True, timeout=20, capture_output=True, cwd=place
+    )
+    said = wait_until((place / "env").read_bytes, 20, "the batch job")
+    pairs = (pair.decode().partition("=") for pair in said.split(b"\0"))
+    return {name: value for name, _, value in pairs if name.startswith("SLURM_")}
 
 
 def _prepare(place: Path) -> None:
     host = socket.gethostname().partition(".")[0]
     control, node = _free_ports()
-    for name in ("state", "spool", "log", "munge"):
+    for name in ("state", "log", "munge"):
         (place / name).mkdir()
-    (place / "slurm.conf").write_text(CONF.format(place=place, host=host, control=control, node=node))
+    nodes = "\n".join(
+        f"NodeName={name} NodeAddr={at} CPUs=4 RealMemory=8000 State=UNKNOWN" for name, at in NODES.items()
+    )
+    (place / "slurm.conf").write_text(
+        CONF.format(place=place, host=host, control=control, node=node, nodes=nodes)
+    )
+    hosts = {"localhost": "127.0.0.1", host: "127.0.0.1", **NODES}
+    (place / "hosts").write_text("".join(f"{at} {name}\n" for name, at in hosts.items()))
     (place / "cgroup.conf").write_text("CgroupAutomount=no\n")
     (place / "munge" / "key").write_bytes(os.urandom(128))
     (place / "munge" / "key").chmod(0o400)

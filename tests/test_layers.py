@@ -41,6 +41,7 @@ THEIRS: Dict[str, Set[str]] = {
             "pydantic",
         ),
         *("apispec", "flask_swagger_ui", "click", "rich", "filelock", "psutil", "packaging"),
+        *("parsl", "celery", "distributed", "hyperqueue"),
     },
     "client": {"click", "rich", "urllib3", "filelock", "psutil"},
     "daq": {"click", "rich", "blake3"},
@@ -51,6 +52,8 @@ ONLY_IN: Dict[str, Tuple[str, ...]] = {
     "click": ("*/cli.py", "client/commands/*.py", "server/commands/*.py"),
     "urllib3": ("pilot/server_client.py", "client/session.py"),
     "blake3": ("copytools/checksum.py", "daq/*.py"),
+    # They are compared with, by a Python of their own.
+    **dict.fromkeys(("parsl", "celery", "distributed", "hyperqueue"), ("server/bench/peers.py",)),
 }
 """package → the only files that may import it."""
 
@@ -86,12 +89,20 @@ INSIDE: Dict[str, Tuple[str, ...]] = {
     # The pilot: run.py knows all parts, no part knows run.py; a plugin knows no control.
     "pilot/control/*.py": ("pilot.run", "pilot.cli"),
     "pilot/plugins/*.py": ("pilot.control", "pilot.run", "pilot.cli", "pilot.server_client", "pilot.context"),
-    "pilot/plugins/*/*.py": (
-        "pilot.control",
-        "pilot.run",
-        "pilot.cli",
-        "pilot.server_client",
-        "pilot.context",
+    **dict.fromkeys(
+        (
+            "pilot/plugins/executors/*.py",
+            "pilot/plugins/monitors/*.py",
+            "pilot/plugins/resources/*.py",
+        ),
+        ("pilot.control", "pilot.run", "pilot.cli", "pilot.server_client", "pilot.context"),
+    ),
+    # What a workflow does with jobs it does by the steps that it is given, and with what the controls share.
+    "pilot/plugins/workflows/*.py": ("pilot.control", "pilot.run", "pilot.cli", "pilot.server_client"),
+    # The APIs work without a pilot: arguments, and no settings of one.
+    "pilot/api/*.py": (
+        *("pilot.control", "pilot.run", "pilot.cli", "pilot.context", "pilot.building"),
+        *("pilot.settings", "protocol.settings"),
     ),
     "pilot/limits.py": ("pilot.control", "pilot.run", "pilot.server_client", "subprocess", "threading", "os"),
     "pilot/server_client.py": ("pilot.control", "pilot.run", "pilot.plugins"),
@@ -185,6 +196,9 @@ def test_every_import_follows_an_arrow() -> None:
         ("pilot/control/data.py", "urllib3"),
         ("pilot/server_client.py", "requests"),
         ("pilot/plugins/spd.py", "pilot.control.job"),
+        ("pilot/plugins/monitors/disk.py", "pilot.context"),
+        ("pilot/plugins/workflows/user.py", "pilot.control.payload"),
+        ("pilot/api/data.py", "pilot.settings"),
         ("client/session.py", "server.cli"),
         ("client/cli.py", "server.models"),
         ("server/job_executor.py", "flask"),

@@ -12,8 +12,11 @@ from tests.components import old_python
 
 ROOT = Path(__file__).parent.parent
 ON_NODES = ("protocol", "copytools", "pilot")
-ALSO_ON_NODES = ("client/cli.py", "client/__init__.py", "client/commands/__init__.py", "etc/examples")
-"""The way from the command `pilotage` to a pilot, and the payloads of the examples."""
+ALSO_ON_NODES = (
+    *("client/cli.py", "client/__init__.py", "client/commands/__init__.py", "etc/examples"),
+    "wrappers/minipilot.py",
+)
+"""The way from the command `pilotage` to a pilot, the payloads of the examples, and the pilot in one file."""
 
 
 def vermin(*paths: object) -> subprocess.CompletedProcess[str]:

@@ -12,6 +12,9 @@
 # The node needs bash, coreutils and Python 3.9 or newer; no pip, no root, no network but the server. The token goes by file.
 # A package keeps its own name in the cache for ever: a newer one never takes its place, so running pilots are not disturbed.
 #
+# A pilot that ends with 84, since an operator wants it so (pilotage pilot update), is followed at once by the one that the server
+# hands out then, within the lifetime of the first.
+#
 # Exit codes: the pilot's, but 0 where it had no job (82). Of this script, each named on stderr: 2 BAD_OPTION,
 # 79 SERVER_UNREACHABLE, 90 NO_PYTHON, 91 CANNOT_FETCH, 92 WRONG_DIGEST, 93 CACHE_UNUSABLE, 94 TOKEN_UNREADABLE.
 
@@ -333,6 +336,7 @@ finish() { # CODE: tell in words how the pilot ended; NO_JOBS is no failure to a
         70) text="BROKEN: a control thread died; its job was reported" ;;
         79) text="SERVER_UNREACHABLE: the server could not be reached; results that wait lie in the outbox" ;;
         82) text="NO_JOBS: the server had no job for this pilot" ;;
+        84) text="UPDATE: an operator wants the server's present pilot in its place; but a signal came first" ;;
         130) text="INTERRUPTED: SIGINT; running jobs were given back" ;;
         143) text="TERMINATED: SIGTERM; running jobs were given back" ;;
         1[3-9][0-9]) text="KILLED: signal $(($1 - 128)) ended the pilot; the server gives its jobs to others" ;;
@@ -347,7 +351,14 @@ read_options "$@"
 check_options
 find_python
 find_cache
-find_package
-log "starting ${package##*/} with $python for $url"
-attend "$python" -I "$package" "${pilot_options[@]}"
-finish $?
+while :; do
+    find_package
+    log "starting ${package##*/} with $python for $url"
+    attend "$python" -I "$package" "${pilot_options[@]}"
+    code=$?
+    if [ "$code" -ne 84 ] || [ -n "$signal" ]; then
+        finish "$code"
+    fi
+    log "exit code 84: UPDATE: an operator wants the server's present pilot in its place"
+    export PILOTAGE_LIMITS__RUN_BEFORE_SECONDS=$SECONDS
+done

@@ -92,6 +92,17 @@ def _by_options(error: PilotageError) -> PilotageError:
     return PilotageError(error.name, detail, **error.fields)
 
 
+def pilot_settings(texts: Iterable[str]) -> dict[str, str]:
+    """What the option --pilot-setting was given; whether there are such settings is the server's and the pilots' to say."""
+    pairs = [text.partition("=") for text in texts]
+    wrong = ["".join(pair) for pair in pairs if not pair[1]]
+    if wrong:
+        raise click.UsageError(
+            f"--pilot-setting {one_line(wrong[0])}: write SECTION.KEY=VALUE, as limits.looping_seconds=3600"
+        )
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
 def say_next(command: str) -> None:
     """The command that comes next, `pilotage NOUN VERB ...`, with the options that said which server is meant."""
     given = click.get_current_context().params

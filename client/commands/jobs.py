@@ -18,7 +18,7 @@ from client.commands.common import (
     say_next,
     with_session,
 )
-from client.metrics import lines_of, sparkline
+from client.metrics import benchmark_line, lines_of, sparkline
 from client.session import Session
 from client.tables import Column
 from protocol.errors import BY_NAME
@@ -125,6 +125,7 @@ def show(session: Session, *, job_id: int, metrics: bool, as_json: bool) -> None
             "type": f"{view.resource_type}, priority {view.priority}",
             "attempts": view.attempt_nr,
             "copies": _copies(view),
+            "benchmark": benchmark_line(view.attempts[-1].benchmark) if view.attempts else None,
             "error": Text(f"{view.error} ({view.error_code})", style="red") if view.error else None,
             "reason": _reason(view),
             "advice": BY_NAME[view.error].advice_for(view.job_id) if view.error in BY_NAME else None,

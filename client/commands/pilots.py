@@ -1,4 +1,4 @@
-"""`pilotage pilot list`, `show` and `drain`: what the server knows of its pilots, and how to let them end."""
+"""`pilotage pilot list`, `show`, `drain` and `update`: what the server knows of its pilots, and how to let them end."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import click
 
 from client import tables
 from client.commands.common import examples, json_option, limit_option, print_list, say_next, with_session
+from client.metrics import benchmark_line
 from client.session import Session
 from client.tables import Column
-from protocol.messages import PilotView
+from protocol.messages import GpuKind, PilotView
 from protocol.states import PilotState
 
 _COLUMNS = (
@@ -18,6 +19,7 @@ _COLUMNS = (
     Column("queue", lambda pilot: pilot.queue),
     Column("type", lambda pilot: pilot.resource_type),
     Column("cores", lambda pilot: pilot.cores, right=True),
+    Column("GPUs", lambda pilot: "; ".join(map(_kind, pilot.gpu_kinds)) or pilot.gpus or ""),
     Column("running", lambda pilot: pilot.n_held, right=True),
     Column("done", lambda pilot: pilot.n_done, right=True),
     Column("last word (UTC)", lambda pilot: tables.when(pilot.last_seen)),
@@ -64,6 +66,8 @@ def show(session: Session, *, pilot_id: str, as_json: bool) -> None:
             "queue": f"{view.queue} at {view.site} ({view.resource_type})",
             "version": view.version,
             "offers": f"{view.slots} slots, {view.cores} cores, {view.memory_mb} MB of memory, {view.gpus} GPUs",
+            "GPUs": ", ".join(_kind(kind) + _memory(kind) for kind in view.gpu_kinds),
+            "benchmark": benchmark_line(view.benchmark),
             "jobs": f"{view.n_held} now, {view.n_done} done",
             "first word": tables.when(view.first_seen),
             "last word": tables.when(view.last_seen),
@@ -73,7 +77,16 @@ def show(session: Session, *, pilot_id: str, as_json: bool) -> None:
 
 
 def _state(view: PilotView) -> str:
-    return f"{view.state}, draining" if view.draining and view.exit_code is None else view.state
+    word = "updating" if view.updating else "draining"
+    return f"{view.state}, {word}" if view.draining and view.exit_code is None else view.state
+
+
+def _kind(kind: GpuKind) -> str:
+    return f"{kind.count} {kind.model or 'of a model that is not known'}"
+
+
+def _memory(kind: GpuKind) -> str:
+    return f" with {kind.memory_mb} MiB" if kind.memory_mb else ""
 
 
 @click.command(
@@ -96,10 +109,7 @@ def drain(
     session: Session, *, pilot_id: str | None, queue: str | None, outdated: bool, as_json: bool
 ) -> None:
     """Let pilots end: they take no further job, and end when those that they hold have. Needs an admin's token."""
-    if bool(pilot_id) == bool(queue):
-        raise click.UsageError("name a pilot, or --queue QUEUE for all that are there")
-    if outdated and not queue:
-        raise click.UsageError("--outdated goes with --queue")
+    _check(pilot_id, queue, outdated)
     if queue:
         drained = session.drain_pilots(queue, outdated=outdated)
         if as_json:
@@ -113,3 +123,46 @@ def drain(
         return tables.show(view)
     tables.write(f"Pilot {view.pilot_id} is {_state(view)}, with {tables.some(view.n_held, 'job')}.")
     return None
+
+
+@click.command(
+    epilog=examples(
+        "pilotage pilot update PILOT",
+        "pilotage pilot update --queue CPU",
+        "pilotage pilot update --queue CPU --outdated",
+    )
+)
+@click.argument("pilot_id", required=False, metavar="PILOT")
+@click.option("--queue", metavar="QUEUE", help="All pilots that are in this queue now.")
+@click.option("--outdated", is_flag=True, help="Only those of another version than the server's.")
+@json_option
+@with_session
+def update(
+    session: Session, *, pilot_id: str | None, queue: str | None, outdated: bool, as_json: bool
+) -> None:
+    """Let the server's present pilot take the place of others, when the jobs that these hold have ended. Needs an admin's token.
+
+    The wrapper run_pilot.sh starts it at once, and so does the daemon. A pilot that was started otherwise ends with exit code 84;
+    one with --max-jobs, and one that is too old to know this, ends as if it were drained.
+    """
+    _check(pilot_id, queue, outdated)
+    if queue:
+        told = session.update_pilots(queue, outdated=outdated)
+        if as_json:
+            return tables.show(told)
+        tables.write(
+            f"{tables.some(told.n_pilots, 'pilot')} of {queue} will make way for the server's present one."
+        )
+        return None
+    view = session.update_pilot(str(pilot_id))
+    if as_json:
+        return tables.show(view)
+    tables.write(f"Pilot {view.pilot_id} is {_state(view)}, with {tables.some(view.n_held, 'job')}.")
+    return None
+
+
+def _check(pilot_id: str | None, queue: str | None, outdated: bool) -> None:
+    if bool(pilot_id) == bool(queue):
+        raise click.UsageError("name a pilot, or --queue QUEUE for all that are there")
+    if outdated and not queue:
+        raise click.UsageError("--outdated goes with --queue")

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from client import tables
-from client.commands import Group
+from client.commands import Group, common
 from client.commands.common import examples, json_option, limit_option, print_list, with_session
 from client.session import Session
 from client.tables import Column
@@ -116,18 +116,11 @@ def create(
     """Define a queue. Needs an admin's token."""
     kind = ResourceType.GPU if gpu else ResourceType.CPU
     words = [tag.strip() for text in tags for tag in text.split(",") if tag.strip()]
-    pairs = [text.partition("=") for text in pilot_settings]
-    wrong = [text for text, (_, equals, _) in zip(pilot_settings, pairs, strict=True) if not equals]
-    if wrong:
-        raise click.UsageError(
-            f"--pilot-setting {wrong[0]}: write SECTION.KEY=VALUE, as validation.tools=apptainer"
-        )
-    wanted = {name.strip(): value.strip() for name, _, value in pairs}
     spec = QueueSpec(
         resource_type=kind,
         copytools=list(copytools),
         tags=words,
-        pilot_settings=wanted,
+        pilot_settings=common.pilot_settings(pilot_settings),
         **options,  # type: ignore[arg-type]
     )
     _print(session.create_queue(spec), as_json)

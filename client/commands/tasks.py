@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
+import pkgutil
 import shlex
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from client.commands.common import (
     examples,
     json_option,
     limit_option,
+    pilot_settings,
     print_explanation,
     print_list,
     say_next,
@@ -64,7 +67,10 @@ def task() -> None:
         "    -- '{python}' '{bundle}/md5.py' '{input}' '{output}'",
         "pilotage task submit --jobs 3 --pre 'tar xf {bundle}/in.tar' --post 'gzip -k log.txt' -- ./run.sh '{job_nr}'",
         "pilotage task submit --name urgent --jobs 1 --replicate 2 -- ./calibrate.sh",
+        "pilotage task submit --jobs 3 --software https://HOST/reco-1.2.tar.gz --software-checksum sha256:DIGEST -- reco '{job_nr}'",
+        "pilotage task submit --jobs 3 --requires cvmfs --software /cvmfs/REPOSITORY/reco/1.2 -- reco '{job_nr}'",
         "pilotage task submit --from etc/examples/hello.json --wait",
+        "pilotage task submit --benchmark --cores 8 --queue CPU",
     ),
     context_settings={"allow_interspersed_args": True},
 )
@@ -79,6 +85,11 @@ def task() -> None:
 @click.option("--output-dataset", metavar="DATASET", help="Takes the outputs.  [default: NAME.out]")
 @click.option("--ship", type=click.Path(path_type=Path), metavar="DIR|FILE",
               help="Your code; it lies in {bundle} when the command runs. __pycache__ and .git stay here.")  # fmt: skip
+@click.option("--software", metavar="URL|/cvmfs/PATH",
+              help="What the payload runs with: an archive, or a directory or set-up script on the nodes. It lies in {software}.")  # fmt: skip
+@click.option("--software-checksum", metavar="sha256:HEX|blake3:HEX", help="Of the archive behind the URL.")
+@click.option("--pilot-setting", "pilot_settings", multiple=True, metavar="SECTION.KEY=VALUE",
+              help="A setting of the pilots for these jobs, where tasks may set it and the queue does not; may be repeated.")  # fmt: skip
 @click.option(
     "--env", "environment", multiple=True, metavar="NAME=VALUE", help="Environment; may be repeated."
 )
@@ -120,26 +131,37 @@ def task() -> None:
     "--label", "prod_source_label", metavar="LABEL", help="Only pilots of this label (-j).  [default: user]"
 )
 @click.option("--data-type", metavar="TYPE", help="Kind of data, checked by the experiment plugin.")
+@click.option("--benchmark", is_flag=True,
+              help="Instead of a command: each job measures its node, with the cores of the job, and leaves benchmark.json.")  # fmt: skip
 @click.option("--wait", is_flag=True, help="Wait for the end; exit code 1 unless every job completed.")
 @json_option
 @click.argument("command", nargs=-1, metavar="-- COMMAND...")
 @with_session
 def submit(
-    session: Session, *, file: Path | None, ship: Path | None, wait: bool, as_json: bool, **options: Any
+    session: Session,
+    *,
+    file: Path | None,
+    ship: Path | None,
+    benchmark: bool,
+    wait: bool,
+    as_json: bool,
+    **options: Any,
 ) -> int:
     """Submit a task; its command stands at the end, behind --.
 
     The command is started without a shell, in the job's own directory. It may contain {input} {inputs} {output}
-    {outputs} {lfn} {stem} {task_id} {job_id} {job_nr} {attempt_nr} {bundle} {workdir} {python}; '{{' is a brace.
+    {outputs} {lfn} {stem} {task_id} {job_id} {job_nr} {attempt_nr} {bundle} {software} {workdir} {python}; '{{' is a brace.
     """
     body = {**(_read(file) if file else {}), **_given(options)}
+    packed = bundle.make(ship) if ship is not None else None
+    if benchmark:
+        packed = _benchmark(body, packed)
     if not body.get("command"):
         if wrong := _no_such_field(body):
             raise PilotageError("BAD_REQUEST", f"{one_line(str(file))}: {wrong}")
         raise click.UsageError("no command: it stands at the end, behind --, or in the file of --from")
     body.setdefault("name", _name(body["command"]))
-    if ship is not None:
-        packed = bundle.make(ship)
+    if packed is not None:
         session.send_bundle(packed.digest, packed.data)
         body[wire_name("bundle")] = packed.digest
     view = session.submit_task(body)
@@ -153,6 +175,35 @@ def submit(
     return 0
 
 
+def _benchmark(body: dict[str, Any], shipped: bundle.Bundle | None) -> bundle.Bundle:
+    """Make a task of benchmarks of this; its code is our own. The variable tells pilots what the file is."""
+    taken = [name for name in ("command", "inputDataset", "outputs", "steps") if body.get(name)]
+    if taken or shipped is not None:
+        raise click.UsageError(
+            "--benchmark is a task of its own: without command, inputs, outputs, steps and --ship"
+        )
+    body.setdefault("nJobs", 1)
+    output = "benchmark.json" if body["nJobs"] == 1 else "benchmark-{job_nr}.json"
+    body["command"] = [
+        "{python}",
+        "{bundle}/benchmark.py",
+        "--cores",
+        str(body.get("cores", 1)),
+        "--output",
+        "{output}",
+    ]
+    body["outputs"] = [output]
+    body["environment"] = {**body.get("environment", {}), "PILOTAGE_BENCHMARK": output}
+    body.setdefault("name", _name(["benchmark"]))
+    source = pkgutil.get_data("pilot", "benchmark.py")
+    if source is None:
+        raise PilotageError("BAD_PATH", "the benchmark of the pilot is not installed here")
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place, "benchmark.py")
+        path.write_bytes(source)
+        return bundle.make(path)
+
+
 def _given(options: dict[str, Any]) -> dict[str, Any]:
     """The options that were given, by their names on the wire."""
     if options.pop("gpu"):
@@ -162,6 +213,7 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
     for name in ("command", "outputs", "requires", "tags", "after"):
         options[name] = list(options[name])
     options["environment"] = dict(_pair(text) for text in options["environment"])
+    options["pilot_settings"] = pilot_settings(options["pilot_settings"])
     steps = [(kind, text) for kind in StepKind for text in options.pop(kind.value)]
     options["steps"] = [{"kind": kind.value, "command": _words(kind, text)} for kind, text in steps]
     return {wire_name(name): value for name, value in options.items() if value not in (None, [], {})}
@@ -289,6 +341,10 @@ def show(session: Session, *, task: str, as_json: bool) -> None:
             "output": view.output_dataset
             and f"{view.output_dataset}: {tables.some(view.n_outputs, 'file')}, {view.output_state}",
             "bundle": (view.spec or {}).get("bundle"),
+            "software": (view.spec or {}).get("software"),
+            "pilots' settings": ", ".join(
+                f"{name} = {value}" for name, value in (view.spec or {}).get("pilotSettings", {}).items()
+            ),
             "created": tables.when(view.created),
             "started": tables.when(view.started),
             "ended": tables.when(view.ended),

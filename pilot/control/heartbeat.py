@@ -7,14 +7,10 @@ import random
 
 from pilot.context import Context
 from pilot.debug import Desk
-from pilot.jobrun import JobRun
 from protocol.errors import PilotageError
-from protocol.messages import Command, Heartbeat, UpdateReply
-from protocol.states import FINAL, JobState
+from protocol.messages import Heartbeat
 
 logger = logging.getLogger(__name__)
-
-_FINAL_WORDS = frozenset(state.value for state in FINAL)
 
 
 def heartbeat(context: Context) -> None:
@@ -33,24 +29,16 @@ def heartbeat(context: Context) -> None:
                 _register_again(context)
             continue
         if reply.drain and not context.drain.is_set():
-            logger.info("the server wants this pilot to take no further job")
+            logger.info("the server wants this pilot to take no further job", extra={"update": reply.update})
+            if reply.update:
+                context.update.set()
             context.drain.set()
         for answer in reply.answers:
             job = held.get(answer.attempt_id)
             if job is not None:
                 with job.logged():
-                    obey(job, answer)
+                    job.obey(answer)
                     desk.obey(job, answer)
-
-
-def obey(job: JobRun, answer: UpdateReply) -> None:
-    """What the server says about an attempt that we hold; once its outcome is on the way, only the answer to that counts."""
-    if job.has_ended:
-        return
-    if answer.command is Command.STOP or answer.state in _FINAL_WORDS:
-        why = answer.detail or f"the attempt is {answer.state or 'unknown'} there"
-        is_wish = answer.state == JobState.CANCELLED.value
-        job.abandon(f"the server says stop: {why}", logging.INFO if is_wish else logging.WARNING)
 
 
 def _period(context: Context) -> float:

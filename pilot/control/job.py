@@ -14,10 +14,12 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Optional
+from typing import Optional, Union
 
-from pilot import control, node, workdir
+from pilot import building, control, node, workdir
+from pilot.channels import Channel, Slots
 from pilot.context import Context
+from pilot.control.slot import goes_all_the_way
 from pilot.jobrun import JobRun
 from pilot.server_client import CREDENTIALS, Backoff, is_passing
 from protocol.errors import PilotageError
@@ -28,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 IN_VAIN_SECONDS = (0.2, 5.0)
 """First and longest pause of a pilot that was told of jobs and got none."""
+ACKNOWLEDGE_SECONDS = 0.05
+"""A job that runs sooner is acknowledged by that word."""
 BRISK_SECONDS = 1.0
 """Payloads that last less may be claimed ahead, at most for so long."""
 
@@ -45,6 +49,7 @@ class Why(enum.Enum):
     UNFIT = "the node is not fit for work any more"
     REFUSED = "the server refused the request for a job"
     DRAINED = "an operator has drained it: it takes no further job"
+    UPDATED = "an operator wants the server's present pilot in its place"
     STOPPED = "it was told to end"
 
 
@@ -97,6 +102,11 @@ class Asking:
             return 0
         limit = self._context.settings.integer("limits", "max_jobs")
         return max(0, min(missing, limit - self.obtained) if limit else missing)
+
+    @property
+    def is_brisk(self) -> bool:
+        """Payloads are so short that they are claimed ahead."""
+        return self._ahead() > self._context.settings.integer("get_job", "stage_ahead")
 
     def _ahead(self) -> int:
         """Jobs that a slot may hold beside the one that runs."""
@@ -154,7 +164,7 @@ class Asking:
                 return reply.jobs
             request = None
             if reply.drain:
-                self.why = Why.DRAINED
+                self.why = self._drained(reply.update)
                 return ()
             if any(job.slot == slot for job in self._context.jobs.in_work()):
                 return ()
@@ -175,16 +185,21 @@ class Asking:
         if context.stop.is_set():
             return Why.STOPPED
         if context.drain.is_set():
-            return Why.DRAINED
+            return self._drained(context.update.is_set())
         if most and self.obtained >= most:
             return Why.MAX_JOBS
         if context.seconds_left() <= settings.integer("limits", "drain_seconds"):
             return Why.LIFETIME
         if context.seconds_to_offer() <= 0:
             return Why.WALLTIME
-        if floor and time.monotonic() - context.started >= floor and self.obtained:
+        if floor and context.age() >= floor and self.obtained:
             return Why.TIMEFLOOR
         return None
+
+    def _drained(self, update: bool) -> Why:
+        """One that was to run some jobs and no more is not replaced: the next one would count them anew."""
+        is_counted = self._context.settings.integer("limits", "max_jobs") > 0
+        return Why.UPDATED if update and not is_counted else Why.DRAINED
 
     def _request(self, slot: int, n_jobs: int, request_id: str) -> GetJobRequest:
         context, settings = self._context, self._context.settings
@@ -322,18 +337,25 @@ class Asking:
             self._task_id = self._task_id or spec.task_id
         context.secrets.add(spec.attempt_token)
         # One that was lost before may kill pilots: then each of its states is told before it is entered.
-        is_brisk = spec.attempt_nr == 1 and self._ahead() > context.settings.integer("get_job", "stage_ahead")
-        job = JobRun(spec, context.directory.job_path(spec), context.bell.set, slot, is_brisk)
-        job.records = _open_log(context, job)
+        is_brisk = spec.attempt_nr == 1 and self.is_brisk
+        job = JobRun(
+            spec, context.directory.job_path(spec), context.bell.set, slot, is_brisk, ACKNOWLEDGE_SECONDS
+        )
+        context.job_logs.open(spec.attempt_id, workdir.log_path(job.directory))
         context.jobs.add(job)
         try:
             control.attempt(job, "check", self._accept)
         finally:
-            (context.channels.collected if job.over.is_set() else context.channels.obtained).put(job)
+            channels = context.channels
+            to_slot = goes_all_the_way(context, job)
+            onward: Union[Channel[JobRun], Slots] = channels.staged_in if to_slot else channels.obtained
+            (channels.collected if job.over.is_set() else onward).put(job)
 
     def _accept(self, job: JobRun) -> None:
         """Acknowledge a job, and refuse it if the pilot has to end or the experiment says so."""
         job.enter(JobState.OBTAINED)
+        if job.spec.pilot_settings:
+            job.settings = building.as_task_says(self._context.settings, job.spec)
         if self._context.stop.error is not None:  # told to end while the answer was on its way
             raise self._context.stop.error
         self._context.plugin.check_job(job)
@@ -363,26 +385,11 @@ def finish_jobs(context: Context, asking: Asking) -> None:
         with job.logged():
             job.leave()
             job.told.wait()
+            if context.directory.keeps:
+                context.job_logs.write(job.spec.attempt_id)
             context.directory.remove_job(job.directory)
             context.secrets.discard(job.spec.attempt_token)
-            _close_log(job)
+            context.job_logs.close_log(job.spec.attempt_id)
         asking.worked(job)
         context.channels.free.put(job.slot)
         context.jobs.tidy()
-
-
-def _open_log(context: Context, job: JobRun) -> Optional[logging.Handler]:
-    """From now on the records about this job are also kept for its log archive."""
-    try:
-        records = workdir.JobLog(workdir.log_path(job.directory), job.spec.attempt_id, context.secrets)
-    except OSError as error:
-        logger.warning("the job's own log cannot be written", extra={"reason": str(error)})
-        return None
-    logging.getLogger().addHandler(records)
-    return records
-
-
-def _close_log(job: JobRun) -> None:
-    if job.records is not None:
-        logging.getLogger().removeHandler(job.records)
-        job.records.close()

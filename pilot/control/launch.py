@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Callable, Optional
 
-from pilot import process
+from pilot import accounts, limits, proc, process, sourcing, workdir
 from pilot.context import Context
 from pilot.jobrun import INPUTS, JobRun
 from pilot.node import gpus
 from pilot.plugins.executors import Run
 from protocol.errors import PilotageError
 from protocol.logs import bound_fields
-from protocol.redaction import is_secret_name
+from protocol.redaction import one_line
 
 logger = logging.getLogger(__name__)
 
-CREDENTIALS = frozenset(("X509_USER_PROXY", "BEARER_TOKEN", "BEARER_TOKEN_FILE"))
-"""Variables of the pilot's environment that say who the pilot is; the payload is somebody else."""
 MIB = 1024 * 1024
 
 
@@ -38,7 +37,10 @@ def run_of(
     said = {**_said(context, job), **(environment or {})}
     settings = context.settings
     resolved = (job.input_path(file).resolve() for file in job.spec.inputs)
-    readable = [job.directory / INPUTS, job.bundle, *map(Path, settings.items("payload", "readable"))]
+    # Without shipped code, what has that name was put there by the payload.
+    bundle = [job.bundle] if job.spec.bundle is not None else []
+    software = [_shown_of(job.software.directory)] if job.software is not None else []
+    readable = [job.directory / INPUTS, *bundle, *software, *map(Path, settings.items("payload", "readable"))]
     # A copytool may have made a link to a file of the node.
     readable += [path for path in resolved if job.directory.resolve() not in path.parents]
     return Run(
@@ -46,7 +48,9 @@ def run_of(
         directory=job.directory,
         environment={name: value for name, value in said.items() if value is not None},
         inherited={
-            name: value for name, value in _inherited(context).items() if said.get(name, "") is not None
+            name: value
+            for name, value in {**context.inherited, **_of_account(context, job)}.items()
+            if said.get(name, "") is not None
         },
         readable=tuple(path for path in readable if path.exists()),
         image=image if is_utility and image else _image(context, job, image),
@@ -54,7 +58,14 @@ def run_of(
         cores=job.spec.cores,
         gpus=job.spec.gpus,
         ranks=settings.integer("payload", "ranks"),
+        scratch=workdir.scratch_path(job.directory),
+        account=accounts.of_slot(settings, job.slot),
     )
+
+
+def _shown_of(software: Path) -> Path:
+    """What a container shows of it: of CVMFS the whole repository, in which software refers to other software."""
+    return Path(*software.parts[:3]) if software.parts[:2] == ("/", "cvmfs") else software
 
 
 def check(context: Context, run: Run) -> None:
@@ -64,7 +75,19 @@ def check(context: Context, run: Run) -> None:
         process.check_program(run.command, run.directory, run.whole_environment)
 
 
+def hand_over(context: Context, job: JobRun) -> None:
+    """Before anything of a job runs: its files, and a place for temporary ones, to the account that it runs as."""
+    account = accounts.of_slot(context.settings, job.slot)
+    if account is None:
+        return
+    scratch = workdir.scratch_path(job.directory)
+    workdir.make(scratch)
+    for place in (job.directory, scratch):
+        accounts.give(place, account)
+
+
 def start(context: Context, run: Run, stdout: Path, stderr: Path, is_step: bool = False) -> process.Process:
+    process.check_directory(run.directory)
     wrapped = context.executor.wrap(run, is_step)
     started = process.start(
         wrapped.command,
@@ -75,6 +98,7 @@ def start(context: Context, run: Run, stdout: Path, stderr: Path, is_step: bool 
         text_bytes=context.settings.integer("limits", "stdout_mb") * MIB,
         most_processes=context.settings.integer("payload", "processes"),
         discards_text=is_step,
+        account=run.account,
     )
     _first_to_die(started.pid)
     return started
@@ -82,19 +106,34 @@ def start(context: Context, run: Run, stdout: Path, stderr: Path, is_step: bool 
 
 def _first_to_die(pid: int) -> None:
     """Should the node run out of memory, the kernel ends a payload before its pilot, which can then tell."""
-    try:
-        Path(f"/proc/{pid}/oom_score_adj").write_text("1000")
-    except OSError as error:
-        logger.debug("the payload is no likelier to be ended by the kernel", extra={"reason": str(error)})
+    if not proc.write(f"/proc/{pid}/oom_score_adj", "1000"):
+        logger.debug("the payload is no likelier than the pilot to be ended by the kernel")
 
 
-def watched(context: Context, job: JobRun, started: process.Process, wait: Callable[[], int]) -> int:
+def watched(
+    context: Context, job: JobRun, started: process.Process, wait: Callable[[], int], is_step: bool = False
+) -> int:
     """Wait for a process while the job monitor looks after it: the limits of the job hold for steps too."""
     settings = context.settings
     sooner = [kind.seconds_to_first(job, settings) for kind in context.monitors]
     first_look = min([settings.number("limits", "sample_seconds"), *sooner])
-    with context.watches.over(job, started, first_look, dict(bound_fields())):
+    with context.watches.over(job, started, first_look, dict(bound_fields()), is_step):
         return wait()
+
+
+def fault_of_node(ended: process.Process, code: int) -> Optional[PilotageError]:
+    """Why a process failed, if the kernel ended it for want of memory, or the disk did not take what it printed; else None."""
+    if ended.text_error is not None:
+        return process.cannot_write(ended.text_error, "what it printed")
+    return limits.kernel_memory(code, ended.oom_kills, ended.oom_kills_around)
+
+
+def tell_of_lost_text(ended: process.Process) -> None:
+    """It went well; but who reads its text is to know."""
+    if ended.text_error is not None:
+        logger.warning(
+            "not all that the payload printed could be kept", extra={"reason": str(ended.text_error)}
+        )
 
 
 def _image(context: Context, job: JobRun, of_step: str) -> str:
@@ -104,15 +143,27 @@ def _image(context: Context, job: JobRun, of_step: str) -> str:
             "QUEUE_WITHOUT_CONTAINERS",
             "the task names an image, and the queue does not let tasks do so (task_images)",
         )
+    if wanted and "://" not in wanted:
+        # Any other directory would show the payload what lies there: the pilot's own, say.
+        places = [os.path.realpath(place) for place in context.settings.items("payload", "image_directories")]
+        if not any(os.path.realpath(wanted).startswith(f"{place}/") for place in places):
+            raise PilotageError(
+                "IMAGE_NOT_FOUND",
+                f"{one_line(wanted[:200])} does not lie where images are (image_directories)",
+            )
     return wanted or context.settings.text("payload", "image")
 
 
-def _inherited(context: Context) -> dict[str, str]:
-    """The pilot's environment without its settings and credentials."""
+def _of_account(context: Context, job: JobRun) -> dict[str, str]:
+    """Who the payload is, where that is somebody else than the pilot; what it leaves in /tmp of others nobody would remove."""
+    account = accounts.of_slot(context.settings, job.slot)
+    if account is None:
+        return {}
     return {
-        name: value
-        for name, value in context.environ.items()
-        if not name.startswith("PILOTAGE_") and name not in CREDENTIALS and not is_secret_name(name)
+        "HOME": str(job.directory),
+        "TMPDIR": str(workdir.scratch_path(job.directory)),
+        "USER": account.name,
+        "LOGNAME": account.name,
     }
 
 
@@ -128,4 +179,5 @@ def _said(context: Context, job: JobRun) -> dict[str, Optional[str]]:
         "PILOTAGE_JOB_ID": str(job.spec.job_id),
         "PILOTAGE_ATTEMPT_NR": str(job.spec.attempt_nr),
         "PILOTAGE_TASK_ID": str(job.spec.task_id),
+        **({sourcing.VARIABLE: str(job.software.directory)} if job.software is not None else {}),
     }

@@ -52,6 +52,12 @@ def _attend(context: Context, watch: Watch) -> None:
     if watch.job.over.is_set():
         _end(context, watch)
         return
+    with watch.looking:
+        if not watch.is_left:
+            _look(context, watch)
+
+
+def _look(context: Context, watch: Watch) -> None:
     if watch.monitors is None:
         watch.monitors = _monitors(context, watch)
     look = Look(watch.monitors.payload)
@@ -75,10 +81,11 @@ def _monitors(context: Context, watch: Watch) -> Monitors:
     payload = Payload(
         job=watch.job,
         process=watch.process,
-        settings=context.settings,
+        settings=context.of(watch.job).settings,
         environ=context.environ,
         share=context.node.share(watch.job.slot, slots),
-        isolated=context.executor.isolates,
+        isolated=context.isolates,
+        is_step=watch.is_step,
     )
     return Monitors(context.monitors, payload)
 

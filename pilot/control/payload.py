@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import stat
 import time
-from functools import partial
 from pathlib import Path
+from typing import Callable
 
-from pilot import control, limits, node, process, workdir
+from pilot import control, limits, memory_report, node, process, sourcing, workdir
 from pilot.context import Context
-from pilot.control import launch, steps
+from pilot.control import benchmarking, launch, steps
 from pilot.jobrun import INPUTS, JobRun
 from pilot.plugins.executors import Run
 from pilot.text import last_words, tail_of
@@ -31,19 +32,13 @@ _SIGNAL_ERRORS = {
 }
 
 
-def prepare_jobs(context: Context) -> None:
+def prepare_jobs(context: Context, step: Callable[[JobRun], None]) -> None:
     channels = context.channels
-    control.serve(channels.obtained, partial(prepare, context), channels.prepared, channels.collected)
+    control.serve(channels.obtained, step, channels.prepared, channels.collected)
 
 
 TELL_SECONDS = 1.0
 """A server that is away holds up no payload for longer."""
-
-
-def run_jobs(context: Context, slot: int) -> None:
-    """Those of one slot, one after the other."""
-    channels = context.channels
-    control.serve(channels.staged_in.of[slot], partial(run, context), channels.collected, channels.collected)
 
 
 def prepare(context: Context, job: JobRun) -> None:
@@ -51,11 +46,17 @@ def prepare(context: Context, job: JobRun) -> None:
     job.enter(JobState.PRE_PROCESSING)
     job.check_names()
     workdir.make(job.directory)
-    workdir.make(job.directory / INPUTS)
+    if job.spec.inputs:
+        workdir.make(job.directory / INPUTS)
     if job.spec.bundle is not None:
         context.bundles.unpack(job.spec.bundle, job.bundle)
-    launch.check(context, _run_of(context, job))
-    steps.check(context, job)
+    if job.spec.software:
+        from pilot.control import software  # late: most jobs name none
+
+        software.provide(context, job)
+    if not job.is_brisk:  # it begins at once, and then this is seen as well
+        launch.check(context, _run_of(context, job))
+        steps.check(context, job)
 
 
 def _run_of(context: Context, job: JobRun) -> Run:
@@ -65,10 +66,12 @@ def _run_of(context: Context, job: JobRun) -> Run:
 def run(context: Context, job: JobRun) -> None:
     """Start the payload, sleep until it has ended, and judge."""
     payload = _run_of(context, job)
+    launch.hand_over(context, job)
     job.enter(JobState.RUNNING)
     # A payload that kills its pilot at once is known by this state: so the server hears of it before, if it answers.
     if not job.is_brisk:
         job.running_told.wait(TELL_SECONDS)
+    benchmarking.before(context, job)
     steps.run_all(context, job, StepKind.PRE)
     with steps.beside(context, job) as others:
         job.check()
@@ -83,7 +86,8 @@ def run(context: Context, job: JobRun) -> None:
     logger.info("payload ended", extra={"exit_code": code})
     job.check()
     if code != 0:
-        raise _judge(context, job, code)
+        raise _judge(context, job, code, started)
+    launch.tell_of_lost_text(started)
     collect(context, job)
 
 
@@ -99,9 +103,12 @@ def _await_end(context: Context, job: JobRun, started: process.Process) -> int:
 def collect(context: Context, job: JobRun) -> None:
     """Look whether the payload has left what the job declares, and pack its log."""
     job.enter(JobState.POST_PROCESSING)
+    process.check_directory(job.directory, "MISSING_OUTPUT")
     steps.run_all(context, job, StepKind.POST)
+    process.check_directory(job.directory, "MISSING_OUTPUT")
     for output in job.spec.outputs:
         _check_output(job.output_path(output), context.settings.integer("limits", "output_mb"))
+    benchmarking.after(context, job)
     pack_log(context, job)
 
 
@@ -109,13 +116,16 @@ def pack_log(context: Context, job: JobRun) -> None:
     """Make the log archive, once; a failure of that is no failure of the job."""
     archive = workdir.archive_path(job.directory)
     limit = context.settings.integer("limits", "log_archive_mb") * 1024 * 1024
-    if archive.exists() or not limit or not job.spec.log_url:
+    wanted = job.error is not None or not context.settings.flag("limits", "log_archive_of_failed_only")
+    if not limit or not job.spec.log_url or not wanted or archive.exists():
         return
+    context.job_logs.write(job.spec.attempt_id)
     files = [
         job.stdout,
         job.stderr,
         *job.step_texts,
         workdir.log_path(job.directory),
+        *_reports(job),
         *context.plugin.log_files(job.directory),
     ]
     try:
@@ -123,6 +133,12 @@ def pack_log(context: Context, job: JobRun) -> None:
     except OSError as error:
         archive.unlink(missing_ok=True)
         logger.error("the log archive could not be made", extra={"error": "LOG_FAILED", "reason": str(error)})
+
+
+def _reports(job: JobRun) -> list[Path]:
+    """Files about the job that are worth keeping, where they are."""
+    paths = (job.directory / name for name in (memory_report.FILE, memory_report.JOB_REPORT))
+    return [path for path in paths if os.path.lexists(path)]
 
 
 def _final_metrics(context: Context, job: JobRun, ended: process.Process) -> dict[str, float]:
@@ -133,11 +149,12 @@ def _final_metrics(context: Context, job: JobRun, ended: process.Process) -> dic
         "wall_seconds": round(time.monotonic() - ended.started, 3),
         "cpu_seconds": round(ended.used.cpu_seconds, 2),
         "memory_peak_mb": round(peak, 1),
+        **({"text_lost": 1.0} if ended.text_error is not None else {}),
         **context.plugin.job_metrics(job),
     }
 
 
-def _judge(context: Context, job: JobRun, code: int) -> PilotageError:
+def _judge(context: Context, job: JobRun, code: int, ended: process.Process) -> PilotageError:
     """The error for an exit code, or for the signal that it stands for, with the payload's last words."""
     tail = context.secrets.hide(tail_of(job.stderr) or tail_of(job.stdout))
     words = last_words(tail)
@@ -145,10 +162,16 @@ def _judge(context: Context, job: JobRun, code: int) -> PilotageError:
     of_executor = context.executor.explain_failure(code, tail)
     if of_executor is not None:
         return PilotageError(of_executor, f"{what}{words}")
+    of_node = launch.fault_of_node(ended, code)
+    if of_node is not None:
+        return PilotageError(of_node.name, f"{what}; {of_node.detail}{words}")
+    of_software = sourcing.explain(code, tail) if job.software is not None else None
+    if of_software is not None:
+        return PilotageError(of_software, f"{what}{words}")
     nearer = context.plugin.explain_failure(job, code, tail)
     if nearer is not None:
         return PilotageError(nearer.name, f"{what}{words}")
-    if node.free_disk_mb(job.directory) == 0:
+    if _is_disk_full(job.directory):
         return PilotageError("NO_LOCAL_SPACE", f"{what}, and the disk of the work directory is full{words}")
     name = "PAYLOAD_FAILED" if code > 0 else _SIGNAL_ERRORS.get(-code, "PAYLOAD_KILLED")
     from pilot import patterns  # late: most jobs do not fail
@@ -157,6 +180,13 @@ def _judge(context: Context, job: JobRun, code: int) -> PilotageError:
     if found is not None:
         return PilotageError(found.error, f"{what}; {patterns.said(found, context.secrets.hide)}{words}")
     return PilotageError(name, f"{what}{words}")
+
+
+def _is_disk_full(directory: Path) -> bool:
+    try:
+        return node.free_disk_mb(directory) == 0
+    except OSError:
+        return False  # it is gone
 
 
 def _check_output(path: Path, allowed_mb: int) -> None:

@@ -16,7 +16,6 @@ from typing import NamedTuple, Optional, Union
 from weakref import WeakKeyDictionary
 
 from pilot.context import Context
-from pilot.control.heartbeat import obey
 from pilot.control.job import Asking, backoff_of
 from pilot.jobrun import JobRun, is_result
 from pilot.outbox import Leftover
@@ -28,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 MOST_WORDS = 100
 """In one request."""
+GATHER_SECONDS = 0.01
+"""So long the words of brisk jobs wait for each other: a request costs more than some of these jobs."""
 
 Sender = Union[JobRun, Leftover]
 Answer = Union[UpdateReply, PilotageError]
@@ -64,6 +65,8 @@ class Reporter:
         while not self._closed:
             self._round()
             self._context.bell.wait(self._seconds_until_due())
+            if self._asking.is_brisk and not self._closed:
+                time.sleep(GATHER_SECONDS)
             self._context.bell.clear()
         for leftover in self._leftovers:
             leftover.close()
@@ -170,7 +173,7 @@ class Reporter:
             else:
                 sender.answered(word, answer.state)
                 if isinstance(sender, JobRun):
-                    obey(sender, answer)
+                    sender.obey(answer)
         self._tried(sender, [word])
         self._waits.pop(sender, None)
         return True

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from pilot import sourcing
 from pilot.context import Context
 from pilot.control import launch
 from pilot.jobrun import JobRun
@@ -108,7 +109,9 @@ def _run(context: Context, job: JobRun, planned: Planned) -> None:
     job.payload_started(started.kill)
     metrics = job.metrics
     try:
-        code = launch.watched(context, job, started, lambda: started.wait(timeout, context.grace_seconds()))
+        code = launch.watched(
+            context, job, started, lambda: started.wait(timeout, context.grace_seconds()), is_step=True
+        )
     finally:
         job.step_ended()
         job.metrics = metrics  # those of the payload
@@ -117,7 +120,8 @@ def _run(context: Context, job: JobRun, planned: Planned) -> None:
     if started.timed_out:
         raise PilotageError(_ERRORS[planned.step.kind], f"{planned.name} did not end within {timeout} s")
     if code != 0:
-        raise _failed(context, job, planned, code)
+        raise _failed(context, job, planned, code, started)
+    launch.tell_of_lost_text(started)
 
 
 class Beside:
@@ -186,7 +190,7 @@ def _wait_beside(
         if code != 0 and planned.is_utility:
             logger.warning("a service failed", extra={"utility": planned.name, "exit_code": code})
         elif code != 0:
-            job.fail(_failed(context, job, planned, code))
+            job.fail(_failed(context, job, planned, code, started))
 
 
 def _start(context: Context, job: JobRun, planned: Planned) -> Process:
@@ -197,14 +201,22 @@ def _start(context: Context, job: JobRun, planned: Planned) -> Process:
 
 def _run_of(context: Context, job: JobRun, planned: Planned) -> Run:
     step = planned.step
-    command = context.plugin.in_environment(job.filled(step.command), job.directory)
+    words = job.filled(step.command)
+    command = context.plugin.in_environment(
+        words if planned.is_utility else job.in_software(words), job.directory
+    )
     environment = {**job.environment(step.environment), "PILOTAGE_STEP": planned.name}
     return launch.run_of(context, job, command, environment, step.image, planned.is_utility)
 
 
-def _failed(context: Context, job: JobRun, planned: Planned, code: int) -> PilotageError:
+def _failed(context: Context, job: JobRun, planned: Planned, code: int, ended: Process) -> PilotageError:
     stdout, stderr = planned.files(job)
     tail = context.secrets.hide(tail_of(stderr) or tail_of(stdout))
     words = last_words(tail, TAIL_CHARACTERS)
-    name = context.executor.explain_failure(code, tail) or _ERRORS[planned.step.kind]
-    return PilotageError(name, f"{planned.name}: {how_it_ended(code)}{words}")
+    what = f"{planned.name}: {how_it_ended(code)}"
+    of_executor = context.executor.explain_failure(code, tail)
+    of_node = launch.fault_of_node(ended, code) if of_executor is None else None
+    if of_node is not None:
+        return PilotageError(of_node.name, f"{what}; {of_node.detail}{words}")
+    of_software = sourcing.explain(code, tail) if job.software is not None else None
+    return PilotageError(of_executor or of_software or _ERRORS[planned.step.kind], f"{what}{words}")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Optional
 
 import copytools
-from pilot import node
+from pilot import accounts, node
 from pilot.node import Node
 from protocol.errors import PilotageError
 from protocol.resources import ResourceType
@@ -68,7 +68,7 @@ def examine(
         *_mounts(settings.items("validation", "mounts")),
         *_copytools(settings.items("copytools", "names"), unusable_tools),
         *_gpus(here, settings.integer("node_settings", "slots"), settings.flag("validation", "gpu")),
-        *_executor(executor),
+        *_executor(executor, settings, work),
         *_experiment(plugin, here),
     ]
 
@@ -111,11 +111,14 @@ def _clock(skew: Optional[float], most: int) -> Iterator[Finding]:
         yield Finding("clock", Level.OK, "it agrees with the server's")
 
 
-def _executor(executor: Chain) -> Iterator[Finding]:
+def _executor(executor: Chain, settings: Settings, work: Path) -> Iterator[Finding]:
     reason = executor.unusable()
+    not_as = accounts.why_not(settings, work)
     if reason is not None:
         yield Finding("executor", Level.UNFIT, f"payloads cannot be run as [payload] executor says: {reason}")
-    elif not executor.isolates:
+    elif not_as is not None:
+        yield Finding("executor", Level.UNFIT, f"payloads cannot be run as [payload] users says: {not_as}")
+    elif not executor.isolates and not settings.items("payload", "users"):
         what = "payloads are not isolated: they can read and signal what this account can, the pilot and its token too"
         yield Finding("executor", Level.WARNING, what)
     else:

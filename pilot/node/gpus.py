@@ -13,10 +13,14 @@ import logging
 import re
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Optional
+
+from protocol.messages import GpuKind
+from protocol.redaction import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +28,8 @@ MIB = 1024 * 1024
 TOOL_SECONDS = 20
 """Both tools take seconds when a driver is asleep; one that hangs must not keep the pilot."""
 ROOT = Path("/")
+LONGEST_MODEL, MOST_KINDS = 200, 100
+"""What the server takes."""
 
 _NVIDIA_QUERY = ("--query-gpu=index,uuid,name,memory.total", "--format=csv,noheader,nounits")
 _ROCM_QUERY = ("--showproductname", "--showmeminfo", "vram", "--showuniqueid", "--json")
@@ -86,6 +92,12 @@ def environment(gpus: Sequence[Gpu]) -> dict[str, Optional[str]]:
             None  # AMD's HIP heeds it too: empty would hide the GPUs that are to be seen
         )
     return shown
+
+
+def kinds(gpus: Sequence[Gpu]) -> list[GpuKind]:
+    """How many there are of each model, as the server is told; a model that never ends is cut."""
+    found = Counter((one_line(gpu.model)[:LONGEST_MODEL], gpu.memory_mb) for gpu in gpus)
+    return [GpuKind(model, count, memory_mb) for (model, memory_mb), count in found.items()][:MOST_KINDS]
 
 
 # -- what the batch system gave ---------------------------------------------------------------------------------------------

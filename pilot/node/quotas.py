@@ -1,4 +1,4 @@
-"""What the control groups of this process allow: cores and memory, the least of its own group and of all around it.
+"""What the control groups of this process allow: cores and memory, the least of its own group and of all around it; and what they count.
 
 Versions 1 and 2, mixed too. A batch system often limits a group somewhere above the pilot's own, and a container shows
 only a part of the tree: so every level that can be seen is looked at.
@@ -35,6 +35,13 @@ def cores(root: Path = ROOT) -> Optional[float]:
     for place in _groups(root, 1, "cpu"):
         found.append(_quota(_words(place / "cpu.cfs_quota_us") + _words(place / "cpu.cfs_period_us")))
     return min((each for each in found if each is not None), default=None)
+
+
+def memory_events(root: Path = ROOT) -> Optional[Path]:
+    """The file in which our own group counts the processes that the kernel has ended because memory was short; None: none does."""
+    files = [place / "memory.events" for place in _groups(root, 2, "memory")]
+    files += [place / "memory.oom_control" for place in _groups(root, 1, "memory")]
+    return next((file for file in files if file.is_file()), None)
 
 
 def _groups(root: Path, version: int, controller: str) -> Iterator[Path]:

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Optional
 
+from pilot import sourcing
 from pilot.jobrun import JobRun
 from pilot.plugins.base import ExperimentPlugin
 from protocol import spd
@@ -16,18 +17,6 @@ from protocol.messages import InputFile
 SUFFIX = ".spd"
 RUNTIMES = ("apptainer", "singularity")
 """Programs that run a container, the preferred one first."""
-
-
-FAILED_SETUP = "pilotage: the software set-up failed"
-FAILED_SETUP_CODE = 97
-SHELL_NAME = "pilotage-setup"
-"""What the shell calls itself in its messages."""
-WITH_SETUP = f"""\
-_pilotage_setup=$1; shift; _pilotage_command=("$@"); set --
-. "$_pilotage_setup" || {{ echo "{FAILED_SETUP}" >&2; exit {FAILED_SETUP_CODE}; }}
-exec "${{_pilotage_command[@]}}"
-"""
-"""Sources the script $1 without arguments of its own, then becomes the command that the other words are."""
 
 
 ERROR_PATTERNS = r"""
@@ -60,21 +49,15 @@ class Plugin(ExperimentPlugin):
         """After the set-up script, in the container; each only if it is set."""
         setup = self._setup()
         if setup is not None:
-            # The command travels as arguments, never as text that a shell would read.
-            command = ["bash", "-c", WITH_SETUP, SHELL_NAME, str(setup), *command]
+            command = sourcing.after(setup, command)
         if self._image():
             command = [*self._container(workdir), *command]
         return command
 
     def explain_failure(self, job: JobRun, exit_code: int, stderr_tail: str) -> Optional[ErrorEntry]:
         """What the shell around a payload says in its exit code."""
-        if self._setup() is None:
-            return None
-        if exit_code == FAILED_SETUP_CODE and FAILED_SETUP in stderr_tail:
-            return BY_NAME["SETUP_FAILED"]
-        if exit_code in (126, 127) and f"{SHELL_NAME}: line " in stderr_tail:
-            return BY_NAME["TRANSFORM_NOT_FOUND" if exit_code == 127 else "BAD_COMMAND"]
-        return None
+        name = sourcing.explain(exit_code, stderr_tail) if self._setup() is not None else None
+        return BY_NAME[name] if name is not None else None
 
     def error_patterns(self) -> str:
         return ERROR_PATTERNS

@@ -235,6 +235,9 @@ def _spec(
         prod_source_label=spec.prod_source_label,
         steps=spec.steps,
         image=spec.image,
+        software=spec.software,
+        software_checksum=spec.software_checksum,
+        pilot_settings=spec.pilot_settings,
     )
 
 

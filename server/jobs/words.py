@@ -20,7 +20,7 @@ from protocol.states import HELD, PILOT_OWNED, JobState
 from server.access import tokens
 from server.brokerage import nodes
 from server.core import Core
-from server.jobs import copies, moves, retrying, statements
+from server.jobs import benchmarks, copies, moves, retrying, statements
 from server.jobs.claiming import outputs_of, physical_name
 from server.jobs.moves import TAKEN_AWAY, is_taken, reply
 from server.jobs.statements import MOVED
@@ -45,8 +45,9 @@ class Word:
 
     @property
     def is_plain(self) -> bool:
-        """Whether taking it is one statement: no outputs to be published, no verdict on a failed job."""
-        return self.target is not JobState.FAILED and not self.said.outputs
+        """Whether taking it is one statement: no outputs to be published, no verdict on a failed job, nothing to be kept."""
+        said = self.said
+        return self.target is not JobState.FAILED and not said.outputs and said.benchmark is None
 
     @property
     def is_brief(self) -> bool:
@@ -128,6 +129,7 @@ def _checked(core: Core, said: AttemptUpdate) -> Word:
     if said.outputs is not None and last is not JobState.COMPLETED:
         raise PilotageError("BAD_REQUEST", "outputs: only with a move to COMPLETED as the last one")
     moves.check_metrics(said.metrics)
+    benchmarks.check(said.benchmark)
     if said.log is not None:
         check_checksums(said.log.checksums)
     for report in said.outputs or ():
@@ -176,11 +178,13 @@ def _take_single(core: Core, word: Word) -> tuple[UpdateReply, int | None]:
     if not moved:
         return _not_taken(core, word), None
     row = dict(zip(MOVED, moved[0], strict=True))
+    if word.said.benchmark is not None:
+        benchmarks.keep(row["id"], row["job_id"], row["pilot_id"], word.said.benchmark)
     if word.target is JobState.COMPLETED:
         _publish(core, row, word.said.outputs or [])
         if copied is not None:
             copies.win(copied, row["id"])
-    else:
+    elif word.target is JobState.FAILED:
         entry = _entry(word.said.error)
         if copied is None or not copies.goes_on(copied, without=row["id"]):
             retrying.end_failed(core, row, word.said, entry)

@@ -51,7 +51,7 @@ def get_job(call: Call, word: GetJobRequest) -> GetJobReply:
     if reply.jobs:
         return reply
     if computing.is_draining(call.core, word.pilot_id):
-        return GetJobReply(drain=True)
+        return GetJobReply(drain=True, update=computing.is_updating(call.core, word.pilot_id))
     return _invite(call, word, reply, asked_at)
 
 
@@ -97,7 +97,11 @@ def heartbeat(call: Call, word: Heartbeat) -> HeartbeatReply:
     call.core.callers.limit_heartbeats(call.caller, word.pilot_id)
     _check_pilot(call, word.pilot_id)
     answers = job_executor.heartbeat(call.core, word)
-    return HeartbeatReply(answers, computing.is_draining(call.core, word.pilot_id))
+    return HeartbeatReply(
+        answers,
+        computing.is_draining(call.core, word.pilot_id),
+        computing.is_updating(call.core, word.pilot_id),
+    )
 
 
 @door.route("POST", "/v1/endPilot", Role.PILOT, PilotEnd, None)

@@ -63,3 +63,11 @@ def wrapper(call: Call) -> Any:
     return send_file(
         shared_path("wrappers/run_pilot.sh"), mimetype="text/x-shellscript", download_name="run_pilot.sh"
     )
+
+
+@door.route("GET", "/v1/minipilot.py", Role.PUBLIC, gives="text/x-python")
+def minipilot(call: Call) -> Any:
+    """A pilot in one file of plain Python, for tests and for nodes that have nothing."""
+    return send_file(
+        shared_path("wrappers/minipilot.py"), mimetype="text/x-python", download_name="minipilot.py"
+    )

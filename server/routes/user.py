@@ -390,6 +390,13 @@ def drain_pilot(call: Call, pilot: str) -> PilotView:
     return job_manager.pilot(pilot)
 
 
+@door.route("POST", "/v1/pilots/<pilot>/update", Role.ADMIN, None, PilotView)
+def update_pilot(call: Call, pilot: str) -> PilotView:
+    """Tell a pilot to end when its jobs have, so that the server's present pilot takes its place."""
+    computing.drain_pilot(call.core, pilot, call.caller.name, update=True)
+    return job_manager.pilot(pilot)
+
+
 @door.route("GET", "/v1/queues", Role.USER, None, Page)
 def list_queues(call: Call) -> Page:
     """All queues, with what waits and runs in each."""
@@ -432,6 +439,20 @@ def set_queue_state(call: Call, wish: QueueStateSpec, name: str) -> QueueView:
 def drain_pilots(call: Call, name: str) -> PilotsDrained:
     """Tell the pilots that are in a queue now to take no further job and to end."""
     return computing.drain_pilots(call.core, name, call.caller.name, call.query.is_yes("outdated"))
+
+
+@door.route(
+    "POST",
+    "/v1/queues/<name>/updatePilots",
+    Role.ADMIN,
+    None,
+    PilotsDrained,
+    query=(_yes("outdated", "only those of another version than the server's"),),
+)
+def update_pilots(call: Call, name: str) -> PilotsDrained:
+    """Tell the pilots that are in a queue now to end when their jobs have, so that the server's present pilot takes their place."""
+    outdated = call.query.is_yes("outdated")
+    return computing.drain_pilots(call.core, name, call.caller.name, outdated, update=True)
 
 
 @door.route("POST", "/v1/queues/<name>/nodes", Role.ADMIN, NodeStateSpec, NodeView)

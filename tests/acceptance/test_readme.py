@@ -141,10 +141,15 @@ def shell(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Shell]:
 
 
 @pytest.mark.component("curl")
+@pytest.mark.component("unshare")
 @pytest.mark.parametrize(
     ("document", "sections"),
-    [("README.md", ("Going on alone", "curl for debugging")), ("docs/curl.md", ())],
-    ids=["README", "curl"],
+    [
+        ("README.md", ("Going on alone", "curl for debugging")),
+        ("docs/curl.md", ()),
+        ("docs/offline-nodes.md", ()),
+    ],
+    ids=["README", "curl", "offline-nodes"],
 )
 def test_the_commands_of_a_document_do_what_it_shows(
     shell: Shell, document: str, sections: tuple[str, ...]

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import os
+import tarfile
+import threading
 from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -18,8 +23,12 @@ SCRIPT = "#!/bin/sh\necho shipped: $1\n"
 
 def shipped(world: World, path: Path, queue: str, command: str, *options: str) -> TaskView:
     """Submit a task with this code by the command."""
+    return submitted(world, queue, command, "--ship", str(path), *options)
+
+
+def submitted(world: World, queue: str, command: str, *options: str) -> TaskView:
     shown = world.pilotage(
-        "task", "submit", "--name", world.unique("ship"), "--ship", str(path), "--queue", queue, "--jobs", "1",
+        "task", "submit", "--name", world.unique("ship"), "--queue", queue, "--jobs", "1",
         "--output", "out-{job_nr}", "--json", *options, "--", "sh", "-c", command,
     )  # fmt: skip
     return world.note(from_wire(TaskView, json.loads(shown)))
@@ -129,7 +138,7 @@ def test_a_bundle_that_was_damaged_in_the_nodes_cache_is_fetched_again(world: Wo
     pilot = world.pilot(queue)
     first = shipped(world, script, queue, "{bundle}/tool.sh 1 > {output}")
     assert world.ended(first).state == "COMPLETED"
-    (cached,) = (world.directory / "work" / "bundles").glob("*.tar.gz")
+    (cached,) = (world.directory / "work" / "bundles").glob("sha256-*")
     cached.write_bytes(cached.read_bytes()[:-1] + b"x")
     second = shipped(world, script, queue, "{bundle}/tool.sh 2 > {output}")
     assert world.ended(second).state == "COMPLETED"
@@ -153,6 +162,37 @@ def test_a_bundle_that_was_damaged_on_the_servers_disk_is_refused_by_the_pilot(
     # Sent again, it is whole again.
     again = shipped(world, script, queue, "{bundle}/tool.sh 1 > {output}")
     assert world.ended(again).state == "COMPLETED"
+
+
+# -- software of others -------------------------------------------------------------------------------------------------------
+
+
+def test_17_software_is_named_by_its_address_and_checksum_and_fetched_for_the_jobs(
+    world: World, kit: Path
+) -> None:
+    program = kit / "bin" / "run"
+    program.write_text('#!/bin/sh\necho "$GREETING from $PILOTAGE_SOFTWARE"\n')
+    (kit / "setup.sh").write_text("export GREETING=hello\n")
+    archive = world.directory / "kit-1.0.tar.gz"
+    with tarfile.open(archive, "w:gz") as packed:
+        packed.add(kit, "kit-1.0")
+    checksum = hashlib.sha256(archive.read_bytes()).hexdigest()
+    queue = world.queue()
+    world.pilot(queue)
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(world.directory))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as web:
+        threading.Thread(target=web.serve_forever, args=(0.05,), daemon=True).start()
+        options = (
+            *("--software", f"http://127.0.0.1:{web.server_address[1]}/{archive.name}"),
+            *("--software-checksum", f"sha256:{checksum}", "--pilot-setting", "copytools.timeout_seconds=30"),
+        )
+        task = submitted(world, queue, "run > {output}; test $PILOTAGE_SOFTWARE = {software}", *options)
+        assert world.ended(task).state == "COMPLETED", errors(world.job(task))
+        web.shutdown()
+    assert world.output(task).startswith("hello from /")
+    refused = world.cli("task", "submit", "--jobs", "1", *options[:2], "--", "true")
+    assert refused.returncode == 1
+    assert "--software: a URL needs its checksum (--software-checksum)" in refused.stderr
 
 
 # -- what is not shipped ------------------------------------------------------------------------------------------------------

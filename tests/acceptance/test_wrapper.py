@@ -210,6 +210,29 @@ def replace_package(server: RunningServer) -> None:
     newer.rename(server.directory / "pilot.pyz")
 
 
+def test_a_pilot_is_replaced_by_the_servers_newer_one_when_its_job_has_ended(node: Node) -> None:
+    told, go = node.home / "pid", node.home / "go"
+    submit(node.server, "sh", "-c", f"echo $$ >{told}; while [ ! -e {go} ]; do sleep 0.1; done", name="first")
+    process = node.start("--wait", "--lifetime", "3600")
+    payload_pid(told)
+    replace_package(node.server)
+    (pilot,) = node.server.request("GET", "/v1/pilots")["items"]
+    shown = node.server.request("POST", f"/v1/pilots/{pilot['pilotId']}/update")
+    assert (shown["updating"], shown["nHeld"]) == (True, 1)
+    go.write_text("")
+    await_counts(node.server, {"COMPLETED": 1}, "first")
+    submit(node.server, "true", name="second")
+    await_counts(node.server, {"COMPLETED": 1}, "second")
+    pilots = node.server.request("GET", "/v1/pilots")["items"]
+    assert {each["pilotId"]: each.get("exitCode") for each in pilots}[pilot["pilotId"]] == 84
+    assert len(pilots) == 2
+    process.terminate()
+    ended = node.end(process)
+    assert ended.code == 143
+    started = re.findall(r"starting (pilot-[0-9a-f]{64}\.pyz)", ended.output)
+    assert len(started) == len(set(started)) == 2
+
+
 def package_of(output: str) -> Optional[str]:
     found = re.search(r"starting (pilot-[0-9a-f]{64}\.pyz)", output)
     return found and found.group(1)

@@ -105,6 +105,8 @@ class Dispatcher:
         self.wait_url = ""
         """Where a pilot may wait with the ticket that it then gets; "": an old server, which knows no tickets."""
         self.drain = False
+        self.update = False
+        """With drain: the pilot is to be replaced."""
         self.waiting: List[JobSpec] = []
         self.held: Dict[int, Held] = {}
         self.said: List[Said] = []
@@ -199,7 +201,9 @@ class Dispatcher:
         if specs:
             return GetJobReply(specs)
         ticket = "the-ticket" if self.wait_url else None
-        return GetJobReply([], self.wait_seconds, self.drain, ticket=ticket, wait_url=self.wait_url or None)
+        return GetJobReply(
+            [], self.wait_seconds, self.drain, self.update, ticket=ticket, wait_url=self.wait_url or None
+        )
 
     def _update(self, body: Dict[str, Any]) -> UpdateReply:
         word = from_wire(AttemptUpdate, body)
@@ -241,7 +245,7 @@ class Dispatcher:
                 answer.debug, answer.soft_stop = held.debug, held.soft_stop
                 held.reports += [named.debug] if named.debug else []
             answers.append(answer)
-        return HeartbeatReply(answers, self.drain)
+        return HeartbeatReply(answers, self.drain, self.update)
 
     def fault_for(self, verb: str) -> Optional[Fault]:
         with self._lock:

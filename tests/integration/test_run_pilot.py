@@ -41,7 +41,7 @@ if told.get("sleep"):
     time.sleep(told["sleep"])
 if told.get("kill"):
     os.kill(os.getpid(), told["kill"])
-sys.exit(told.get("exit", 0))
+sys.exit(told.get("exit", 0) if "PILOTAGE_LIMITS__RUN_BEFORE_SECONDS" not in os.environ else 0)
 """
 
 
@@ -149,7 +149,27 @@ def test_the_wrapper_says_who_it_is(node: Node, server: FaultyServer) -> None:
 # -- how it ends ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("code", list(PilotExit), ids=lambda code: code.name)
+def test_a_pilot_that_makes_way_is_followed_by_what_the_server_hands_out_then(
+    node: Node, server: FaultyServer
+) -> None:
+    newer = package(STAND_IN + "# newer\n")
+    process = node.start("--url", server.url, "-q", "CPU", exit=int(PilotExit.UPDATE), sleep=1.5)
+    wait_until(lambda: len(server.seen) >= 2, 20, "the first package")
+    offer(server, newer)
+    out, err = process.communicate(timeout=60)
+    first, second = map(json.loads, out.splitlines())
+    assert process.returncode == 0
+    assert "exit code 84: UPDATE: an operator wants the server's present pilot in its place" in err
+    assert (first["options"], Path(first["file"]).name) == (
+        ["--url", server.url, "-q", "CPU"],
+        f"pilot-{digest(PACKAGE)}.pyz",
+    )
+    assert (second["options"], Path(second["file"]).name) == (first["options"], f"pilot-{digest(newer)}.pyz")
+
+
+@pytest.mark.parametrize(
+    "code", [code for code in PilotExit if code is not PilotExit.UPDATE], ids=lambda code: code.name
+)
 def test_each_exit_code_is_handed_on_in_words_and_no_jobs_is_no_failure(
     node: Node, server: FaultyServer, code: PilotExit
 ) -> None:

@@ -17,8 +17,6 @@ from protocol.errors import PilotageError
 from protocol.redaction import one_line
 
 RUNTIMES = ("apptainer", "singularity")
-SCRATCH = ".scratch"
-"""In the command's directory: what it writes to /tmp and /var/tmp lies here, counts as its disk, and goes with it."""
 CVMFS = Path("/cvmfs")
 
 _FAILURES = (
@@ -48,8 +46,7 @@ class Executor(base.Executor):
 
     def wrap(self, run: Run) -> Run:
         program = self.program(*RUNTIMES)
-        scratch = run.directory / SCRATCH
-        scratch.mkdir(mode=0o700, exist_ok=True)
+        scratch = self.scratch(run)
         binds = [f"{run.directory}:{run.directory}:rw"]
         binds += [f"{path}:{path}:ro" for path in (*run.readable, *filter(Path.is_dir, (CVMFS,)))]
         for path in (run.directory, *run.readable):

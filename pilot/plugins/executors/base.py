@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional
 
+from pilot.accounts import Account
 from protocol.errors import PilotageError
 
 
@@ -30,6 +32,10 @@ class Run:
     gpus: int = 0
     ranks: int = 0
     """Copies of it that work together over all nodes; 0: one per node. For the starters of parallel programs alone."""
+    scratch: Optional[Path] = None
+    """For its /tmp; not in its own directory, where what ran before could have put a link of this name."""
+    account: Optional[Account] = None
+    """Whose rights it has; None: ours."""
 
     @property
     def whole_environment(self) -> dict[str, str]:
@@ -77,3 +83,10 @@ class Executor:
         if found is None:
             raise PilotageError("NODE_UNFIT", f"none of {', '.join(names)} is on PATH any more")
         return found
+
+    def scratch(self, run: Run) -> Path:
+        """The directory that the command sees as its /tmp; without a place of its own, a new one in the command's directory."""
+        if run.scratch is None:
+            return Path(tempfile.mkdtemp(prefix=".scratch-", dir=run.directory))
+        run.scratch.mkdir(mode=0o700, exist_ok=True)
+        return run.scratch

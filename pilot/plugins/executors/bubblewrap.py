@@ -7,6 +7,7 @@ unless the queue allows it. It needs no rights and no daemon; as root the comman
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -20,8 +21,6 @@ from protocol.errors import PilotageError
 from protocol.redaction import one_line
 
 PROGRAM = "bwrap"
-SCRATCH = ".scratch"
-"""In the command's directory: its /tmp; what it writes there counts as its disk, and goes with it."""
 
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/opt", "/cvmfs")
 ETC = (
@@ -52,8 +51,7 @@ class Executor(base.Executor):
             )
 
     def wrap(self, run: Run) -> Run:
-        scratch = run.directory / SCRATCH
-        scratch.mkdir(mode=0o700, exist_ok=True)
+        scratch = self.scratch(run)
         words = [self.program(PROGRAM), *_NAMESPACES]
         words += [] if run.network else ["--unshare-net"]
         words += _unpacked(Path(run.image)) if run.image else [*_system(), *_python()]
@@ -67,9 +65,13 @@ class Executor(base.Executor):
         words += ["--bind", str(scratch), "/tmp", "--bind", str(scratch), "/var/tmp"]
         words += ["--bind", str(run.directory), str(run.directory)]
         words += _bound("--ro-bind", run.readable)
-        words += ["--chdir", str(run.directory), "--"]
-        environment = {**run.environment, "HOME": str(run.directory), "TMPDIR": "/tmp"}
-        return replace(run, command=(*words, *run.command), environment=environment)
+        # What the directories above these lie in is memory of the node.
+        words += ["--remount-ro", "/", "--chdir", str(run.directory)]
+        inside = {name: value for name, value in run.environment.items() if _NOT_OUTSIDE.match(name)}
+        words += [word for name, value in inside.items() for word in ("--setenv", name, value)]
+        environment = {name: value for name, value in run.environment.items() if name not in inside}
+        environment |= {"HOME": str(run.directory), "TMPDIR": "/tmp"}
+        return replace(run, command=(*words, "--", *run.command), environment=environment)
 
     def explain_failure(self, exit_code: int, stderr_tail: str) -> Optional[str]:
         """Its own words begin with its name; it then ends with 1."""
@@ -84,6 +86,13 @@ class Executor(base.Executor):
             else "CONTAINER_FAILED"
         )
 
+
+_NOT_OUTSIDE = re.compile(
+    r"LD_|GLIBC_|MALLOC_|(GCONV_PATH|GETCONF_DIR|HOSTALIASES|LOCALDOMAIN|LOCPATH|NIS_PATH|NLSPATH|RESOLV_HOST_CONF|RES_OPTIONS|TZDIR)$"
+    r"|S(LURM|RUN|ALLOC)|PMI|PRTE|OMPI|OPAL|MPI|HYDRA|I_MPI"
+)
+"""What the task says in these variables would move programs outside of the container too: the loader's, which it leaves aside for
+setuid programs as well, and those of what starts parallel programs. On the command line they reach the inside alone."""
 
 _NAMESPACES = (
     *("--die-with-parent", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"),

@@ -7,6 +7,7 @@ from typing import Optional
 
 from pilot.plugins.executors import base
 from pilot.plugins.executors.base import Run
+from protocol.errors import PilotageError
 
 PROGRAMS = ("mpiexec", "mpirun")
 
@@ -16,6 +17,12 @@ class Executor(base.Executor):
 
     def unusable(self) -> Optional[str]:
         return None if self.find(*PROGRAMS) else f"none of {', '.join(PROGRAMS)} is on PATH"
+
+    def check(self, run: Run) -> None:
+        if ":" in run.command:
+            raise PilotageError(
+                "BAD_COMMAND", "an argument that is a colon alone would begin another program for mpiexec"
+            )
 
     def wrap(self, run: Run) -> Run:
         words = (self.program(*PROGRAMS), "-n", str(run.ranks or run.cores), "-wdir", str(run.directory))

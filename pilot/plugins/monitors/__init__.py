@@ -52,6 +52,10 @@ class Monitors:
     def explanation(self, look: Look) -> str:
         return self._guilty.explanation(look) if self._guilty is not None else ""
 
+    def close(self) -> None:
+        for each in self._monitors:
+            each.close()
+
     def seconds_to_next(self, look: Look, period: float) -> float:
         return max(0.0, min([period, *(each.seconds_to_next(look) for each in self._monitors)]))
 

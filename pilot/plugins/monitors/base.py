@@ -34,6 +34,8 @@ class Payload:
     """What the slot has of the node."""
     isolated: bool = False
     """It runs in a container of its own: a debugger of ours rather stays away from it."""
+    is_step: bool = False
+    """A pre- or post-process, and not the payload itself."""
     _disk: Optional[workdir.Measure] = None
     _disk_again_at: float = 0.0
 
@@ -41,7 +43,7 @@ class Payload:
         """Its directory; a large one is not measured at each look."""
         now = time.monotonic()
         if self._disk is None or now >= self._disk_again_at:
-            self._disk = workdir.measure(self.job.directory)
+            self._disk = workdir.measure(self.job.directory, workdir.scratch_path(self.job.directory))
             done = time.monotonic()
             self._disk_again_at = done + (done - now) * PATIENCE
         return self._disk
@@ -108,3 +110,6 @@ class Monitor:
     def explanation(self, look: Look) -> str:
         """After a verdict, before the payload is told to end: text for the job's log archive. It may take its time."""
         return ""
+
+    def close(self) -> None:
+        """The payload has ended: the last call, by the thread that waited for it, after all others."""

@@ -19,7 +19,11 @@ class Monitor(base.Monitor):
         self._grows = False
 
     def sample(self, look: Look) -> Mapping[str, float]:
-        self._free = node.free_disk_mb(self.payload.job.directory)
+        try:
+            self._free = node.free_disk_mb(self.payload.job.directory)
+        except OSError:
+            self._grows = False
+            return {}  # it has removed its own directory, say
         self._grows = self._size is not None and look.disk.size > self._size
         self._size = look.disk.size
         return {"free_disk_mb": self._free}

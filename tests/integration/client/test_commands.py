@@ -12,7 +12,8 @@ import pytest
 from client.session import Session
 from pilot.server_client import ServerClient
 from protocol.errors import BY_NAME
-from protocol.messages import PilotRegistration, TaskSpec
+from protocol.messages import GpuKind, PilotRegistration, TaskSpec
+from protocol.resources import ResourceType
 from protocol.share import shared_path
 from protocol.states import JobState
 from tests.integration.client.conftest import Pilotage, Server
@@ -47,6 +48,8 @@ def test_every_option_of_submit_reaches_the_server(pilotage: Pilotage, session: 
         "--memory-mb", 100, "--disk-mb", 200, "--walltime-seconds", 300, "--priority", 7, "--max-attempts", 5,
         "--max-losses", 6, "--replicate", 2, "--queue", "GPU", "--label", "ptest", "--data-type", "raw", "--json",
         "--pre", "tar xf 'a b.tar'", "--post", "gzip log", "--post", "ls", "--co", "./service", "--image", "docker://debian:12",
+        "--software", "https://host/reco.tar.gz", "--software-checksum", f"sha256:{'0' * 64}",
+        "--pilot-setting", "limits.looping_seconds=60", "--pilot-setting", "limits.cpu_seconds = 0",
         "--", "prog", "--flag", "{output}", "-x",
     )  # fmt: skip
     assert done.code == 0, done.err
@@ -58,6 +61,8 @@ def test_every_option_of_submit_reaches_the_server(pilotage: Pilotage, session: 
         "walltimeSeconds": 300, "gpus": 2, "priority": 7, "maxAttempts": 5, "maxLosses": 6, "replicate": 2, "queue": "GPU",
         "prodSourceLabel": "ptest", "dataType": "raw", "bundle": "", "site": "", "workingGroup": "", "countryGroup": "",
         "requires": [], "tags": [], "after": [], "image": "docker://debian:12",
+        "software": "https://host/reco.tar.gz", "softwareChecksum": f"sha256:{'0' * 64}",
+        "pilotSettings": {"limits.looping_seconds": "60", "limits.cpu_seconds": "0"},
         "steps": [
             {"kind": kind, "command": command, "name": "", "environment": {}, "timeoutSeconds": 0, "image": ""}
             for kind, command in [
@@ -393,6 +398,24 @@ def test_a_pilot_is_shown_with_its_batch_job(pilotage: Pilotage, server: Server)
     assert "4711_3 of slurm" in pilotage("pilot", "show", "p-batch").out
     assert "4711_3" in pilotage("pilot", "list").out
     assert json.loads(pilotage("pilot", "show", "p-batch", "--json").out)["batchId"] == "4711_3"
+
+
+def test_a_pilot_is_shown_with_its_gpus_and_makes_way_for_the_servers_present_one(
+    pilotage: Pilotage, server: Server
+) -> None:
+    client = ServerClient(server.url, (server.state / "pilot.token").read_text().strip(), None, 5, 5)
+    kinds = [GpuKind("NVIDIA H200", 2, 143_771), GpuKind(count=1)]
+    client.register(
+        PilotRegistration("p-gpu", "n1", "1", ResourceType.GPU, "GPU", cores=8, gpus=3, gpu_kinds=kinds)
+    )
+    client.close()
+    shown = pilotage("pilot", "show", "p-gpu").out
+    assert "2 NVIDIA H200 with 143771 MiB, 1 of a model that is not known" in shown
+    assert "2 NVIDIA H200; 1 of" in pilotage("pilot", "list").out
+    assert json.loads(pilotage("pilot", "show", "p-gpu", "--json").out)["gpuKinds"][0]["memoryMb"] == 143_771
+    assert pilotage("pilot", "update").code == 2
+    assert "alive, updating" in pilotage("pilot", "update", "p-gpu").out
+    assert "0 pilots of GPU" in pilotage("pilot", "update", "--queue", "GPU", "--outdated").out
 
 
 # -- which server -------------------------------------------------------------------------------------------------

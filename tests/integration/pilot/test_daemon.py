@@ -55,6 +55,21 @@ def test_pilots_are_started_again_and_again_script_delay_apart(
     assert daemon.wait(15) == PilotExit.TERMINATED
 
 
+def test_a_pilot_that_is_to_be_replaced_is_followed_at_once_by_what_the_wrapper_starts(
+    site: Site, dispatcher: Dispatcher, daemons: list
+) -> None:  # type: ignore[type-arg]
+    wrapper = site.place / "wrapper.sh"
+    wrapper.write_text(f'echo started >>{site.place}/wrapped; exec {sys.executable} {ROOT}/pilot "$@"\n')
+    start(site, daemons, f"[node_settings]\nSCRIPT_DELAY = 600\n[daemon]\nwrapper = {wrapper}\n", "--wait")
+    wait_until(lambda: dispatcher.bodies("getJob"), 20, "the first pilot")
+    dispatcher.queue.heartbeat_seconds = 1
+    dispatcher.drain = dispatcher.update = True
+    wait_until(lambda: dispatcher.bodies("endPilot"), 20, "its end")
+    dispatcher.drain = dispatcher.update = False
+    wait_until(lambda: len(registrations(dispatcher)) >= 2, 20, "the second pilot")
+    assert (site.place / "wrapped").read_text().count("started") >= 2
+
+
 def test_the_seeds_own_file_is_taken(site: Site, dispatcher: Dispatcher, daemons: list) -> None:  # type: ignore[type-arg]
     daemon = start(site, daemons, "[node_settings]\nSCRIPT_DELAY = 10\n", "--idle", "0")
     wait_until(

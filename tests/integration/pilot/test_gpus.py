@@ -11,7 +11,9 @@ from pilot import node
 from pilot.node import gpus
 from pilot.node.gpus import Gpu, Vendor
 from protocol.resources import ResourceType
+from tests.fakes.dispatcher import Dispatcher
 from tests.machines import machine
+from tests.pilots import Site
 
 A100 = "NVIDIA A100-SXM4-40GB"
 FIRST, SECOND = "GPU-6a96bd13-70bc-6494-6d62-1b77a9a7f29f", "GPU-1f5f38b1-5c2f-8a5a-55a0-0d8f9a1b4c11"
@@ -162,3 +164,20 @@ def test_a_cpu_pilot_on_a_gpu_node_leaves_the_gpus_alone(tmp_path: Path) -> None
     there = machine("four-nvidia", tmp_path)
     seen = node.inspect("cpu", there.environ, root=there.root)
     assert (seen.resource_type, seen.gpus) == (ResourceType.CPU, ())
+
+
+def test_the_server_is_told_how_many_there_are_of_each_model(
+    tmp_path: Path, site: Site, dispatcher: Dispatcher
+) -> None:
+    there = machine("four-nvidia", tmp_path / "machine")
+    path = f"{there.environ['PATH']}:{site.environment['PATH']}"
+    site.run("--idle", "0", PATH=path, CUDA_VISIBLE_DEVICES="0,1,2")
+    (word,) = dispatcher.bodies("registerPilot")
+    assert (word["gpus"], word["gpuKinds"]) == (3, [{"model": A100, "count": 3, "memoryMb": 40960}])
+
+
+def test_what_a_driver_calls_its_gpus_is_bounded() -> None:
+    odd = [Gpu(Vendor.NVIDIA, number, model="x\x1b" * 500 + str(number)) for number in range(300)]
+    kinds = gpus.kinds([Gpu(Vendor.AMD, 0, model="\n", memory_mb=1)] * 3 + odd)
+    assert [(kind.model, kind.count, kind.memory_mb) for kind in kinds[:1]] == [("\\n", 3, 1)]
+    assert len(kinds) <= 100 and all(len(kind.model) <= 200 for kind in kinds)

@@ -202,6 +202,22 @@ def test_a_task_names_an_image_only_where_the_queue_lets_it(
     assert "STAGE-IN" not in held.states, "nothing was copied for nothing"
 
 
+def test_an_image_that_a_task_names_lies_where_images_are(site: Site, dispatcher: Dispatcher) -> None:
+    """Any other directory is none: it would show the payload what the pilot keeps there."""
+    (site.place / "images").mkdir()
+    (site.place / "images" / "link").symlink_to(site.place)
+    numbers = [
+        dispatcher.add("cat", "/token", image=str(image))
+        for image in (site.place, site.place / "images" / "link")
+    ]
+    site.run(
+        "--max-jobs", "2", **ISOLATED, PILOTAGE_PAYLOAD__TASK_IMAGES="true",
+        PILOTAGE_PAYLOAD__IMAGE_DIRECTORIES=str(site.place / "images"),
+    )  # fmt: skip
+    ends = [dispatcher.attempt(number).end for number in numbers]
+    assert [end.error for end in ends if end] == ["IMAGE_NOT_FOUND", "IMAGE_NOT_FOUND"]
+
+
 def test_a_node_without_the_executor_of_its_queue_is_unfit(site: Site, dispatcher: Dispatcher) -> None:
     dispatcher.add("true")
     assert site.run(PILOTAGE_PAYLOAD__EXECUTOR="apptainer", PATH="/nowhere") == PilotExit.NODE_UNFIT
@@ -249,7 +265,7 @@ def test_113_payload_and_steps_are_handed_to_apptainer_each_with_its_image(
         "sh", "-c", "echo payload", environment={"GREETING": "hello"},
         steps=[Step(StepKind.PRE, ["sh", "-c", "echo pre"], image=str(images[1]))],
     )  # fmt: skip
-    settings = {"PILOTAGE_PAYLOAD__EXECUTOR": "apptainer", "PILOTAGE_PAYLOAD__IMAGE": str(images[0]), "PILOTAGE_PAYLOAD__TASK_IMAGES": "true"}  # fmt: skip
+    settings = {"PILOTAGE_PAYLOAD__EXECUTOR": "apptainer", "PILOTAGE_PAYLOAD__IMAGE": str(images[0]), "PILOTAGE_PAYLOAD__TASK_IMAGES": "true", "PILOTAGE_PAYLOAD__IMAGE_DIRECTORIES": str(site.place)}  # fmt: skip
     assert site.run(**settings, PATH=f"{place}:{os.environ['PATH']}") == PilotExit.DONE
     assert dispatcher.attempt(number).state == "COMPLETED"
     payload, pre = ((site.place / f"record-{name}").read_text().splitlines() for name in ("payload", "pre-1"))
@@ -268,9 +284,9 @@ def place() -> Iterator[Path]:
 
 
 def container(place: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """`python -m pilot.container`, by an account without root's rights."""
+    """`python -m pilot.api.container`, by an account without root's rights."""
     return subprocess.run(
-        [*ordinary_user(place), PYTHON, "-m", "pilot.container", *words], cwd=place, capture_output=True, text=True,
+        [*ordinary_user(place), PYTHON, "-m", "pilot.api.container", *words], cwd=place, capture_output=True, text=True,
         timeout=60, check=False, env={"PATH": os.environ["PATH"], "PYTHONPATH": str(code_for_all()), "PYTHONDONTWRITEBYTECODE": "1"},
     )  # fmt: skip
 

@@ -244,6 +244,50 @@ def test_a_token_that_is_revoked_meanwhile_costs_no_result(
     assert dispatcher.attempt(number).state == "COMPLETED"
 
 
+def test_f25_a_token_that_is_renewed_in_its_file_is_taken_when_the_old_one_is_refused(
+    site: Site, dispatcher: Dispatcher, reached: Reached
+) -> None:
+    dispatcher.queue.heartbeat_seconds = 0.5
+    number = dispatcher.add("sh", "-c", 'until [ -e "$0" ]; do sleep 0.05; done', str(site.place / "go"))
+    pilot = site.start()
+    reached(number, "RUNNING")
+    dispatcher.token = "the-next-one"
+    beats = len(dispatcher.bodies("heartbeat"))
+    wait_until(lambda: len(dispatcher.bodies("heartbeat")) > beats, 10, "a heartbeat with the old token")
+    site.token.write_text("the-next-one")
+    (site.place / "go").touch()
+    assert pilot.wait() == PilotExit.DONE
+    assert dispatcher.attempt(number).state == "COMPLETED"
+    assert "the-next-one" not in pilot.log
+
+
+def test_f19_a_clock_that_jumps_ends_no_payload_and_delays_no_word(
+    site: Site, dispatcher: Dispatcher, reached: Reached
+) -> None:
+    """The wall clock of the node, two hours back and four forward, while a payload with all limits runs."""
+    dispatcher.queue.heartbeat_seconds = 0.5
+    clock, folder = site.place / "clock", site.place / "clock.d"
+    clock.write_text("0")
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(
+        f"import pathlib, time\nreal, file = time.time, pathlib.Path({str(clock)!r})\n"
+        "time.time = lambda: real() + float(file.read_text() or 0)\n"
+    )
+    script = 'until [ -e "$0" ]; do sleep 0.05; done'
+    number = dispatcher.add("sh", "-c", script, str(site.place / "go"), walltime_seconds=60)
+    pilot = site.start(
+        "-l", "600", "--max-jobs", "1", PYTHONPATH=str(folder), PILOTAGE_LIMITS__LOOPING_SECONDS="60"
+    )
+    reached(number, "RUNNING")
+    for offset in (-7200, 7200, 0):
+        clock.write_text(str(offset))
+        beats = len(dispatcher.bodies("heartbeat"))
+        wait_until(lambda: len(dispatcher.bodies("heartbeat")) >= beats + 2, 10, "two more heartbeats")  # noqa: B023
+    (site.place / "go").touch()
+    assert pilot.wait() == PilotExit.DONE
+    assert dispatcher.attempt(number).state == "COMPLETED"
+
+
 def test_a_pilot_that_never_reaches_a_server_says_so(site: Site) -> None:
     pilot = site.start("-p", "9", url="http://127.0.0.1:8", PILOTAGE_CONNECTION__GIVE_UP_SECONDS="1")
     assert pilot.wait() == PilotExit.SERVER_UNREACHABLE

@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Dict, Iterator, List
+from typing import Callable, Dict, Iterator, List
 
 import pytest
 
@@ -224,6 +224,39 @@ def test_a_pilot_that_waits_is_drained_by_the_answer_to_its_heartbeat(
     assert pilot.process.poll() is None
     dispatcher.drain = True
     assert pilot.wait(20) == PilotExit.NO_JOBS
+
+
+def test_a_pilot_that_is_to_be_replaced_finishes_its_job_and_ends_with_the_code_that_says_so(
+    site: Site, dispatcher: Dispatcher, reached: Callable[..., None]
+) -> None:
+    dispatcher.queue.heartbeat_seconds = 1
+    go = site.place / "go"
+    number = dispatcher.add("sh", "-c", f"until [ -e {go} ]; do sleep 0.05; done")
+    pilot = site.start("--wait")
+    reached(number, "RUNNING")
+    dispatcher.drain = dispatcher.update = True
+    wait_until(lambda: "wants this pilot to take no further job" in pilot.log, 10, "the word")
+    go.touch()
+    assert pilot.wait(20) == PilotExit.UPDATE
+    reached(number, "COMPLETED")
+    [end] = dispatcher.bodies("endPilot")
+    assert (end["exitCode"], end["reason"]) == (
+        84,
+        "an operator wants the server's present pilot in its place",
+    )
+
+
+def test_a_pilot_that_was_to_run_one_job_is_not_replaced(site: Site, dispatcher: Dispatcher) -> None:
+    dispatcher.drain = dispatcher.update = True
+    assert site.run("--max-jobs", "1") == PilotExit.NO_JOBS
+
+
+def test_a_pilot_in_anothers_place_has_what_is_left_of_the_lifetime(
+    site: Site, dispatcher: Dispatcher
+) -> None:
+    dispatcher.add("true")
+    site.run("--wait", "--lifetime", "1003", PILOTAGE_LIMITS__RUN_BEFORE_SECONDS="1000")
+    assert dispatcher.bodies("getJob")[0]["walltimeSeconds"] <= 3
 
 
 def test_a_pilot_of_an_old_server_polls_and_less_often_the_longer_there_is_no_job(

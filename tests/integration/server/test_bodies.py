@@ -39,6 +39,19 @@ DEBUG = {
     "answers": [{"number": 1, "kind": "ps", "text": "1"}],
 }
 
+BENCHMARK = {
+    "name": "pilotage",
+    "version": "1",
+    "date": "2026",
+    "cores": 1,
+    "seconds": 3.0,
+    "node": "n1",
+    "cpuModel": "x",
+    "scores": {"integer": 1.5},
+    "by": "pilot",
+    "jobId": 1,
+}
+
 REQUEST = {"requestId": "request-n", "pilotId": "p1", "queue": "CPU"}
 UPDATE = {
     "attemptId": 1,
@@ -49,6 +62,7 @@ UPDATE = {
     "errorDetail": "",
     "moves": [{"state": "COMPLETED", "at": 1.0}],
     "metrics": METRICS,
+    "benchmark": BENCHMARK,
     "log": CHECKED,
     "outputs": [{"lfn": "f00000.a", **CHECKED}, {"lfn": "f00000.b", **CHECKED}],
     "next": REQUEST,
@@ -70,6 +84,7 @@ BODIES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "memoryMb": 1,
             "diskMb": 1,
             "gpus": 0,
+            "gpuKinds": [{"model": "x", "count": 1, "memoryMb": 1}],
             "protocol": 1,
         },
     ),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from protocol.errors import PilotageError
-from protocol.messages import PilotRegistration, QueueSpec
+from protocol.messages import GpuKind, PilotRegistration, QueueSpec
+from protocol.resources import ResourceType
 from server import computing, job_manager
 from server.models import Pilot
 from tests.integration.server.world import World, at_once
@@ -42,6 +45,16 @@ def test_a_pilot_in_a_batch_job_is_shown_with_that_job(world: World) -> None:
     computing.register_pilot(world.core, word)
     view = job_manager.pilot("p1")
     assert (view.batch_system, view.batch_id) == ("slurm", "4711_3")
+
+
+def test_a_pilot_is_shown_with_the_models_of_its_gpus(world: World) -> None:
+    kinds = [GpuKind("NVIDIA A100\x1b[2J", 2, 81_920), GpuKind(count=1)]
+    word = PilotRegistration("p1", "n1", "1.0", ResourceType.GPU, "GPU", gpus=3, gpu_kinds=kinds)
+    computing.register_pilot(world.core, word)
+    view = job_manager.pilot("p1")
+    assert view.gpu_kinds == [GpuKind("NVIDIA A100\\x1b[2J", 2, 81_920), GpuKind("", 1, 0)]
+    computing.register_pilot(world.core, replace(word, gpus=0, gpu_kinds=[]))
+    assert job_manager.pilot("p1").gpu_kinds == []
 
 
 def test_a_pilot_is_told_what_its_queue_wants_otherwise(world: World) -> None:

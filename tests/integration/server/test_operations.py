@@ -630,6 +630,41 @@ def test_all_pilots_of_a_queue_are_drained_at_once_and_later_ones_are_not(
     assert job_manager.pilot("g1").draining is False
 
 
+def test_a_pilot_that_is_to_be_replaced_is_told_so_and_one_that_drains_already_is_not(
+    world: World, client: FlaskClient, bearer: Bearer
+) -> None:
+    world.pilot("p1")
+    world.pilot("p2")
+    speaker = Speaker(client, bearer)
+    speaker.ok("POST", "/v1/pilots/p2/drain")
+    shown = speaker.ok("POST", "/v1/pilots/p1/update")
+    assert (shown["draining"], shown["updating"]) == (True, True)
+    assert speaker.ok("POST", "/v1/pilots/p2/update")["updating"] is False
+    pilot = speaker.as_(Role.PILOT)
+    word = {"requestId": "request-x", "pilotId": "p1", "queue": "CPU", "cores": 1}
+    for reply in (pilot.ok("POST", "/v1/getJob", word), pilot.ok("POST", "/v1/heartbeat", {"pilotId": "p1"})):
+        assert (reply["drain"], reply["update"]) == (True, True)
+    reply = pilot.ok("POST", "/v1/heartbeat", {"pilotId": "p2"})
+    assert (reply["drain"], reply["update"]) == (True, False)
+    assert [entry["action"] for entry in speaker.ok("GET", "/v1/trail")["items"]][:2] == [
+        "pilot drain",
+        "pilot update",
+    ]
+    refusal = speaker.as_(Role.PILOT).post("/v1/pilots/p1/update")
+    assert refusal.status_code == 403
+
+
+def test_only_pilots_of_another_version_make_way_if_so_wished(
+    world: World, client: FlaskClient, bearer: Bearer
+) -> None:
+    world.pilot("p1")
+    computing.register_pilot(world.core, PilotRegistration("new", "node1", __version__, queue="CPU"))
+    speaker = Speaker(client, bearer)
+    assert speaker.ok("POST", "/v1/queues/CPU/updatePilots?outdated=yes") == {"nPilots": 1}
+    assert [computing.is_updating(world.core, name) for name in ("p1", "new")] == [True, False]
+    assert speaker.ok("POST", "/v1/queues/CPU/updatePilots") == {"nPilots": 1}
+
+
 def test_what_an_operator_names_wrongly_is_refused(world: World) -> None:
     core = world.core
     with world.refused("NOT_FOUND", "no queue"):

@@ -28,7 +28,7 @@ from tests.integration.server.world import Bearer, World, at_once
 ROLES = {
     "public": [
         *("GET /", "GET /healthz", "GET /v1/openapi.json", "GET /v1/pilot.pyz", "GET /v1/pilot.pyz.sha256"),
-        "GET /v1/run_pilot.sh",
+        *("GET /v1/run_pilot.sh", "GET /v1/minipilot.py"),
     ],
     "pilot": [
         *(
@@ -85,6 +85,7 @@ OPERATORS = {
         *("POST /v1/accounts", "POST /v1/accounts/<account>"),
         *("POST /v1/groups", "POST /v1/groups/<group>", "POST /v1/groups/<group>/remove"),
         "POST /v1/queues/<name>/drainPilots",
+        *("POST /v1/queues/<name>/updatePilots", "POST /v1/pilots/<pilot>/update"),
         "POST /v1/queues/<name>/nodes",
         "POST /v1/pilots/<pilot>/drain",
         "POST /v1/sites/<name>/state",

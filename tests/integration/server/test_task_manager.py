@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from protocol.errors import PilotageError
 from protocol.messages import DatasetSpec, JobSpec, QueueSpec, Step, StepKind, TaskSpec, from_wire, to_wire
 from protocol.resources import ResourceType
 from protocol.states import JobState
@@ -20,6 +22,13 @@ def spec(**changes: Any) -> TaskSpec:
     return TaskSpec(**{"name": "t", "command": ["true"], "n_jobs": 1, **changes})
 
 
+DIGEST = f"sha256:{'0' * 64}"
+
+
+def software(url: str) -> dict[str, str]:
+    return {"software": url, "software_checksum": DIGEST}
+
+
 WRONG: dict[str, tuple[dict[str, Any], str, str]] = {
     "no work": ({"n_jobs": 0}, "BAD_REQUEST", "either an input dataset"),
     "two kinds of work": ({"input_dataset": "in"}, "BAD_REQUEST", "either an input dataset"),
@@ -29,6 +38,55 @@ WRONG: dict[str, tuple[dict[str, Any], str, str]] = {
     "unknown queue": ({"queue": "nope"}, "NOT_FOUND", "no queue nope"),
     "queue of another kind": ({"queue": "GPU"}, "BAD_REQUEST", "is a gpu queue"),
     "unknown bundle": ({"bundle": "0" * 64}, "NOT_FOUND", "no bundle"),
+    "software without one": ({"command": ["{software}/x"]}, "BAD_REQUEST", "no software"),
+    "software without a checksum": (
+        {"software": "https://host/x.tar.gz"},
+        "BAD_REQUEST",
+        "software: a URL needs its checksum",
+    ),
+    "a checksum of nothing": (
+        {"software_checksum": DIGEST},
+        "BAD_REQUEST",
+        "softwareChecksum: there is no software",
+    ),
+    "a path with a checksum": (
+        {"software": "/cvmfs/r/s", "software_checksum": DIGEST},
+        "BAD_REQUEST",
+        "softwareChecksum: it is for a URL",
+    ),
+    "b1 software that climbs": (
+        {"software": "/cvmfs/../etc"},
+        "BAD_REQUEST",
+        "software: .* is no plain path",
+    ),
+    "b22 software with an escape": ({"software": "/cvmfs/\x1b[2J"}, "BAD_REQUEST", "is no plain path"),
+    "b25 software of the system": (
+        software("file:///etc/shadow"),
+        "BAD_REQUEST",
+        "software: .*belongs to the system",
+    ),
+    "b25 software of the cloud": (software("http://169.254.169.254/x"), "BAD_REQUEST", "machines' own use"),
+    "b25 software with a password": (
+        software("https://me:secret@host/x"),
+        "BAD_REQUEST",
+        "user or a password",
+    ),
+    "b25 software by another scheme": (
+        software("root://host/x"),
+        "BAD_REQUEST",
+        "there are file, http, https",
+    ),
+    "a relative path": ({"software": "reco/1.2"}, "BAD_REQUEST", "a URL needs its checksum"),
+    "a pilot's setting": (
+        {"pilot_settings": {"payload.executor": "plain"}},
+        "BAD_REQUEST",
+        "not for a task to set",
+    ),
+    "a pilot's setting's value": (
+        {"pilot_settings": {"limits.cpu_seconds": "much"}},
+        "BAD_REQUEST",
+        "pilotSettings: limits.cpu_seconds must be a whole number",
+    ),
     "a name of digits": ({"name": "17"}, "BAD_REQUEST", "only digits"),
     "command too long": ({"command": ["x" * 70_000]}, "BAD_REQUEST", "--ship"),
     "output without outputs": ({"command": ["true", "{output}"]}, "BAD_REQUEST", "no outputs"),
@@ -133,6 +191,21 @@ def test_a_task_is_seen_as_it_was_registered(world: World) -> None:
     assert view.spec["command"] == ["sh", "-c", "echo '$HOME' {{x}} ü"]
     assert view.spec["resourceType"] == "gpu"
     assert task_manager.view(task_manager.find("t"), with_spec=True) == view
+
+
+def test_software_and_settings_of_a_task_reach_each_of_its_jobs(world: World) -> None:
+    wanted = {"limits.looping_seconds": "60"}
+    world.ready(2, pilot_settings=wanted, **software("https://host/reco.tar.gz"))
+    for job in world.claim(n_jobs=2):
+        assert (job.software, job.software_checksum) == ("https://host/reco.tar.gz", DIGEST)
+        assert job.pilot_settings == wanted
+    assert task_manager.register(world.core, spec(name="u", software="/cvmfs/spd/reco/1.2"), "ada").spec
+
+
+def test_an_operator_who_allows_no_web_addresses_allows_none_for_software(world: World) -> None:
+    core = replace(world.core, limits=replace(world.core.limits, url_schemes=("file",)))
+    with pytest.raises(PilotageError, match="there are file"):
+        task_manager.register(core, spec(**software("https://host/x")), "ada")
 
 
 def test_steps_and_image_of_a_task_reach_each_of_its_jobs(world: World) -> None:

@@ -11,6 +11,7 @@ from pilot import building, settings
 from pilot.plugins.base import ExperimentPlugin
 from protocol.errors import PilotageError
 from protocol.messages import QueueForPilot
+from protocol.redaction import Secrets
 from protocol.resources import ResourceType
 
 
@@ -78,3 +79,12 @@ def test_without_a_server_the_own_settings_hold() -> None:
     found, plugin = building.as_others_say(own, None)
     assert dict(found.values) == dict(own.values)
     assert type(plugin).__module__ == "pilot.plugins.generic"
+
+
+def test_a_pilot_that_speaks_through_a_bridge_needs_no_token(tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir(mode=0o700)
+    given = settings.load({"node_settings__bridge_directory": str(shared)})
+    client = building.client_for(given, {}, Secrets())
+    assert client.url == shared.as_uri()
+    client.close()

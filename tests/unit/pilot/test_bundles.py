@@ -1,49 +1,21 @@
-"""Bundles: what is fetched is verified, what is unpacked stays inside."""
+"""What jobs bring with them: fetched once by all pilots of a node, verified each time."""
 
 from __future__ import annotations
 
 import gzip
 import hashlib
-import io
 import os
-import tarfile
+import threading
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Tuple
+from typing import Dict, List
 
 import pytest
+from filelock import FileLock
 
-from pilot import bundles
-from pilot.bundles import Cache, extract
+from pilot.bundles import Cache, Mismatch
 from protocol.errors import PilotageError
 from protocol.messages import BundleRef
-
-
-def tar(*members: Tuple[str, Any], mode: int = 0o644) -> bytes:
-    """A .tar.gz; bytes make a file, None a directory, a function changes the entry itself."""
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
-        for name, content in members:
-            info = tarfile.TarInfo(name)
-            info.mode = mode
-            if content is None:
-                info.type, info.mode = tarfile.DIRTYPE, 0o755
-            elif callable(content):
-                content(info)
-            data = content if isinstance(content, bytes) else b""
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return packed.getvalue()
-
-
-def link(target: str, kind: bytes = tarfile.SYMTYPE) -> Callable[[tarfile.TarInfo], None]:
-    def change(info: tarfile.TarInfo) -> None:
-        info.type, info.linkname = kind, target
-
-    return change
-
-
-def device(info: tarfile.TarInfo) -> None:
-    info.type = tarfile.CHRTYPE
+from tests.unit.pilot.test_archives import tar
 
 
 class Server:
@@ -80,7 +52,7 @@ def test_a_bundle_that_was_changed_in_the_cache_is_fetched_anew(tmp_path: Path) 
     server = Server(tar(("tool", b"good")))
     cache = Cache(tmp_path / "cache", server.fetch, 100)
     cache.unpack(server.ref(), tmp_path / "a")
-    next((tmp_path / "cache").glob("*.tar.gz")).write_bytes(tar(("tool", b"evil")))
+    next((tmp_path / "cache").glob("sha256-*")).write_bytes(tar(("tool", b"evil")))
     cache.unpack(server.ref(), tmp_path / "b")
     assert (tmp_path / "b" / "tool").read_bytes() == b"good"
     assert len(server.asked) == 2
@@ -93,7 +65,7 @@ def test_a_bundle_that_arrives_changed_is_refused_and_not_kept(tmp_path: Path) -
     with pytest.raises(PilotageError, match="arrived with the SHA-256") as caught:
         Cache(tmp_path / "cache", server.fetch, 100).unpack(BundleRef(ref.digest, 10**6), tmp_path / "a")
     assert caught.value.name == "BUNDLE_FAILED"
-    assert not list((tmp_path / "cache").glob("*.tar.gz")) and not (tmp_path / "a").exists()
+    assert not list((tmp_path / "cache").glob("sha256-*")) and not (tmp_path / "a").exists()
 
 
 def test_the_cache_forgets_what_was_not_used_for_longest(tmp_path: Path) -> None:
@@ -101,70 +73,14 @@ def test_the_cache_forgets_what_was_not_used_for_longest(tmp_path: Path) -> None
     cache = Cache(tmp_path / "cache", server.fetch, 1)
     for number in range(3):
         cache.unpack(server.ref(number), tmp_path / str(number))
-        os.utime(tmp_path / "cache" / f"{server.ref(number).digest}.tar.gz", (number, number))
-    assert [path.name for path in (tmp_path / "cache").glob("*.tar.gz")] == [f"{server.ref(2).digest}.tar.gz"]
+        os.utime(tmp_path / "cache" / f"sha256-{server.ref(number).digest}", (number, number))
+    assert [path.name for path in (tmp_path / "cache").glob("sha256-*")] == [f"sha256-{server.ref(2).digest}"]
 
 
 @pytest.mark.parametrize("digest", ["../../etc", "A" * 64, ""])
 def test_a_digest_that_is_none_never_becomes_a_path(digest: str, tmp_path: Path) -> None:
     with pytest.raises(PilotageError, match="is no digest"):
         Cache(tmp_path, Server().fetch, 1).unpack(BundleRef(digest, 1), tmp_path / "a")
-
-
-BAD = {
-    "parent": tar(("../x", b"")),
-    "absolute": tar(("/tmp/x", b"")),
-    "device": tar(("x", device)),
-    "link out": tar(("x", link("../../etc/passwd"))),
-    "absolute link": tar(("x", link("/etc/passwd"))),
-    "hard link out": tar(("x", link("../secret", tarfile.LNKTYPE))),
-    "through a link": tar(("a", None), ("a/up", link("..")), ("a/up/up", link("..")), ("a/up/up/x", b"")),
-    "link chain": tar(("a", link(".")), ("b", link("a/..")), ("b/x", b"")),
-}
-
-
-@pytest.mark.parametrize("what", BAD)
-def test_b6_an_archive_that_leads_out_is_refused(what: str, tmp_path: Path) -> None:
-    (tmp_path / "secret").write_text("secret")
-    with pytest.raises(PilotageError) as caught:
-        extract(io.BytesIO(BAD[what]), tmp_path / "bundle")
-    assert caught.value.name == "BUNDLE_FAILED"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "secret"]
-
-
-def test_links_that_stay_inside_are_kept(tmp_path: Path) -> None:
-    extract(io.BytesIO(tar(("lib", None), ("lib/v1", b"one"), ("lib/now", link("v1")))), tmp_path / "bundle")
-    assert (tmp_path / "bundle" / "lib" / "now").read_bytes() == b"one"
-
-
-def test_rights_beyond_the_owners_are_dropped(tmp_path: Path) -> None:
-    extract(io.BytesIO(tar(("tool", b"x"), mode=0o6777)), tmp_path / "bundle")
-    assert (tmp_path / "bundle" / "tool").stat().st_mode & 0o7777 == 0o700
-
-
-def test_b6_a_bomb_is_refused_before_it_fills_the_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bundles, "LARGEST_UNPACKED", 1_000_000)
-    with pytest.raises(PilotageError, match="bytes unpacked"):
-        extract(io.BytesIO(tar(("zeros", bytes(5_000_000)))), tmp_path / "bundle")
-    assert not (tmp_path / "bundle" / "zeros").exists()
-
-
-def test_b6_a_bomb_in_a_header_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundles._Bounded, "LARGEST", 1_000_000)
-
-    def long_name(info: tarfile.TarInfo) -> None:
-        info.pax_headers = {"comment": "x" * 5_000_000}
-
-    with pytest.raises(PilotageError, match="bytes unpacked"):
-        extract(io.BytesIO(tar(("x", long_name))), tmp_path / "bundle")
-
-
-def test_b6_too_many_members_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundles, "MOST_MEMBERS", 5)
-    with pytest.raises(PilotageError, match="members"):
-        extract(io.BytesIO(tar(*((f"f{number}", b"") for number in range(6)))), tmp_path / "bundle")
 
 
 @pytest.mark.parametrize(
@@ -179,12 +95,70 @@ def test_what_is_no_archive_is_refused_as_such(damage: bytes, tmp_path: Path) ->
     assert caught.value.name == "BUNDLE_FAILED"
 
 
-def test_without_the_standard_librarys_filter_the_own_one_holds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delattr(tarfile, "data_filter", raising=False)
-    for number, data in enumerate(BAD.values()):
-        with pytest.raises(PilotageError):
-            extract(io.BytesIO(data), tmp_path / str(number))
-    extract(io.BytesIO(tar(("tool", b"x"))), tmp_path / "good")
-    assert (tmp_path / "good" / "tool").read_bytes() == b"x"
+# -- several pilots, one cache ------------------------------------------------------------------------------------------------
+
+
+def test_what_is_here_is_fetched_by_one_of_those_who_want_it_at_once(tmp_path: Path) -> None:
+    data, fetched, opened = b"software", [], []
+    wanted = f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+    def fetch(path: Path) -> None:
+        fetched.append(path)
+        path.write_bytes(data)
+
+    def open_it() -> None:
+        with Cache(tmp_path / "cache", Server().fetch, 1).open(wanted, fetch) as file:
+            opened.append(file.read())
+
+    threads = [threading.Thread(target=open_it) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert opened == [data] * 8
+    assert len(fetched) == 1
+
+
+def test_who_waits_for_another_pilot_does_so_no_longer_than_it_may(tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    looks = []
+    with FileLock(tmp_path / "cache" / f".sha256-{'0' * 64}.lock"), pytest.raises(TimeoutError):
+        cache = Cache(tmp_path / "cache", Server().fetch, 1)
+        cache.open(f"sha256:{'0' * 64}", lambda path: None, 0.6, lambda: looks.append(1))
+    assert len(looks) >= 2
+
+
+def test_what_arrives_wrong_is_neither_kept_nor_left_half(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache", Server().fetch, 1)
+    with pytest.raises(Mismatch, match="SHA-256 b5c1fb2e"):
+        cache.open(f"sha256:{'0' * 64}", lambda path: path.write_bytes(b"evil") and None)
+    assert [path.name for path in (tmp_path / "cache").iterdir() if path.suffix != ".lock"] == []
+
+
+def test_blake3_is_verified_too(tmp_path: Path) -> None:
+    blake3 = pytest.importorskip("blake3")
+    wanted = f"blake3:{blake3.blake3(b'software').hexdigest()}"
+    cache = Cache(tmp_path / "cache", Server().fetch, 1)
+    with cache.open(wanted, lambda path: path.write_bytes(b"software") and None) as file:
+        assert file.read() == b"software"
+
+
+def test_what_is_open_can_be_read_on_when_the_cache_forgets_it(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache", Server().fetch, 0)
+    first, second = b"1" * 10, b"2" * 10
+    names = [f"sha256:{hashlib.sha256(data).hexdigest()}" for data in (first, second)]
+    with cache.open(names[0], lambda path: path.write_bytes(first) and None) as file:
+        cache.open(names[1], lambda path: path.write_bytes(second) and None).close()
+        assert len(list((tmp_path / "cache").glob("sha256-*"))) == 1
+        assert file.read() == first
+
+
+def test_what_killed_pilots_left_half_fetched_is_removed_after_a_day(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, Server().fetch, 1)
+    old, new = tmp_path / ".sha256-a.1.part", tmp_path / ".sha256-a.2.part"
+    for path in (old, new):
+        path.touch()
+    os.utime(old, (1, 1))
+    wanted = f"sha256:{hashlib.sha256(b'x').hexdigest()}"
+    cache.open(wanted, lambda path: path.write_bytes(b"x") and None).close()
+    assert (old.exists(), new.exists()) == (False, True)

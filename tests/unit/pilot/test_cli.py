@@ -54,7 +54,7 @@ def test_each_setting_with_an_option_has_it() -> None:
 
 def test_what_does_nothing_yet_says_so() -> None:
     text = " ".join(call("--help").output.split())
-    assert text.count("(accepted; acts in a later version)") == len(cli.LATER) == 4
+    assert text.count("(accepted; acts in a later version)") == len(cli.LATER) == 3
 
 
 def test_the_help_lists_the_exit_codes_and_examples() -> None:
@@ -89,7 +89,7 @@ def test_debug_and_wait_are_short_for_settings() -> None:
         (("-l", "soon"), "LIFETIME_SECONDS must be a whole number"),
         (("--url", "http://11.111.111.8080"), "a port follows a colon"),
         (("--config", "/no/such.ini"), "/no/such.ini"),
-        (("-w", "unheard"), "must be one of generic"),
+        (("-w", "unheard"), "no workflow unheard; there are analysis, generic, production, user"),
     ],
 )
 def test_a_wrong_setting_ends_the_start_with_one_sentence_and_its_exit_code(words: list, told: str) -> None:  # type: ignore[type-arg]

@@ -11,7 +11,16 @@ import pytest
 from pilot import jobrun
 from pilot.jobrun import JobOver, JobRun, Jobs, is_result
 from protocol.errors import PilotageError
-from protocol.messages import AttemptUpdate, InputFile, JobSpec, LogReport, OutputFile, OutputReport
+from protocol.messages import (
+    AttemptUpdate,
+    Command,
+    InputFile,
+    JobSpec,
+    LogReport,
+    OutputFile,
+    OutputReport,
+    UpdateReply,
+)
 from protocol.states import JobState
 
 S = JobState
@@ -272,3 +281,42 @@ def test_a_payload_is_killed_only_while_it_runs() -> None:
     run.payload_ended(-9)
     run.kill_payload()
     assert killed == [1]
+
+
+# -- what the server says ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("state", "command", "stops"),
+    [
+        ("RUNNING", Command.CONTINUE, False),
+        ("OBTAINED", Command.CONTINUE, False),
+        ("READY", Command.STOP, True),
+        ("", Command.STOP, True),
+        ("CANCELLED", Command.CONTINUE, True),
+        ("FAILED", Command.CONTINUE, True),
+    ],
+)
+def test_an_attempt_that_is_not_ours_any_more_is_stopped(state: str, command: Command, stops: bool) -> None:
+    run = job()
+    run.obey(UpdateReply(1, state, command))
+    assert run.abandoned is stops
+
+
+@pytest.mark.parametrize(("state", "level"), [("CANCELLED", "INFO"), ("FAILED", "WARNING"), ("", "WARNING")])
+def test_only_what_somebody_wanted_to_end_asks_for_nobodys_look(
+    state: str, level: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        job().obey(UpdateReply(1, state, Command.STOP, detail="task 3 was cancelled" if state else None))
+    (record,) = caplog.records
+    assert record.levelname == level
+    assert ("task 3 was cancelled" if state else "unknown") in record.why  # type: ignore[attr-defined]
+
+
+def test_what_the_server_says_about_an_end_that_we_told_it_is_no_stop() -> None:
+    for end in (JobRun.complete, lambda run: run.fail(PilotageError("PAYLOAD_FAILED"))):
+        run = job()
+        end(run)
+        run.obey(UpdateReply(1, "FAILED", Command.STOP))
+        assert not run.abandoned

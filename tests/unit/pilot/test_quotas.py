@@ -54,3 +54,17 @@ def test_what_is_no_quota_is_no_limit(text: str, tmp_path: Path) -> None:
     recorded = machine("pod-cgroup2", tmp_path)
     recorded.write("sys/fs/cgroup/cpu.max", text)
     assert quotas.cores(recorded.root) is None
+
+
+@pytest.mark.parametrize(
+    ("recorded", "name"), [("slurm-cgroup2", "memory.events"), ("hybrid-cgroup1", "memory.oom_control")]
+)
+def test_what_the_kernel_has_ended_is_counted_by_the_innermost_group(
+    recorded: str, name: str, tmp_path: Path
+) -> None:
+    made = machine(recorded, tmp_path)
+    assert quotas.memory_events(made.root) is None
+    places = {path.parent for path in made.root.rglob("memory.*")}
+    for place in places:
+        (place / name).write_text("oom_kill 0\n")
+    assert quotas.memory_events(made.root) == max(places, key=lambda place: len(place.parts)) / name

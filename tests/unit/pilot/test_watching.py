@@ -82,3 +82,25 @@ def test_a_payload_that_nobody_would_look_at_is_ended_and_its_job_told() -> None
     with watches.over(run, payload, 3600, {}):
         assert payload.killed
     assert run.error is not None and run.error.name == "PILOT_EXCEPTION"
+
+
+def test_the_monitors_of_a_payload_are_closed_when_its_last_look_is_over() -> None:
+    said: List[str] = []
+    watches = Watches()
+    threads: List[threading.Thread] = []
+    begun = threading.Event()
+
+    def look(watch: Watch) -> None:
+        with watch.looking:
+            begun.set()
+            wait_until(lambda: watches.all() == [], 10, "the end of the payload")
+            assert not watch.is_left
+            said.append("looked")
+
+    with watches.over(job(), process(), 0.0, {}) as watch:
+        watch.monitors = SimpleNamespace(close=lambda: said.append("closed"))  # type: ignore[assignment]
+        threads.append(threading.Thread(target=look, args=(watch,)))
+        threads[0].start()
+        begun.wait(10)
+    threads[0].join(10)
+    assert said == ["looked", "closed"] and watch.is_left

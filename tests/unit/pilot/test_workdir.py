@@ -12,7 +12,7 @@ from typing import Dict
 import pytest
 
 from pilot import workdir
-from pilot.workdir import JobLog, PilotDirectory
+from pilot.workdir import JobLogs, PilotDirectory
 from protocol.errors import PilotageError
 from protocol.logs import bound
 from protocol.messages import JobSpec
@@ -135,18 +135,49 @@ def test_a_file_that_is_cut_while_it_is_packed_does_no_harm(tmp_path: Path) -> N
 def test_the_jobs_own_log_keeps_its_records_and_no_others(tmp_path: Path) -> None:
     secrets = Secrets()
     secrets.add("attempt-token")
-    log = JobLog(tmp_path / "log", 5, secrets)
+    logs = JobLogs(secrets)
+    logs.open(5, tmp_path / "log")
     logger = logging.getLogger("test.joblog")
-    logger.addHandler(log)
+    logger.addHandler(logs)
     try:
         with bound(attempt_id=5):
             logger.warning("mine attempt-token")
+            assert not (tmp_path / "log").exists(), "kept in memory until somebody wants it, or it is much"
         with bound(attempt_id=6):
             logger.warning("another's")
         logger.warning("nobody's")
+        logs.write(5)
+        with bound(attempt_id=5):
+            logger.warning("later %s", "x" * workdir.MOST_UNWRITTEN)
     finally:
-        logger.removeHandler(log)
-        log.close()
+        logger.removeHandler(logs)
+        logs.close()
     text = (tmp_path / "log").read_text()
     assert "mine" in text and "attempt-token" not in text
     assert "another" not in text and "nobody" not in text
+    assert text.index("mine") < text.index("later"), "much is written at once, behind what is there"
+
+
+@pytest.mark.parametrize("inside", ("text", "link", "folder"))
+def test_a_jobs_directory_is_removed_and_what_a_link_leads_to_is_not(tmp_path: Path, inside: str) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "kept").touch()
+    directory = tmp_path / "job-1-1"
+    directory.mkdir()
+    (directory / "payload.stdout").write_text("x")
+    if inside == "link":
+        (directory / "link").symlink_to(elsewhere)
+    elif inside == "folder":
+        (directory / "folder").mkdir(mode=0o000)
+    workdir.remove(directory)
+    assert not directory.exists() and (elsewhere / "kept").exists()
+
+
+def test_a_link_in_the_place_of_a_jobs_directory_is_not_followed(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "kept").touch()
+    (tmp_path / "job-1-1").symlink_to(elsewhere)
+    workdir.remove(tmp_path / "job-1-1")
+    assert (elsewhere / "kept").exists()

@@ -127,6 +127,7 @@ def test_bodies_that_are_no_json_and_answers_that_are_none_are_named() -> None:
         ("/v1/pilot.pyz", "application/octet-stream"),
         ("/v1/bundles/{digest}", "application/gzip"),
         ("/v1/run_pilot.sh", "text/x-shellscript"),
+        ("/v1/minipilot.py", "text/x-python"),
     ):
         assert paths[path]["get"]["responses"]["200"]["content"].keys() == {kind}
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Tuple
 
 import pytest
 
@@ -27,10 +29,12 @@ class Recorder(CopyTool):
         super().__init__({})
         self.failures = list(failures)
         self.calls: List[str] = []
+        self.wanted: List[Tuple[str, ...]] = []
         self.learned = learned
 
     def copy_in(self, source: str, to: Path, timeout: float) -> Optional[Dict[str, str]]:
         self.calls.append(source)
+        self.wanted.append(self.algorithms)
         if self.failures:
             raise self.failures.pop(0)
         to.write_bytes(self.content)
@@ -60,7 +64,8 @@ def context(tmp_path: Path, *tools: CopyTool, **environ: str) -> Any:
         settings=tables.load(start=tmp_path, environ=named),
         tools=tools,
         plugin=plugin,
-        silence=SimpleNamespace(is_set=bool),
+        silence=threading.Event(),
+        job_logs=SimpleNamespace(write=bool),
     )
 
 
@@ -139,9 +144,16 @@ def test_an_input_that_this_node_cannot_verify_is_not_taken(
 
 
 def test_the_tool_is_told_which_checksums_are_wanted(job: JobRun, tmp_path: Path) -> None:
-    ctx = context(tmp_path, Recorder())
-    assert data.tool_for(ctx, job, "mem:a", ("md5", "adler32")).algorithms == ("md5", "adler32")
-    assert data.tool_for(ctx, job, "mem:a", ()).algorithms == Recorder().algorithms
+    tool = Recorder()
+    stage_in(
+        context(tmp_path, tool),
+        job,
+        file(checksums={"md5": "9a0364b9e99bb480dd25e1f0284c8555", "adler32": "0"}),
+    )
+    assert tool.wanted == [("md5",)], "the best of the registered ones that this node can calculate"
+    job.input_path(job.spec.inputs[0]).unlink()
+    stage_in(context(tmp_path, tool), job, file())
+    assert tool.wanted[1] == Recorder().algorithms
 
 
 def test_a_job_that_ends_meanwhile_is_not_tried_again(job: JobRun, tmp_path: Path) -> None:
@@ -158,21 +170,32 @@ def test_a_job_that_ends_meanwhile_is_not_tried_again(job: JobRun, tmp_path: Pat
 
 
 def test_the_tool_hears_when_its_job_is_over(job: JobRun, tmp_path: Path) -> None:
-    tool = data.tool_for(context(tmp_path, Recorder()), job, "mem:a", ())
-    assert not tool._asked_to_stop()
-    job.abandon("cancelled")
-    assert tool._asked_to_stop()
+    heard: List[bool] = []
+
+    class Listening(Recorder):
+        def copy_in(self, source: str, to: Path, timeout: float) -> None:
+            heard.append(self._asked_to_stop())
+            job.abandon("cancelled")
+            heard.append(self._asked_to_stop())
+
+    with pytest.raises(JobOver):
+        stage_in(context(tmp_path, Listening()), job, file())
+    assert heard == [False, True]
 
 
-def test_the_first_tool_of_the_list_that_knows_the_address_is_taken(job: JobRun, tmp_path: Path) -> None:
-    class Other(Recorder):
-        schemes = ("other", "mem")
+@pytest.mark.parametrize(("url", "taken"), [("other:a", "second"), ("MEM:a", "first")])
+def test_the_first_tool_of_the_list_that_knows_the_address_is_taken(
+    url: str, taken: str, job: JobRun, tmp_path: Path
+) -> None:
+    first, second = Recorder(), Recorder()
+    second.schemes = ("other", "mem")
+    stage_in(context(tmp_path, first, second), job, replace(file(), url=url))
+    assert [bool(first.calls), bool(second.calls)] == [taken == "first", taken == "second"]
 
-    ctx = context(tmp_path, Recorder(), Other())
-    assert type(data.tool_for(ctx, job, "other:a", ())) is Other
-    assert type(data.tool_for(ctx, job, "MEM:a", ())) is Recorder
+
+def test_an_address_that_no_tool_knows_is_told_without_its_password(job: JobRun, tmp_path: Path) -> None:
     with pytest.raises(PilotageError) as caught:
-        data.tool_for(ctx, job, "https://user:secret@host/a", ())
+        stage_in(context(tmp_path, Recorder()), job, replace(file(), url="https://user:secret@host/a"))
     assert caught.value.name == "UNKNOWN_COPYTOOL" and "secret" not in str(caught.value)
 
 
@@ -212,9 +235,18 @@ def test_a_log_that_cannot_be_stored_does_not_fail_the_job(job: JobRun, tmp_path
 
 
 def test_a_full_disk_of_the_node_is_named_as_such(job: JobRun, tmp_path: Path) -> None:
-    def full() -> None:
-        raise OSError(28, "No space left on device")
+    class Full(Recorder):
+        def copy_in(self, source: str, to: Path, timeout: float) -> None:
+            raise OSError(28, "No space left on device")
 
     with pytest.raises(PilotageError) as caught:
-        data.patiently(context(tmp_path), job, "STAGE_IN_FAILED", full)
+        stage_in(context(tmp_path, Full()), job, file())
     assert caught.value.name == "NO_LOCAL_SPACE"
+
+
+def test_what_lay_there_before_is_not_touched(job: JobRun, tmp_path: Path) -> None:
+    path = job.directory / "inputs" / "a.dat"
+    path.write_bytes(b"something else")
+    with pytest.raises(PilotageError) as caught:
+        stage_in(context(tmp_path, Recorder()), job, file())
+    assert caught.value.name == "ALREADY_EXISTS" and path.read_bytes() == b"something else"

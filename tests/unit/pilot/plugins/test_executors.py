@@ -37,6 +37,7 @@ def run(tmp_path: Path) -> Run:
         readable=(tmp_path / "in",),
         image=str(tmp_path / "image.sif"),
         cores=4,
+        scratch=tmp_path / "job.scratch",
     )
 
 
@@ -71,7 +72,7 @@ def test_apptainer_shows_the_work_directory_and_what_may_be_read_and_nothing_els
     binds = [bind for bind in words_after(command, "--bind") if not bind.startswith("/cvmfs")]
     assert binds == [f"{tmp_path}/job:{tmp_path}/job:rw", f"{tmp_path}/in:{tmp_path}/in:ro"]
     assert words_after(command, "--pwd") == [f"{tmp_path}/job"]
-    assert words_after(command, "--workdir") == [f"{tmp_path}/job/.scratch"]
+    assert words_after(command, "--workdir") == [f"{tmp_path}/job.scratch"]
     assert command[-3:] == (run.image, "reco", "a b; $(c)"), "words stay words"
 
 
@@ -139,6 +140,14 @@ def test_srun_is_of_no_use_outside_an_allocation(environ: Dict[str, str]) -> Non
 def test_mpiexec_starts_a_rank_per_core_if_nothing_else_is_said(environ: Dict[str, str], run: Run) -> None:
     assert words_after(made("mpiexec", environ).wrap(run).command, "-n") == ["4"]
     assert words_after(made("mpiexec", environ).wrap(replace(run, ranks=9)).command, "-n") == ["9"]
+
+
+def test_b24_an_argument_that_mpiexec_would_take_for_its_own_is_refused(
+    environ: Dict[str, str], run: Run
+) -> None:
+    with pytest.raises(PilotageError) as caught:
+        made("mpiexec", environ).check(replace(run, command=("reco", ":", "-host", "other", "rm")))
+    assert caught.value.name == "BAD_COMMAND"
 
 
 @pytest.mark.parametrize("name", ["apptainer", "bubblewrap", "srun", "mpiexec"])

@@ -1,13 +1,13 @@
 """The Container API: run a command with a timer, a time-out and a container around it; for programs that are no pilot.
 
-    from pilot import container
+    from pilot.api import container
     done = container.run(["./reco", "in.spd"], Path("work"), executors=["bubblewrap"], readable=[Path("in")], timeout_seconds=600)
     done.exit_code, done.wall_seconds, done.cpu_seconds, done.timed_out
 
 What the command started is ended with it, as a pilot does. It needs the standard library alone; in a shell, also from the
 pilot's one file:
 
-    PYTHONPATH=pilot.pyz python3 -m pilot.container --executor bubblewrap --timeout 600 --read in -- ./reco in.spd
+    PYTHONPATH=pilot.pyz python3 -m pilot.api.container --executor bubblewrap --timeout 600 --read in -- ./reco in.spd
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from pilot import process
 from pilot.plugins.executors import Chain, Run, load
 from pilot.text import tail_of
 from protocol.errors import PilotageError
+
+__all__ = ["Result", "run"]
 
 TIMED_OUT, NOT_RUN = 124, 125
 """Exit codes of the command line, as timeout(1) and docker(1) have them."""
@@ -144,9 +146,9 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
 def _options() -> argparse.ArgumentParser:
     """Not click: this module needs the standard library alone."""
     parser = argparse.ArgumentParser(
-        prog="python -m pilot.container",
+        prog="python -m pilot.api.container",
         description="Run a command in a container, with a timer and a time-out.",
-        epilog="example: python -m pilot.container --executor bubblewrap --timeout 60 -- ./reco in.spd",
+        epilog="example: python -m pilot.api.container --executor bubblewrap --timeout 60 -- ./reco in.spd",
     )
     add = parser.add_argument
     add(

@@ -1,0 +1,347 @@
+"""The Data API: stage-in and stage-out of many files at once, each tried again, verified and reported by itself.
+
+    from pilot.api.data import Data, File
+    with Data(parallel=8).stage_in([File("file:///data/run-1.spd", Path("run-1.spd"), checksums={"adler32": "0a1b2c3d"})]) as transfers:
+        for result in transfers.wait():
+            print(result.file.url, result.error or result.copied)
+
+It copies with the copytools of this installation, as a pilot does: that stages the files of its jobs by `bring` and `take_away`.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import random
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Callable, NamedTuple, Optional
+
+import copytools
+from copytools import checksum
+from copytools.base import Checksums, CopyTool
+from protocol.errors import PilotageError, Retry
+from protocol.redaction import one_line, redact
+
+__all__ = ["Copied", "Data", "File", "Progress", "Result", "Stopped", "Tools", "Transfers", "find_tools"]
+
+logger = logging.getLogger(__name__)
+
+ALWAYS = "adler32"
+"""Every output gets this checksum, whoever reads it later; and blake3 where the node has it."""
+
+MISMATCH = {
+    "adler32": "STAGE_IN_ADLER32_MISMATCH",
+    "md5": "STAGE_IN_MD5_MISMATCH",
+    "blake3": "STAGE_IN_BLAKE3_MISMATCH",
+}
+
+HOPELESS = frozenset((Retry.NEVER, Retry.ELSEWHERE))
+"""Errors that another try on this node does not mend."""
+
+
+class Tools(NamedTuple):
+    """The copytools that may be used, in the order of preference."""
+
+    usable: tuple[CopyTool, ...]
+    unusable: dict[str, str]
+    """Name → why it does not work on this node."""
+
+
+def find_tools(
+    names: Sequence[str] = (), options: Optional[Mapping[str, Mapping[str, object]]] = None
+) -> Tools:
+    """Those of these names, else all of this installation; `options`: name → what the section [copytool:NAME] would hold."""
+    usable: list[CopyTool] = []
+    unusable: dict[str, str] = {}
+    for name in names or copytools.names():
+        tool = copytools.load(name, (options or {}).get(name, {}))
+        reason = tool.unusable()
+        if reason is None:
+            usable.append(tool)
+        else:
+            unusable[name] = reason
+    return Tools(tuple(usable), unusable)
+
+
+@dataclass(frozen=True)
+class File:
+    """One file: its URL on a storage, and its path here. What comes in is held against what is known of it."""
+
+    url: str
+    path: Path
+    size: Optional[int] = None
+    """Bytes; None: not known."""
+    checksums: Mapping[str, str] = field(default_factory=dict)
+    """Algorithm → hexadecimal digits; the best that this node can calculate is verified."""
+    name: str = ""
+    """What messages call it; "": the name in `path`."""
+
+    @property
+    def shown(self) -> str:
+        return self.name or self.path.name
+
+
+class Copied(NamedTuple):
+    """What was copied: bytes, and checksums, of a stage-out always adler32 and one more."""
+
+    size: int
+    checksums: Checksums
+
+
+class Result(NamedTuple):
+    """What became of one file. Neither copied nor an error: it was cancelled."""
+
+    file: File
+    copied: Optional[Copied]
+    error: Optional[PilotageError]
+    seconds: float
+
+
+class Progress(NamedTuple):
+    """A file is done with: `done` of `total` are."""
+
+    result: Result
+    done: int
+    total: int
+
+
+class Stopped(Exception):
+    """Nobody wants the file any more."""
+
+
+class Data:
+    """Copies files with these tools, by these rules."""
+
+    def __init__(
+        self,
+        tools: Optional[Sequence[CopyTool]] = None,
+        *,
+        parallel: int = 4,
+        retries: int = 3,
+        timeout_seconds: float = 3600,
+        backoff_seconds: float = 2,
+        backoff_max_seconds: float = 60,
+    ) -> None:
+        """`tools`: the first that knows a URL takes it; None: all that work here. `timeout_seconds` is for one try of one file."""
+        self.tools = find_tools().usable if tools is None else tuple(tools)
+        self.parallel = parallel
+        self.retries = retries
+        self.timeout_seconds = timeout_seconds
+        self.backoff_seconds = backoff_seconds
+        self.backoff_max_seconds = backoff_max_seconds
+
+    # -- many files ---------------------------------------------------------------------------------------------------------
+
+    def stage_in(
+        self, files: Iterable[File], progress: Optional[Callable[[Progress], None]] = None
+    ) -> Transfers:
+        """Begin to copy files to this node; answers at once. `progress` is called after each file, by one thread at a time."""
+        return Transfers(self.bring, files, self.parallel, progress)
+
+    def stage_out(
+        self, files: Iterable[File], progress: Optional[Callable[[Progress], None]] = None
+    ) -> Transfers:
+        """Begin to copy files to storages, to URLs that nobody else writes."""
+        return Transfers(self.take_away, files, self.parallel, progress)
+
+    # -- one file -----------------------------------------------------------------------------------------------------------
+
+    def bring(self, file: File, stop: Optional[threading.Event] = None) -> Copied:
+        """Copy one file to its path, which must not exist, and verify it; Stopped soon after `stop` is set."""
+        wanted = best(file.checksums)
+        return self._patiently("STAGE_IN_FAILED", lambda tool: _bring(tool, file, self.timeout_seconds, wanted), file, wanted, stop)  # fmt: skip
+
+    def take_away(self, file: File, stop: Optional[threading.Event] = None) -> Copied:
+        """Copy one file to its URL."""
+        wanted = tuple(dict.fromkeys((checksum.preferred(), ALWAYS)))
+        return self._patiently("STAGE_OUT_FAILED", lambda tool: _take_away(tool, file, self.timeout_seconds, wanted), file, wanted, stop)  # fmt: skip
+
+    def _patiently(
+        self,
+        otherwise: str,
+        work: Callable[[CopyTool], Copied],
+        file: File,
+        algorithms: tuple[str, ...],
+        stop: Optional[threading.Event],
+    ) -> Copied:
+        """Again after a failure that may pass, with waits that double; a file that is not as it should be gets one more try.
+
+        `otherwise` names the error for a failure of the node's own disk that has no name yet.
+        """
+        stop = stop or threading.Event()
+        failures = 0
+        while not stop.is_set():
+            try:
+                return work(self._tool_for(file.url, algorithms, stop))
+            except OSError as error:
+                name = _NAMES.get(error.errno or 0, otherwise).format(stage=otherwise.partition("_FAILED")[0])
+                failed = PilotageError(name, one_line(str(error)))
+            except PilotageError as error:
+                failed = error
+            if stop.is_set():
+                break
+            failures += 1
+            retry = failed.entry.retry
+            most = min(1, self.retries) if retry is Retry.FRESH_INPUT else self.retries
+            if retry in HOPELESS or failures > most:
+                raise failed
+            pause = min(self.backoff_seconds * 2.0 ** (failures - 1), self.backoff_max_seconds)
+            logger.warning(
+                "a copy failed",
+                extra={"error": failed.name, "detail": failed.detail, "again_in": round(pause, 1)},
+            )
+            stop.wait(pause * random.uniform(0.75, 1.25))
+        raise Stopped
+
+    def _tool_for(self, url: str, algorithms: tuple[str, ...], stop: threading.Event) -> CopyTool:
+        """The first tool that understands the URL, made for this file: it ends soon after the word to stop."""
+        scheme = url.partition(":")[0].lower()  # not urlsplit: that raises for some URLs that users register
+        for tool in self.tools:
+            if scheme in tool.schemes:
+                mine = tool.until(stop.is_set)
+                if algorithms:
+                    mine.algorithms = algorithms
+                return mine
+        raise PilotageError("UNKNOWN_COPYTOOL", f"none of the usable copytools takes {one_line(redact(url))}")
+
+
+_NAMES = {errno.ENOSPC: "NO_LOCAL_SPACE", errno.EDQUOT: "NO_LOCAL_SPACE", errno.ETIMEDOUT: "{stage}_TIMEOUT"}
+"""What a tool, or our own look at a file, may say in the system's words."""
+
+
+class Transfers:
+    """Files on their way. Leaving its `with` waits for them, and cancels them first if that is by an exception."""
+
+    def __init__(
+        self,
+        copy: Callable[[File, threading.Event], Copied],
+        files: Iterable[File],
+        parallel: int,
+        progress: Optional[Callable[[Progress], None]],
+    ) -> None:
+        self._copy = copy
+        self._progress = progress
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._done = 0
+        files = list(files)
+        self._total = len(files)
+        pool = ThreadPoolExecutor(max(1, min(parallel, self._total)), "transfer")
+        self._futures = [pool.submit(self._one, file) for file in files]
+        pool.shutdown(wait=False)
+
+    def wait(self, seconds: Optional[float] = None) -> list[Result]:
+        """Sleep until all are done with, or so long; what became of those that are, in the order in which they were given."""
+        wait(self._futures, seconds)
+        return [future.result() for future in self._futures if future.done()]
+
+    @property
+    def is_done(self) -> bool:
+        return all(future.done() for future in self._futures)
+
+    def cancel(self) -> None:
+        """What is not copied yet will not be; what is being copied ends soon, and leaves nothing."""
+        self._stop.set()
+
+    def __enter__(self) -> Transfers:
+        return self
+
+    def __exit__(
+        self,
+        kind: Optional[type[BaseException]],
+        error: Optional[BaseException],
+        trace: Optional[TracebackType],
+    ) -> None:
+        if error is not None:
+            self.cancel()
+        wait(self._futures)
+
+    def _one(self, file: File) -> Result:
+        try:
+            result = self._result(file)
+            with self._lock:
+                self._done += 1
+                if self._progress is not None:
+                    self._progress(Progress(result, self._done, self._total))
+        except BaseException:  # a mistake in a copytool, or in `progress`: it ends all, and reaches who waits
+            self._stop.set()
+            raise
+        return result
+
+    def _result(self, file: File) -> Result:
+        began = time.monotonic()
+        copied: Optional[Copied] = None
+        failed: Optional[PilotageError] = None
+        try:
+            copied = self._copy(file, self._stop)
+        except PilotageError as error:
+            failed = error
+        except Stopped:
+            pass
+        return Result(file, copied, failed, time.monotonic() - began)
+
+
+# -- one try of one file ------------------------------------------------------------------------------------------------------
+
+
+def _bring(tool: CopyTool, file: File, timeout_seconds: float, wanted: tuple[str, ...]) -> Copied:
+    """What is not as registered is removed again, and never what was there before."""
+    if os.path.lexists(file.path):
+        raise PilotageError("ALREADY_EXISTS", f"{file.path} is there already")
+    try:
+        learned = tool.copy_in(file.url, file.path, timeout_seconds)
+        return _verified(file, wanted, learned or {})
+    except BaseException:
+        file.path.unlink(missing_ok=True)
+        raise
+
+
+def _take_away(tool: CopyTool, file: File, timeout_seconds: float, wanted: tuple[str, ...]) -> Copied:
+    """Size, and checksums as they were learned while it was copied."""
+    size = file.path.stat().st_size
+    learned = tool.copy_out(file.path, file.url, timeout_seconds) or {}
+    checksums = {**_missing(file.path, wanted, learned), **learned}
+    if file.path.stat().st_size != size:
+        raise PilotageError("STAGE_OUT_MISMATCH", f"{file.shown} changed while it was copied")
+    return Copied(size, checksums)
+
+
+def _verified(file: File, wanted: tuple[str, ...], learned: Checksums) -> Copied:
+    """Size, and the best registered checksum that this node can calculate; raise the mismatch that is found."""
+    size = file.path.stat().st_size
+    if file.size is not None and size != file.size:
+        raise PilotageError(
+            "INPUT_SIZE_MISMATCH", f"{file.shown}: {file.size} bytes are registered, {size} arrived"
+        )
+    if file.checksums and not wanted:
+        known = ", ".join(file.checksums)
+        raise PilotageError(
+            "CHECKSUM_NOT_SUPPORTED",
+            f"{file.shown}: only {known} is registered, which this node cannot calculate",
+        )
+    found = {**_missing(file.path, wanted, learned), **learned}
+    for algorithm in wanted:
+        if found[algorithm] != file.checksums[algorithm].lower():
+            raise PilotageError(
+                MISMATCH[algorithm],
+                f"{file.shown}: {algorithm} {file.checksums[algorithm]} is registered, {found[algorithm]} arrived",
+            )
+    return Copied(size, found)
+
+
+def _missing(path: Path, wanted: tuple[str, ...], learned: Checksums) -> Checksums:
+    """What the copytool did not learn is calculated from the local file."""
+    rest = tuple(algorithm for algorithm in wanted if algorithm not in learned)
+    return checksum.of(path, rest) if rest else {}
+
+
+def best(checksums: Mapping[str, str]) -> tuple[str, ...]:
+    """One is enough, and each costs a pass over the bytes: the first of the node's, from the strongest down."""
+    return tuple(algorithm for algorithm in checksum.available() if algorithm in checksums)[:1]

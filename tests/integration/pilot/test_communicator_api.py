@@ -1,0 +1,135 @@
+"""The Communicator API against a dispatcher that misbehaves: each word has its effect once, and nobody speaks for a lost job."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pilot.api.communicator import Communicator, JobOver, JobState, OutputReport, PilotRegistration
+from protocol.errors import PilotageError, PilotExit
+from tests.fakes.dispatcher import TOKEN, Dispatcher
+from tests.waiting import wait_until
+
+ME = PilotRegistration("agent-1", node="n1", version="1", queue="CPU", cores=3, memory_mb=2000)
+
+
+def agent(dispatcher: Dispatcher, token: str = TOKEN, **rules: Any) -> Communicator:
+    return Communicator(dispatcher.url, token, ME, **{"give_up_seconds": 20, **rules})
+
+
+def test_157_a_program_takes_a_job_reports_it_and_says_goodbye(
+    dispatcher: Dispatcher, tmp_path: Path
+) -> None:
+    number = dispatcher.add("work", "{output}", outputs=["out"])
+    with agent(dispatcher) as server:
+        assert server.queue.name == "CPU"
+        [job] = server.get_jobs(directory=tmp_path, prod_source_label="user")
+        assert dispatcher.attempt(number).states == ["OBTAINED"], "it is acknowledged at once"
+        assert job.command() == ["work", str(tmp_path / f"job-{1000 + number}-1" / "out")]
+        job.enter(JobState.RUNNING)
+        assert server.tell(job)
+        job.outputs = [OutputReport("out", 3, {"adler32": "00000001"})]
+        job.complete()
+        server.tell(job)
+        assert server.jobs.all() == []
+    held = dispatcher.attempt(number)
+    assert held.states == ["OBTAINED", "RUNNING", "COMPLETED"]
+    assert held.end is not None and held.end.outputs == [OutputReport("out", 3, {"adler32": "00000001"})]
+    [asked] = dispatcher.bodies("getJob")
+    assert (asked["cores"], asked["memoryMb"], asked["prodSourceLabel"]) == (3, 2000, "user")
+    assert dispatcher.bodies("endPilot")[0]["exitCode"] == PilotExit.DONE
+
+
+def test_f06_a_word_whose_answer_was_lost_is_repeated_unchanged_and_counts_once(
+    dispatcher: Dispatcher,
+) -> None:
+    number = dispatcher.add("true")
+    with agent(dispatcher) as server:
+        dispatcher.misbehave("getJob", drop=True, after=True, times=2)
+        [job] = server.get_jobs()
+        job.fail(PilotageError("PAYLOAD_FAILED", "exit code 3"))
+        dispatcher.misbehave("updateJob", drop=True, after=True, times=2)
+        server.tell(job)
+    asked = [body["requestId"] for body in dispatcher.bodies("getJob")]
+    assert len(asked) == 3 and len(set(asked)) == 1, "one request, and so one job"
+    said = [body for body in dispatcher.bodies("updateJob") if body["seq"] == 2]
+    assert len(said) == 3 and said[0] == said[1] == said[2]
+    assert [word.seq for word in dispatcher.attempt(number).words] == [1, 2]
+
+
+def test_who_has_lost_a_job_hears_so_and_changes_nothing(dispatcher: Dispatcher) -> None:
+    first, second = dispatcher.add("true"), dispatcher.add("true")
+    with agent(dispatcher) as server:
+        [by_word, by_heartbeat] = server.get_jobs(2)
+        dispatcher.attempt(first).stop = dispatcher.attempt(second).stop = True
+        by_word.enter(JobState.RUNNING)
+        assert server.tell(by_word) is False
+        server.heartbeat()
+        assert by_heartbeat.over.is_set()
+        with pytest.raises(JobOver):
+            by_heartbeat.enter(JobState.RUNNING)
+    assert dispatcher.attempt(first).states == dispatcher.attempt(second).states == ["OBTAINED"]
+
+
+def test_heartbeats_name_what_is_held_as_often_as_the_queue_wants(dispatcher: Dispatcher) -> None:
+    dispatcher.queue.heartbeat_seconds = 0.1  # type: ignore[assignment]
+    number = dispatcher.add("true")
+    with agent(dispatcher) as server:
+        [job] = server.get_jobs()
+        wait_until(lambda: len(dispatcher.bodies("heartbeat")) > 2, 10, "heartbeats")
+        assert [each["attemptId"] for each in dispatcher.bodies("heartbeat")[-1]["attempts"]] == [number]
+        dispatcher.drain = True
+        wait_until(lambda: server.drained, 10, "the word to drain")
+        dispatcher.add("true")
+        assert server.get_jobs() == []
+        job.complete()
+        server.tell(job)
+
+
+def test_a_job_that_a_failing_program_leaves_behind_is_given_back(dispatcher: Dispatcher) -> None:
+    number = dispatcher.add("true")
+    with pytest.raises(ZeroDivisionError), agent(dispatcher) as server:
+        server.get_jobs()
+        raise ZeroDivisionError
+    end = dispatcher.attempt(number).end
+    assert end is not None and (end.error, "ZeroDivisionError" in end.error_detail) == (
+        "PILOT_EXCEPTION",
+        True,
+    )
+    assert dispatcher.bodies("endPilot")[0]["exitCode"] == PilotExit.BROKEN
+
+
+def test_a_server_that_stays_silent_is_given_up_and_what_was_to_be_said_is_kept(
+    dispatcher: Dispatcher,
+) -> None:
+    number = dispatcher.add("true")
+    with agent(dispatcher, give_up_seconds=0.5) as server:
+        [job] = server.get_jobs()
+        job.complete()
+        dispatcher.misbehave("updateJob", times=100, status=503)
+        with pytest.raises(PilotageError) as caught:
+            server.tell(job)
+        assert caught.value.name == "SERVER_UNAVAILABLE"
+        dispatcher.behave()
+        server.tell(job)
+    assert dispatcher.attempt(number).state == "COMPLETED"
+
+
+def test_a_refused_token_is_no_reason_to_wait(dispatcher: Dispatcher) -> None:
+    with pytest.raises(PilotageError) as caught, agent(dispatcher, token="nobodys"):
+        pass
+    assert caught.value.name == "UNAUTHENTICATED" and len(dispatcher.said) == 1
+
+
+def test_a_program_may_wait_for_work(dispatcher: Dispatcher) -> None:
+    with agent(dispatcher) as server:
+        assert server.get_jobs() == []
+        later = threading.Timer(0.3, dispatcher.add, ["true"])
+        later.start()
+        [job] = server.get_jobs(wait_seconds=20)
+        later.join()
+        job.complete()
+        server.tell(job)

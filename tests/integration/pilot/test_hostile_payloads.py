@@ -1,0 +1,276 @@
+"""A payload that wants what is the pilot's: stopped where the queue isolates, whoever the pilot is; and what it gets where none does."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, NamedTuple
+
+import pytest
+
+from protocol.errors import PilotExit
+from protocol.messages import Step, StepKind
+from server import pilot_package
+from tests.fakes.dispatcher import TOKEN, Dispatcher
+from tests.integration.pilot.test_isolation import sleepers
+from tests.pilots import Site
+from tests.users import NOBODY, PYTHON, ordinary_user, place_for_all
+
+pytestmark = [
+    pytest.mark.component("bubblewrap"),
+    pytest.mark.skipif(os.getuid() != 0, reason="only root can be another; run the tests as root"),
+]
+
+BUBBLEWRAP = {"PILOTAGE_PAYLOAD__EXECUTOR": "bubblewrap"}
+OTHER_ACCOUNT = {"PILOTAGE_PAYLOAD__USERS": "nobody"}
+
+
+class SetUp(NamedTuple):
+    """How a pilot runs its payloads, and as whom it runs itself."""
+
+    settings: Dict[str, str]
+    as_root: bool = True
+
+
+ISOLATED = {
+    "bubblewrap, by root": SetUp(BUBBLEWRAP),
+    "bubblewrap, by an ordinary user": SetUp(BUBBLEWRAP, as_root=False),
+    "another account": SetUp(OTHER_ACCOUNT),
+    "another account in bubblewrap": SetUp({**BUBBLEWRAP, **OTHER_ACCOUNT}),
+}
+NOT_ISOLATED = {"plain, by root": SetUp({}), "plain, by an ordinary user": SetUp({}, as_root=False)}
+
+
+class House(NamedTuple):
+    site: Site
+    dispatcher: Dispatcher
+    settings: Dict[str, str]
+    runs_as_root: bool
+    """Its payloads do."""
+
+
+@contextmanager
+def house_of(wanted: SetUp) -> Iterator[House]:
+    """A node where every account gets in, but not into what is the pilot's."""
+    with place_for_all() as base:
+        place, storage = base / "node", base / "storage"
+        (storage / "log").mkdir(parents=True)
+        place.mkdir()
+        with Dispatcher(storage) as dispatcher:
+            site = Site(place, dispatcher)
+            site.environment["PYTHONDONTWRITEBYTECODE"] = "1"
+            package = base / "pilot.pyz"
+            pilot_package.build(package)
+            package.chmod(0o644)
+            places = (place, site.token, storage, storage / "log")
+            site.program = [*([] if wanted.as_root else ordinary_user(*places)), PYTHON, str(package)]
+            try:
+                runs_as_root = wanted.as_root and not OTHER_ACCOUNT.items() <= wanted.settings.items()
+                yield House(site, dispatcher, wanted.settings, runs_as_root)
+            finally:
+                site.clear()
+
+
+@pytest.fixture(params=ISOLATED)
+def house(request: pytest.FixtureRequest) -> Iterator[House]:
+    with house_of(ISOLATED[request.param]) as made:
+        yield made
+
+
+HOSTILE = """
+import glob, json, os, signal, sys, time
+place, work, token = sys.argv[1:4]
+got = []
+
+def attempt(what, work):
+    try:
+        found = work()
+    except (OSError, EOFError):
+        return
+    if found:
+        got.append([what, str(found)[:300]])
+
+def write(path):
+    with open(path, "w") as file:
+        return file.write("bad")
+
+def secret_in(path):
+    with open(path, "rb") as file:
+        return b"very-secret" in file.read()
+
+def kill(pid):
+    os.kill(pid, signal.SIGKILL)
+    return True
+
+for path in (token, "/tmp/token", "bundle/token", os.environ["TMPDIR"] + "/token", "inputs/../../../../token"):
+    attempt("read " + path, lambda: open(path).read())
+for folder in (work + "/outbox", os.path.dirname(os.getcwd())):
+    attempt("list " + folder, lambda: [name for name in os.listdir(folder) if name != os.path.basename(os.getcwd())])
+for path in glob.glob("/proc/[0-9]*/environ"):
+    if path != "/proc/%d/environ" % os.getpid():
+        attempt("environment " + path, lambda: secret_in(path))
+for pid in [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid()]:
+    try:
+        words = open("/proc/%d/cmdline" % pid).read()
+    except OSError:
+        continue
+    if token in words and "--token-file" in words.split("\\0"):
+        attempt("memory", lambda: open("/proc/%d/mem" % pid, "rb"))
+        attempt("descriptors", lambda: os.listdir("/proc/%d/fd" % pid))
+        attempt("signal", lambda: kill(pid))
+for path in (work, place, work + "/outbox", os.path.dirname(os.getcwd()), "/usr", "/etc", "/usr/local/bin", os.path.dirname(place)):
+    try:
+        write(path + "/x-of-the-payload")
+    except OSError:
+        pass  # in a container it may have worked, in a directory of that name: it is looked for outside
+attempt("write where nobody counts it", lambda: write("/x-of-the-payload"))
+attempt("become root", lambda: os.setuid(0) or os.stat("/proc/1/root/etc/shadow"))
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        os.execve("/bin/sleep", ["sleep", "601"], dict())
+    os._exit(0)
+print(json.dumps(got), flush=True)
+"""
+
+TRICKS = 'for n in .scratch bundle inputs/more payload.diagnosis; do mv $n kept-$n; ln -s "$0" $n; done; true'
+"""A step of the same job, before the payload: links in the place of what the pilot will look for."""
+
+
+def attack(house: House) -> List[Any]:
+    """What the payload got."""
+    site, dispatcher, settings, _ = house
+    number = dispatcher.add(
+        "{python}", "-c", HOSTILE, str(site.place), str(site.work), str(site.token),
+        steps=[Step(StepKind.PRE, ["sh", "-c", TRICKS, str(site.place)])],
+    )  # fmt: skip
+    site.run(**settings, BEARER_TOKEN="very-secret")
+    assert dispatcher.attempt(number).state == "COMPLETED", dispatcher.attempt(number).end
+    found: List[Any] = json.loads(site.archive(number)["payload.stdout"])
+    return found
+
+
+def test_a_hostile_payload_gets_nothing_of_the_pilots(house: House) -> None:
+    assert attack(house) == []
+    places = (house.site.place.parent, Path("/usr/local/bin"))
+    assert not [found for place in places for found in place.rglob("x-of-the-payload")]
+    assert not [place for place in ("/", "/usr", "/etc") if Path(place, "x-of-the-payload").exists()]
+    assert house.site.pilots[-1].process.returncode == PilotExit.DONE
+    assert not sleepers(), "the daemon is gone"
+    assert "payloads are not isolated" not in house.site.pilots[-1].log
+
+
+def test_b24_what_the_task_says_to_the_loader_moves_no_program_outside_of_the_container() -> None:
+    """Not even by its own prlimit: what stands around the container is the pilot's."""
+    with house_of(ISOLATED["bubblewrap, by root"]) as (site, dispatcher, settings, _):
+        number = dispatcher.add(
+            "sh", "-c", "echo $LD_DEBUG $SLURM_CONF; ls",
+            environment={
+                "LD_DEBUG": "files", "LD_DEBUG_OUTPUT": f"{site.place}/x-of-the-payload", "SLURM_CONF": "mine",
+                "PATH": "{workdir}:/usr/bin:/bin",
+            },
+            steps=[Step(StepKind.PRE, ["sh", "-c", f"printf '#!/bin/sh\ntouch {site.place}/x-of-prlimit' > prlimit; chmod 755 prlimit"])],
+        )  # fmt: skip
+        assert site.run(**settings, PILOTAGE_PAYLOAD__PROCESSES="1000") == PilotExit.DONE
+        assert dispatcher.attempt(number).state == "COMPLETED", dispatcher.attempt(number).end
+        assert site.archive(number)["payload.stdout"].startswith("files mine\n")
+        assert not list(site.place.glob("x-of-*"))
+
+
+@pytest.mark.parametrize("kind", NOT_ISOLATED)
+def test_without_isolation_it_can_read_the_token_and_the_pilot_has_said_so(kind: str) -> None:
+    """Otherwise the test above would prove nothing."""
+    script = "cat {token}; kill -0 $PPID && echo signalled"
+    with house_of(NOT_ISOLATED[kind]) as (site, dispatcher, settings, _):
+        number = dispatcher.add("sh", "-c", script.format(token=site.token))
+        assert site.run(**settings) == PilotExit.DONE
+        assert site.archive(number)["payload.stdout"] == f"{TOKEN}signalled\n"
+        assert "payloads are not isolated" in site.pilots[-1].log
+
+
+def test_f13_a_payload_that_fills_the_disk_is_ended_and_the_next_one_has_the_space(house: House) -> None:
+    site, dispatcher, settings, _ = house
+    script = "for n in 1 2 3 4 5 6 7 8; do head -c 1000000 /dev/zero > {place}/fill-$n; done; sleep 600"
+    bad = [dispatcher.add("sh", "-c", script.format(place=place)) for place in (".", "$TMPDIR")]
+    good = dispatcher.add("true")
+    code = site.run("--max-jobs", "3", **settings, PILOTAGE_LIMITS__JOB_DISK_MB="4")
+    assert code == PilotExit.DONE
+    for number in bad:
+        end = dispatcher.attempt(number).end
+        assert end is not None and end.error == "WORK_DIRECTORY_TOO_LARGE", number
+    assert dispatcher.attempt(good).state == "COMPLETED"
+    assert [path.name for path in site.work.iterdir() if path.name != "bundles"] == ["outbox"]
+
+
+def test_inputs_outputs_and_shipped_code_are_the_payloads_also_as_another_account(house: House) -> None:
+    site, dispatcher, settings, _ = house
+    file = site.input("in.txt", b"an input\n")
+    number = dispatcher.add(
+        "sh", "-ec", 'cat "$0" > "$1"; echo more >> "$1"; echo kept > $TMPDIR/x; cat $TMPDIR/x; echo $HOME', "{input}", "{output}",
+        inputs=[file], outputs=["out"],
+        steps=[Step(StepKind.PRE, ["sh", "-c", "id -u > who"]), Step(StepKind.POST, ["sh", "-c", "test -s out && cat who"])],
+    )  # fmt: skip
+    assert site.run(**settings) == PilotExit.DONE
+    assert dispatcher.attempt(number).state == "COMPLETED", dispatcher.attempt(number).end
+    assert site.stored(f"out.{number}").read_text() == "an input\nmore\n"
+    kept = site.archive(number)
+    assert kept["payload.stdout"].startswith("kept\n/")
+    assert int(kept["post-1.stdout"]) == (0 if house.runs_as_root else NOBODY)
+
+
+# -- accounts -----------------------------------------------------------------------------------------------------------------
+
+
+def test_each_slot_has_an_account_of_its_own_and_none_sees_the_other_ones_files() -> None:
+    script = "id -un; ls -d ../job-* $(dirname $PWD) 2>&1; cat ../job-*/mine ../*.log; echo mine > mine; chmod 644 mine; sleep 1"
+    with house_of(SetUp({"PILOTAGE_PAYLOAD__USERS": "nobody, games"})) as (site, dispatcher, settings, _):
+        numbers = [dispatcher.add("sh", "-c", script) for _ in range(2)]
+        assert site.run("--slots", "2", "--max-jobs", "2", **settings) == PilotExit.DONE
+        texts = [site.archive(number)["payload.stdout"] for number in numbers]
+        assert sorted(text.split()[0] for text in texts) == ["games", "nobody"]
+        for text in texts:
+            assert "mine" not in text and "job enters" not in text
+
+
+@pytest.mark.parametrize(
+    ("users", "slots", "as_root", "said"),
+    [
+        ("no-such-account", "1", True, "there is no account no-such-account"),
+        ("root", "1", True, "root is root"),
+        ("nobody", "2", True, "2 slots need an account each"),
+        ("nobody", "1", False, "a pilot that is not root cannot run payloads as others"),
+    ],
+)
+def test_a_node_where_payloads_cannot_run_as_the_queue_says_is_unfit(
+    users: str, slots: str, as_root: bool, said: str
+) -> None:
+    with house_of(SetUp({}, as_root)) as (site, dispatcher, _, _):
+        dispatcher.queue.pilot_settings = {"payload.users": users}
+        dispatcher.add("true")
+        assert site.run("--slots", slots) == PilotExit.NODE_UNFIT
+        assert said in site.pilots[-1].log and not dispatcher.held
+
+
+def test_an_account_that_does_not_get_to_the_work_directory_makes_the_node_unfit(tmp_path: Path) -> None:
+    with house_of(SetUp(OTHER_ACCOUNT)) as (site, dispatcher, settings, _):
+        dispatcher.add("true")
+        site.place.chmod(0o700)
+        assert site.run(**settings) == PilotExit.NODE_UNFIT
+        assert f"the account nobody does not get into {site.place}" in site.pilots[-1].log
+
+
+def test_a_root_that_may_be_nobody_else_makes_the_node_unfit() -> None:
+    """As in some containers."""
+    with house_of(SetUp(OTHER_ACCOUNT)) as (site, dispatcher, settings, _):
+        dispatcher.add("true")
+        site.program = [
+            "setpriv",
+            "--bounding-set=-setuid,-setgid",
+            "--inh-caps=-setuid,-setgid",
+            "--",
+            *site.program,
+        ]
+        assert site.run(**settings) == PilotExit.NODE_UNFIT
+        assert "may not run anything as nobody" in site.pilots[-1].log
