@@ -12,6 +12,7 @@ import click
 
 from protocol.errors import PilotageError
 from server.bench import dispatch as rows_of_dispatch
+from server.bench import pilot as rows_of_pilot
 from server.bench import postgres, report, stage
 
 NAMES = ", ".join(rows_of_dispatch.ROWS)
@@ -24,8 +25,9 @@ SIZES = {
 
 @click.group(
     epilog="""\b
-Example:
+Examples:
   pilotage bench dispatch --quick
+  pilotage bench pilot --quick
 """
 )
 def bench() -> None:
@@ -72,6 +74,71 @@ def dispatch(
             raise click.UsageError(f"--only {name}: there is {NAMES}")
     signal.signal(signal.SIGTERM, _end)
     rows, facts = _measure(database, chosen, list(names or rows_of_dispatch.ROWS))
+    if as_json:
+        click.echo(report.as_json(rows, facts))
+    else:
+        report.show(rows, facts)
+
+
+NAMES_OF_PILOT = ", ".join(rows_of_pilot.ROWS)
+SIZES_OF_PILOT = {
+    "full": rows_of_pilot.FULL,
+    "quick": rows_of_pilot.QUICK,
+    "tiny": rows_of_pilot.TINY,
+}
+
+
+@bench.command(
+    short_help="The pilot: jobs that do nothing, gaps, its weight.",
+    epilog="""\b
+Examples:
+  pilotage bench pilot --quick
+  pilotage bench pilot --only gap --runs 9
+  python3 -m venv peers && peers/bin/pip install parsl celery redis distributed hyperqueue
+  pilotage bench pilot --only no-op --peers peers/bin/python --json > pilot.json
+""",
+)
+@click.option(
+    "--quick", is_flag=True, help="about a minute: fewer runs, smaller numbers, no figures to quote"
+)
+@click.option(
+    "--only",
+    "names",
+    multiple=True,
+    metavar="NAME",
+    help=f"measure this only; may be given again: {NAMES_OF_PILOT}",
+)
+@click.option(
+    "--peers",
+    metavar="PYTHON",
+    help="also measure Parsl, Celery (with redis-server), dask.distributed and HyperQueue, as this Python has them",
+)
+@click.option("--runs", type=click.IntRange(1, 100), help="runs of each figure (default: 5, with --quick 3)")
+@click.option("--json", "as_json", is_flag=True, help="print JSON")
+@click.option("--sizes", type=click.Choice(sorted(SIZES_OF_PILOT)), hidden=True)
+def pilot(
+    quick: bool,
+    names: tuple[str, ...],
+    peers: str | None,
+    runs: int | None,
+    as_json: bool,
+    sizes: str | None,
+) -> None:
+    """Measure a pilot on a server with SQLite: jobs that do nothing, the time between two payloads, memory and CPU.
+
+    It starts what it needs in temporary directories, and ends and removes all of it.
+    """
+    chosen = SIZES_OF_PILOT[sizes or ("quick" if quick else "full")]
+    if runs is not None:
+        chosen = dataclasses.replace(chosen, runs=runs)
+    for name in names:
+        if name not in rows_of_pilot.ROWS:
+            raise click.UsageError(f"--only {name}: there is {NAMES_OF_PILOT}")
+    signal.signal(signal.SIGTERM, _end)
+    with stage.directory() as directory:
+        facts = report.machine(None, chosen is not rows_of_pilot.FULL, directory)
+        with stage.Stage(directory, "sqlite", None) as each:
+            rows = rows_of_pilot.measure(each, chosen, list(names or rows_of_pilot.ROWS), peers, _say)
     if as_json:
         click.echo(report.as_json(rows, facts))
     else:
