@@ -44,6 +44,8 @@ AT_ONCE = frozenset((JobState.OBTAINED, JobState.RUNNING))
 
 _FINAL_WORDS = frozenset(state.value for state in FINAL)
 
+BRISK_SECONDS = 1.0
+"""Payloads that last less may be claimed ahead, at most for so long."""
 UNREPORTED_SECONDS = 1.0
 """A state that lasts longer than this is reported by itself."""
 
@@ -85,6 +87,8 @@ class JobRun:
         self.told = threading.Event()
         """Set when the end was sent once, with or without an answer: the slot may take the next job."""
         self.metrics: dict[str, float] = {}
+        self.linked: list[Path] = []
+        """The files of the node that inputs are links to; looked up when they came, before anything of the job ran."""
         self.step_texts: list[Path] = []
         """What the steps that were started have printed."""
         self.outputs: list[OutputReport] = []
@@ -356,6 +360,11 @@ class JobRun:
         """Its outcome is known here, whether or not the server knows it."""
         with self._lock:
             return self._is_end or self.abandoned
+
+    @property
+    def was_brisk(self) -> bool:
+        """It was taken for one whose payload lasts a moment, and that was true."""
+        return self.is_brisk and self.metrics.get("wall_seconds", 0.0) < BRISK_SECONDS
 
     @property
     def is_settled(self) -> bool:

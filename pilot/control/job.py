@@ -20,7 +20,7 @@ from pilot import building, control, node, workdir
 from pilot.channels import Channel, Slots
 from pilot.context import Context
 from pilot.control.slot import goes_all_the_way
-from pilot.jobrun import JobRun
+from pilot.jobrun import BRISK_SECONDS, JobRun
 from pilot.server_client import CREDENTIALS, Backoff, is_passing
 from protocol.errors import PilotageError
 from protocol.messages import GetJobReply, GetJobRequest, JobSpec
@@ -32,8 +32,6 @@ IN_VAIN_SECONDS = (0.2, 5.0)
 """First and longest pause of a pilot that was told of jobs and got none."""
 ACKNOWLEDGE_SECONDS = 0.05
 """A job that runs sooner is acknowledged by that word."""
-BRISK_SECONDS = 1.0
-"""Payloads that last less may be claimed ahead, at most for so long."""
 
 
 class Why(enum.Enum):
@@ -235,7 +233,7 @@ class Asking:
     def _promised(self, slot: int) -> int:
         """Seconds that jobs which a slot holds may run before the next one: then less of the pilot's time is left for that."""
         held = [job for job in self._context.jobs.in_work() if job.slot == slot and not job.has_ended]
-        return sum(job.spec.walltime_seconds for job in held)
+        return sum(1 if job.is_brisk else job.spec.walltime_seconds for job in held)
 
     def _bear(self, error: PilotageError) -> bool:
         """Wait after a failure and go on, or say why not."""
@@ -352,13 +350,12 @@ class Asking:
             (channels.collected if job.over.is_set() else onward).put(job)
 
     def _accept(self, job: JobRun) -> None:
-        """Acknowledge a job, and refuse it if the pilot has to end or the experiment says so."""
+        """Acknowledge a job, and refuse it if the pilot has to end."""
         job.enter(JobState.OBTAINED)
         if job.spec.pilot_settings:
             job.settings = building.as_task_says(self._context.settings, job.spec)
         if self._context.stop.error is not None:  # told to end while the answer was on its way
             raise self._context.stop.error
-        self._context.plugin.check_job(job)
 
     def worked(self, job: JobRun) -> None:
         """A job has ended: its slot may be idle from now on."""

@@ -43,6 +43,7 @@ TELL_SECONDS = 1.0
 
 def prepare(context: Context, job: JobRun) -> None:
     """The job's directory, the user's code, and a look whether the command can be started at all."""
+    context.plugin.check_job(job)
     job.enter(JobState.PRE_PROCESSING)
     job.check_names()
     workdir.make(job.directory)
@@ -92,10 +93,19 @@ def run(context: Context, job: JobRun) -> None:
 
 
 def _await_end(context: Context, job: JobRun, started: process.Process) -> int:
-    code = launch.watched(context, job, started, started.wait)
+    code = -int(signal.SIGKILL)
+
+    def wait() -> int:
+        nonlocal code
+        code = started.wait()
+        return code
+
     try:
+        launch.watched(context, job, started, wait)
         job.metrics = _final_metrics(context, job, started)
-    finally:
+    finally:  # whatever went wrong in the pilot meanwhile: until then the job's end cannot be told
+        if not started.ended.is_set():
+            started.kill()
         job.payload_ended(code)
     return code
 

@@ -105,7 +105,7 @@ class Reporter:
     def _due(self, sender: Sender) -> Optional[Due]:
         words = sender.words()
         # A second of work is not worth the time that the disk takes: that is done again if the pilot dies before it is told.
-        if isinstance(sender, JobRun) and not sender.is_brisk:
+        if isinstance(sender, JobRun) and not sender.was_brisk:
             self._keep(words)
         return Due(sender, words) if words and self._is_time(sender, words) else None
 

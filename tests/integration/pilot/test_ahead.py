@@ -144,3 +144,64 @@ def test_f04_what_a_killed_pilot_had_claimed_ahead_is_all_that_is_lost(
     open_ones = [number for number in taken if dispatcher.attempt(number).state != "COMPLETED"]
     assert len(open_ones) <= 22, "a second of work, twice at most"
     assert all(dispatcher.attempt(number).seq >= 1 for number in taken if number not in open_ones)
+
+
+def test_f13_a_result_that_took_long_is_kept_before_it_is_told_though_short_ones_were_expected(
+    site: Site, dispatcher: Dispatcher, reached: Callable[..., None]
+) -> None:
+    overridden(dispatcher, claim_ahead="10")
+    for _ in range(4):
+        dispatcher.add("true")
+    long = dispatcher.add("sh", "-c", "sleep 1.5; exec true")
+    pilot = site.start("--idle", "60")
+    wait_until(
+        lambda: "RUNNING" in pilot.log and dispatcher.attempt(long).spec.attempt_id == long,
+        20,
+        "the long job",
+    )
+    dispatcher.misbehave("updateJob", 100, seconds=30)
+    dispatcher.misbehave("updateJobs", 100, seconds=30)
+    wait_until(lambda: list((site.work / "outbox").rglob("*.json")), 10, "the result in the outbox")
+    pilot.signal(signal.SIGKILL)
+
+
+def test_f20_short_payloads_that_declare_a_long_time_leave_time_to_offer(
+    site: Site, dispatcher: Dispatcher
+) -> None:
+    overridden(dispatcher, claim_ahead="10")
+    for _ in range(40):
+        dispatcher.add("true", walltime_seconds=3000)
+    assert site.run("--idle", "0", "--lifetime", "10000") == PilotExit.DONE
+    wanted = [
+        body["next"]
+        for verb in ("updateJob", "updateJobs")
+        for body in dispatcher.bodies(verb)
+        if body.get("next")
+    ]
+    assert min(body["walltimeSeconds"] for body in wanted) > 3000
+
+
+def test_a_look_at_one_job_that_takes_long_holds_up_no_word_about_another(
+    site: Site, dispatcher: Dispatcher
+) -> None:
+    place = site.place / "packages"
+    (place / "slow-1.dist-info").mkdir(parents=True)
+    (place / "slowplugin.py").write_text(
+        "import time\nfrom pilot.plugins.base import ExperimentPlugin\n"
+        "class Plugin(ExperimentPlugin):\n    def check_job(self, job):\n"
+        "        time.sleep(3 if 'slow' in job.spec.command else 0)\n"
+    )
+    (place / "slow-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: slow\nVersion: 1\n")
+    (place / "slow-1.dist-info" / "entry_points.txt").write_text(
+        "[pilotage.plugins]\nslow = slowplugin:Plugin\n"
+    )
+    dispatcher.add("true")
+    other = dispatcher.add("sleep", "1")
+    slow = dispatcher.add("echo", "slow")
+    assert (
+        site.run("--pilotuser", "slow", "--slots", "2", "--idle", "0", PYTHONPATH=str(place))
+        == PilotExit.DONE
+    )
+    ended, began = dispatcher.attempt(other), dispatcher.attempt(slow)
+    assert ended.states[-1] == began.states[-1] == "COMPLETED"
+    assert ended.times["COMPLETED"] < began.times["PRE-PROCESSING"], "while the other one was looked at"

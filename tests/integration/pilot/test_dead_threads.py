@@ -32,6 +32,7 @@ CONTROLS: Dict[str, str] = {
     "reporter": "pilot.control.reporter:Reporter._round",
     "heartbeat": "pilot.debug:Desk.held",
     "monitor": "pilot.plugins.monitors:Monitors.sample",
+    "payload-1, its monitors": "pilot.plugins.monitors:Monitors.close",
     "prepare-1": "pilot.workdir:make",
     "stage-in": "copytools.cp:Tool.copy_in",
     "payload": "pilot.control.launch:start",
@@ -58,7 +59,7 @@ def test_a_pilot_whose_control_dies_ends_in_order_and_its_job_is_told(
     )
     dispatcher.queue.heartbeat_seconds = 0.5
     dispatcher.queue.pilot_settings["get_job.stage_ahead"] = "1"  # then each step is a control of its own
-    seconds = {"heartbeat": 300, "monitor": 300, "reporter": 1}.get(control, 0)
+    seconds = {"heartbeat": 300, "monitor": 300, "reporter": 1, "payload-1, its monitors": 3}.get(control, 0)
     number = dispatcher.add(
         "sh", "-c", f"echo > out; exec sleep {seconds}", inputs=[site.input("in", b"x")], outputs=["out"]
     )  # fmt: skip
