@@ -90,6 +90,11 @@ class CopyTool:
         self.algorithms: Tuple[str, ...] = checksum.supported(wanted or (checksum.preferred(),))
         """What is learned on the way; who has a tool for one job by `until` may set it for one file."""
 
+    @property
+    def name(self) -> str:
+        """That of its module, as settings have it."""
+        return _name(type(self))
+
     def unusable(self) -> Optional[str]:
         """None, or in words why not on this node ("xrdcp is not on PATH")."""
         return None
@@ -140,7 +145,7 @@ class FileTool(CopyTool):
         super().__init__(options)
         directories = self.options["directories"]
         assert isinstance(directories, tuple)
-        self._directories = directories
+        self.directories: Tuple[str, ...] = directories
         for directory in directories:
             if not directory.startswith("/"):
                 where = f"[copytool:{_name(type(self))}] directories"
@@ -151,8 +156,8 @@ class FileTool(CopyTool):
     def path_of(self, url: str) -> Path:
         """The path of a URL; BAD_PATH where it lies outside the option `directories`."""
         path = Path(local_path(url, as_text(self.options["data_root"])))
-        if self._directories and not _lies_in_one(path, self._directories):
-            allowed = ", ".join(self._directories)
+        if self.directories and not _lies_in_one(path, self.directories):
+            allowed = ", ".join(self.directories)
             raise PilotageError("BAD_PATH", f"{shown(path)} is in none of the allowed directories: {allowed}")
         if self.not_for_jobs:
             led_to = os.path.join(os.path.realpath(path.parent), path.name, "")

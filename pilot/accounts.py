@@ -9,11 +9,15 @@ import functools
 import os
 import stat
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import TYPE_CHECKING, Any, NamedTuple, Optional
 
 from protocol.errors import PilotageError
 from protocol.settings import Settings
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 
 class Account(NamedTuple):
@@ -57,7 +61,8 @@ def why_not(settings: Settings, work: Path) -> Optional[str]:
             subprocess.run(["true"], check=True, **rights(account))
         except (OSError, subprocess.SubprocessError) as error:  # root of a container, say
             return f"this pilot may not run anything as {name}: {error}"
-    return None
+    accounts = [account for name in names[:slots] for account in [find(name)] if account is not None]
+    return _why_not_ours(accounts, settings.path("payload", "users_locks"))
 
 
 def rights(account: Optional[Account]) -> dict[str, Any]:
@@ -81,14 +86,50 @@ def find(name: str) -> Optional[Account]:
 def give(directory: Path, account: Account) -> None:
     """All in a job's directory to the account, before anything of the job has run; never through a link.
 
-    A file that has another name as well is somebody else's.
+    The directory itself comes last: nobody but root could enter it before, so that no leftover of the account exchanges a folder for
+    a link meanwhile. A file that has another name as well is somebody else's.
     """
-    for folder, folders, files in os.walk(directory):
-        for name in (".", *folders, *files):
-            path = os.path.join(folder, name)
-            status = os.lstat(path)
-            if stat.S_ISDIR(status.st_mode) or status.st_nlink == 1:
-                os.lchown(path, account.uid, account.gid)
+    folders = [str(directory)]
+    for folder in folders:  # it grows
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                status = entry.stat(follow_symlinks=False)
+                is_folder = stat.S_ISDIR(status.st_mode)
+                if is_folder:
+                    folders.append(entry.path)
+                if is_folder or status.st_nlink == 1:
+                    os.lchown(entry.path, account.uid, account.gid)
+    os.lchown(directory, account.uid, account.gid)
+
+
+_locks: dict[str, FileLock] = {}
+"""Of the accounts that this process uses, by their files; held until it ends."""
+
+
+def _why_not_ours(accounts: Sequence[Account], locks: Path) -> Optional[str]:
+    """None once these accounts are this pilot's alone on this node; else in words why not.
+
+    Payloads of two pilots with one account could read and signal each other.
+    """
+    # Late: few pilots need it, and `pilot.api.container` has the standard library alone.
+    from filelock import FileLock, Timeout
+
+    try:
+        locks.mkdir(mode=0o755, parents=True, exist_ok=True)
+        status = locks.stat()
+        if status.st_uid != 0 or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            return f"others than root may write in {locks} (users_locks)"
+        for account in accounts:
+            path = str(locks / f"{account.uid}.lock")  # two names may be one account
+            if path not in _locks:
+                lock = FileLock(path, mode=0o600, thread_local=False)
+                lock.acquire(timeout=0)
+                _locks[path] = lock
+    except Timeout:
+        return f"another pilot on this node uses the account {account.name}"
+    except OSError as error:
+        return f"no lock can be held in {locks} (users_locks): {error.strerror or error}"
+    return None
 
 
 def _may_enter(account: Account, place: Path) -> bool:

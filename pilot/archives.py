@@ -20,6 +20,8 @@ HEADER_BYTES = 1024
 """An honest tar has about so much for each member beside its content."""
 LARGEST_DIRECTORY = 8 * 1024 * 1024
 """Bytes of the list of members at the end of a .zip, which is read as a whole: some 100,000 of them."""
+MOST_DEEP = 64
+"""Directories within each other, in a name."""
 BLOCK = 1 << 18
 
 _OF_NAMES = frozenset(
@@ -47,6 +49,7 @@ class Bounds(NamedTuple):
     unpacked: int
     """Bytes, of all its files together."""
     members: int
+    """Files and directories, also those that names only imply."""
 
 
 class BadArchive(Exception):
@@ -92,9 +95,9 @@ def _extract_tar(archive: BinaryIO, to: Path, bounds: Bounds, check: Callable[[]
     with tarfile.open(fileobj=stream, mode="r|") as packed:
         for member in packed:
             check()
-            count, total = count + 1, total + member.size
-            _within(bounds, count, total)
             _check(member, root)
+            count, total = count + _made(member.name, root), total + member.size
+            _within(bounds, count, total)
             if member.islnk():
                 total += _copy(
                     os.path.join(root, member.linkname),
@@ -129,7 +132,17 @@ def _check(member: tarfile.TarInfo, root: str) -> None:
         )
 
 
+def _made(name: str, root: str) -> int:
+    """How many files and directories a member makes: itself, and those on the way to it that are not there yet."""
+    count, parent = 1, os.path.dirname(os.path.join(root, name.rstrip("/")))
+    while not os.path.lexists(parent):
+        count, parent = count + 1, os.path.dirname(parent)
+    return count
+
+
 def _check_name(name: str, root: str) -> None:
+    if name.count("/") > MOST_DEEP:
+        raise BadArchive(f"holds {name[:200]!a}, which is deeper than {MOST_DEEP} directories")
     if name.startswith("/") or "\0" in name or not _inside(os.path.join(root, name), root):
         raise BadArchive(f"holds {name[:200]!a}, which leads out of it")
 
@@ -193,13 +206,15 @@ class _Bounded(io.RawIOBase):
 
 def _extract_zip(archive: BinaryIO, to: Path, bounds: Bounds, check: Callable[[], None]) -> None:
     root = os.path.realpath(to)
-    total = 0
+    count, total = 0, 0
     with zipfile.ZipFile(_Sips(archive)) as packed:
         members = packed.infolist()
         _within(bounds, len(members), 0)
         for member in members:
             check()
             _check_name(member.filename, root)
+            count += _made(member.filename, root)
+            _within(bounds, count, total)
             mode = member.external_attr >> 16
             if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
                 raise BadArchive(

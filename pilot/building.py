@@ -235,6 +235,7 @@ def _own_paths(settings: Settings, environ: Mapping[str, str]) -> tuple[str, ...
         *(state / name for name in ("pilot.token", "admin.token", "server.key")),
         *(environ.get(name) for name in ("X509_USER_PROXY", "BEARER_TOKEN_FILE")),
         f"/tmp/x509up_u{os.geteuid()}",
+        settings.optional_path("services", "collector_token_file"),
         outbox or Path(work, "outbox"),
     ]
     return (

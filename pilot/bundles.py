@@ -49,8 +49,11 @@ class Cache:
         self._fetch_bundle = fetch
         self._keep_bytes = keep_mb * 1024 * 1024
 
-    def unpack(self, bundle: BundleRef, to: Path) -> None:
-        """The bundle's content in a new directory; BUNDLE_FAILED if it cannot be had or is not what it should be."""
+    def unpack(self, bundle: BundleRef, to: Path, check: Callable[[], None] = lambda: None) -> None:
+        """The bundle's content in a new directory; BUNDLE_FAILED if it cannot be had or is not what it should be.
+
+        `check` is called now and then: what it raises ends the work.
+        """
         from pilot import archives  # late: most jobs bring none
 
         digest = bundle.digest
@@ -61,8 +64,8 @@ class Cache:
             self._fetch_bundle(digest, path, min(LARGEST_ARCHIVE, bundle.size))
 
         try:
-            with self.open(f"sha256:{digest}", fetch) as archive:
-                archives.extract(archive, to, archives.Bounds(LARGEST_UNPACKED, MOST_MEMBERS))
+            with self.open(f"sha256:{digest}", fetch, check=check) as archive:
+                archives.extract(archive, to, archives.Bounds(LARGEST_UNPACKED, MOST_MEMBERS), check)
         except archives.BadArchive as error:
             raise PilotageError("BUNDLE_FAILED", f"the bundle {error}") from None
         except (Mismatch, OSError) as error:

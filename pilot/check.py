@@ -84,11 +84,13 @@ def look(settings: Settings, environ: Mapping[str, str], secrets: Secrets) -> Re
     else:
         findings.append(Finding("server", Level.OK, f"{client.url} takes pilots of the queue {answer.name}"))
     settings, plugin = building.as_others_say(settings, answer)
+    tools = building.tools(settings, environ)
     findings += fitness.examine(
         settings,
         here,
         work,
-        unusable_tools=building.tools(settings, environ).unusable,
+        tools=tools.usable,
+        unusable_tools=tools.unusable,
         plugin=plugin,
         executor=executors.load(settings.items("payload", "executor"), environ),
         clock_skew=client.clock_skew if client else None,

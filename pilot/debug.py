@@ -42,6 +42,8 @@ LEAD_BYTES = 4096
 LONGEST_SECRET = 512
 MOST_ENTRIES = 20_000
 """Of a job's directory, looked at for the newest file and for sizes."""
+MOST_DEEP = 64
+"""Directories within each other: each that is open takes a descriptor."""
 MOST_LISTED = 200
 MOST_PROCESSES = 100
 
@@ -254,7 +256,7 @@ class _Entry(NamedTuple):
 
 
 def _entries(directory: Path) -> Iterator[_Entry]:
-    """What lies in a job's directory, at most so many; links are told and not followed."""
+    """What lies in a job's directory, at most so many and so deep; links are told and not followed."""
     left = MOST_ENTRIES
     walk = os.fwalk(directory, follow_symlinks=False) if directory.is_dir() else iter(())
     for folder, folders, files, number in walk:
@@ -267,6 +269,8 @@ def _entries(directory: Path) -> Iterator[_Entry]:
             if left < 0:
                 return
             yield _Entry(os.path.relpath(os.path.join(folder, name), directory), status)
+        if len(Path(folder).parts) - len(directory.parts) >= MOST_DEEP:
+            folders.clear()
 
 
 def newest(directory: Path) -> str:

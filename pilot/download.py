@@ -58,13 +58,20 @@ def fetch(url: str, to: Path, bounds: Bounds, is_over: Callable[[], bool] = lamb
         with _reached(parts, bounds, end, is_over) as connection:
             response = _asked(connection, parts)
             if response.status in REDIRECTS:
-                url = urljoin(url, response.headers.get("Location") or "")
+                url = _joined(url, response.headers.get("Location") or "")
                 continue
             if response.status != 200:
                 raise _failed(url, f"HTTP status {response.status}")
             _write(response, to, bounds.largest)
         return
     raise _failed(url, f"more than {MOST_REDIRECTS} redirections")
+
+
+def _joined(url: str, location: str) -> str:
+    try:
+        return urljoin(url, location)
+    except ValueError as error:
+        raise _failed(url, f"a redirection to {_shown(location)}: {error}") from None
 
 
 def _parts(url: str) -> SplitResult:

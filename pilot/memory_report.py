@@ -10,6 +10,7 @@ import json
 import math
 import os
 import secrets
+import stat
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -195,7 +196,10 @@ class MemoryReport:
 
 
 def write(directory: Path, name: str, document: Mapping[str, Any]) -> None:
-    """Replace a file in one step; nothing is followed out of the directory. OSError."""
+    """Replace a file in one step; nothing is followed out of the directory. OSError.
+
+    It belongs to whom the directory belongs, and keeps its mode: the steps of a job may have another account than we.
+    """
     folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     temporary = f".{name}.{secrets.token_hex(4)}"
     try:
@@ -203,6 +207,12 @@ def write(directory: Path, name: str, document: Mapping[str, Any]) -> None:
         try:
             with open(os.open(temporary, flags, 0o644, dir_fd=folder), "w", encoding="ascii") as file:
                 json.dump(document, file)
+                owner = os.fstat(folder)
+                if owner.st_uid != os.geteuid():
+                    os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
+                mode = _mode_of(name, folder)
+                if mode is not None:
+                    os.fchmod(file.fileno(), mode)
             os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
         except OSError:
             with contextlib.suppress(OSError):
@@ -210,6 +220,15 @@ def write(directory: Path, name: str, document: Mapping[str, Any]) -> None:
             raise
     finally:
         os.close(folder)
+
+
+def _mode_of(name: str, folder: int) -> Optional[int]:
+    """None if there is no such plain file."""
+    try:
+        status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except OSError:
+        return None
+    return status.st_mode & 0o777 if stat.S_ISREG(status.st_mode) else None
 
 
 def merge(directory: Path, part: Mapping[str, Any], key: str = KEY, name: str = JOB_REPORT) -> str:

@@ -331,7 +331,7 @@ def start(
     0: any number.
     """
     mark = secrets.token_hex(16)
-    text = _text((stdout, stderr), text_bytes, discards_text)
+    text = _text((stdout, stderr), text_bytes, discards_text, account)
     try:
         with _running.lock:
             popen = subprocess.Popen(
@@ -357,11 +357,14 @@ def start(
     return made
 
 
-def _text(paths: Iterable[Path], limit_bytes: int, discards: bool) -> Text:
+def _text(paths: Iterable[Path], limit_bytes: int, discards: bool, account: Optional[Account]) -> Text:
+    """The files are the account's: later steps of the job may read them."""
     files: list[int] = []
     try:
         for path in paths:
             files.append(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            if account is not None:
+                os.fchown(files[-1], account.uid, account.gid)
         return Text(files, limit_bytes, discards)
     except OSError as error:
         for file in files:
@@ -520,6 +523,8 @@ def cannot_write(error: OSError, what: str) -> PilotageError:
     """What the node's own disk refuses is no fault of a payload; but a step may have taken the name of a text."""
     if error.errno == errno.EEXIST:
         return PilotageError("BAD_COMMAND", f"{what} has no file: a step of the job has taken its name")
+    if error.errno == errno.EACCES:  # we have made it, and could write it then
+        return PilotageError("BAD_COMMAND", f"{what} has no file: a step of the job has closed its directory")
     said = f"{what} could not be kept on the node's disk"
     return limits.disk_refuses(error, said) or PilotageError("NODE_UNFIT", f"{said}: {error.strerror}")
 

@@ -336,6 +336,7 @@ def _check_node(context: Context) -> None:
         context.settings,
         context.node,
         context.directory.path,
+        tools=context.tools,
         unusable_tools=context.unusable_tools,
         plugin=context.plugin,
         executor=context.executor,

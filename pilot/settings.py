@@ -236,6 +236,8 @@ _PAYLOAD = (
     Setting("payload", "users", Type.LIST, "",
             "accounts that payloads run as, one for each slot, where the pilot is root; empty: all run as the pilot",
             overridable=(QUEUE,)),
+    Setting("payload", "users_locks", Type.PATH, "/run/pilotage",
+            "directory, written by root alone, for one lock per account of users: one pilot of a node uses it at a time"),
     Setting("payload", "utilities", Type.LIST, "", "services that run beside each payload, each described by a section [utility:NAME]",
             overridable=(QUEUE,)),
     Setting("payload", "step_timeout_seconds", Type.INTEGER, 3600, "longest run of a pre- or post-process that names none",

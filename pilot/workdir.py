@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shutil
 import stat
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -120,16 +119,18 @@ def make(directory: Path) -> None:
 
 def remove(directory: Path) -> None:
     """All of it, whatever rights a payload left on it, and never through a link."""
-    if _removed_simply(directory):
-        return
-    _open_up(str(directory))
-    with contextlib.suppress(OSError):
-        for _, folders, _, number in os.fwalk(directory):
-            for name in folders:
-                _open_up(name, number)
-    shutil.rmtree(directory, ignore_errors=True)
-    if directory.exists():
-        logger.warning("a directory could not be removed", extra={"directory": str(directory)})
+    try:
+        top = _opened(str(directory))
+        try:
+            _empty(top)
+        finally:
+            os.close(top)
+        os.rmdir(directory)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        extra = {"directory": str(directory), "reason": str(error)}
+        logger.warning("a directory could not be removed", extra=extra)
 
 
 def _unlink(path: Path) -> None:
@@ -138,21 +139,51 @@ def _unlink(path: Path) -> None:
         path.unlink()
 
 
-def _removed_simply(directory: Path) -> bool:
-    """Most jobs that last milliseconds leave their text and nothing else."""
-    try:
-        descriptor = os.open(directory, os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+def _empty(top: int) -> None:
+    """Remove what is in the directory, as far as that can be done.
+
+    However deep it is, without recursion and long paths: what lies in its directories is moved up into it, and removed from there.
+    """
+    waiting = _unlink_files(top)
+    prefix, n_moved = f".removed-{os.urandom(8).hex()}-", 0
+    while waiting:
+        name = waiting.pop()
+        with contextlib.suppress(OSError):  # the removal of what it lies in will fail, and be told
+            folder = _opened(name, top)
+            try:
+                for inner in _unlink_files(folder):
+                    n_moved += 1
+                    _open_up(inner, folder)  # what we may not write to may not be moved
+                    os.rename(inner, f"{prefix}{n_moved}", src_dir_fd=folder, dst_dir_fd=top)
+                    waiting.append(f"{prefix}{n_moved}")
+            finally:
+                os.close(folder)
+            os.rmdir(name, dir_fd=top)
+
+
+def _unlink_files(folder: int) -> list[str]:
+    """All but the directories in it, which are returned."""
+    folders = []
+    for name in os.listdir(folder):
         try:
-            for name in os.listdir(descriptor):
-                os.unlink(name, dir_fd=descriptor)
-        finally:
-            os.close(descriptor)
-        os.rmdir(directory)
-    except FileNotFoundError:
-        return not os.path.lexists(directory)
-    except OSError:
-        return False
-    return True
+            os.unlink(name, dir_fd=folder)
+        except IsADirectoryError:
+            folders.append(name)
+        except OSError:
+            continue  # the removal of the directory will fail, and be told
+    return folders
+
+
+def _opened(path: str, parent: Optional[int] = None) -> int:
+    """A directory, opened up to us where it was closed."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    with contextlib.suppress(PermissionError):
+        folder = os.open(path, flags, dir_fd=parent)
+        if os.fstat(folder).st_mode & stat.S_IRWXU == stat.S_IRWXU:
+            return folder
+        os.close(folder)
+    _open_up(path, parent)
+    return os.open(path, flags, dir_fd=parent)
 
 
 def _open_up(path: str, parent: Optional[int] = None) -> None:
@@ -277,7 +308,8 @@ class _JobLog:
 def pack(archive: Path, files: Sequence[Path], root: Path, limit_bytes: int) -> None:
     """Write a .tar.gz with these files; of one that is larger than its share of the limit, head and tail are kept.
 
-    Links and special files are left out: the archive is read by the user, and must hold nothing that the pilot alone may read.
+    Links, also hard ones, and special files are left out: the archive is read by the user, and must hold nothing that the pilot alone
+    may read.
     """
     with (
         open(_new(archive), "wb") as file,
@@ -290,6 +322,8 @@ def pack(archive: Path, files: Sequence[Path], root: Path, limit_bytes: int) -> 
                 continue
             with open(number, "rb") as text:
                 status = os.fstat(number)
+                if status.st_nlink > 1:
+                    continue
                 name = path.relative_to(root) if root in path.parents else Path(path.name)
                 info = tarfile.TarInfo(str(name))
                 info.mtime, info.mode = int(status.st_mtime), 0o644

@@ -13,8 +13,8 @@ no section of their own:
     retry = elsewhere
     avoid = queue
 
-`retry` is one of the catalogue's words. A rule is applied `times` times to a job; then the error ends it. The task's two
-budgets count beside that, with a rule as without one.
+`retry` is one of the catalogue's words. A rule is applied `times` times to a job for each error; then that error ends it. The
+task's two budgets count beside that, with a rule as without one.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Rule:
 
     retry: Retry
     times: int | None = None
-    """Applications to one job; None: as its budgets allow."""
+    """Applications to one job for each error; None: as its budgets allow."""
     avoid_queue: bool = False
     factor: float | None = None
     limit_mb: int | None = None

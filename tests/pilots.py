@@ -58,6 +58,7 @@ class Site:
             **{name: value for name, value in os.environ.items() if not name.startswith("PILOTAGE_")},
             **QUICK,
             "HOME": str(place),
+            "PILOTAGE_PAYLOAD__USERS_LOCKS": str(place / "locks"),
         }
         self.program: List[str] = [sys.executable, str(ROOT / "pilot")]
         """Another one for a pilot of another account, say."""

@@ -35,7 +35,7 @@ from urllib.parse import unquote, urlsplit
 SIGNALS = {signal.SIGTERM: (143, "PILOT_SIGTERM"), signal.SIGINT: (130, "PILOT_SIGINT")}
 REQUEST_SECONDS, LAST_SECONDS, FAREWELL_SECONDS = 15.0, 2.0, 5.0
 GIVE_UP_SECONDS, GRACE_SECONDS, POLL_SECONDS, LAST_WORDS, LARGEST_REPLY = 600.0, 3.0, 5.0, 2000, 1 << 24
-LASTING, NO_TOKEN = (400, 404, 405, 409, 413), (401, 403)  # a token may be renewed while a result waits
+LASTING, NO_TOKEN = (400, 404, 405, 409, 413), (401, 403)  # the token may be renewed in its file
 OS_ERRORS = {"STAGE-IN": "STAGE_IN_FAILED", "RUNNING": "TRANSFORM_NOT_FOUND", "STAGE-OUT": "STAGE_OUT_FAILED"}
 IDS = {"task_id": "taskId", "job_id": "jobId", "job_nr": "jobNr", "attempt_nr": "attemptNr"}
 FIELDS = "attemptId attemptToken command environment inputs outputs logUrl dataType cores prodSourceLabel"
@@ -82,10 +82,9 @@ class Pilot:
     """The server, and the one job that is held: `fence` is None while there is none."""
 
     def __init__(self, options, token):
-        self.options, self.url = options, urlsplit(options.url.rstrip("/"))
+        self.options, self.token, self.url = options, token, urlsplit(options.url.rstrip("/"))
         # https is verified; SSL_CERT_FILE may name the authorities. No proxy is used, no redirection followed.
         self.connect = getattr(http.client, f"{self.url.scheme.upper()}Connection")
-        self.headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
         self.fence, self.stopped, self.drain, self.signal, self.until = None, 0, False, 0, float("inf")
         name = re.sub("[^A-Za-z0-9._-]", "-", os.uname().nodename)[:100]
         self.me = {"pilotId": f"mini-{name}-{os.getpid()}-{os.urandom(3).hex()}", "node": name}
@@ -109,14 +108,18 @@ class Pilot:
                 timeout = LAST_SECONDS if self.signal else REQUEST_SECONDS
                 connection = self.connect(self.url.hostname, self.url.port, timeout=timeout)
                 with contextlib.closing(connection):
-                    text = json.dumps({**self.me, **body})
-                    connection.request("POST", f"{self.url.path}/v1/{verb}", text, self.headers)
+                    text, token = json.dumps({**self.me, **body}), self.token
+                    headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+                    connection.request("POST", f"{self.url.path}/v1/{verb}", text, headers)
                     answer = connection.getresponse()
                     status, data = answer.status, json.loads(answer.read(LARGEST_REPLY).decode())
                 if status == 200 and isinstance(data, dict):
                     return data
-                lasts = status in LASTING or (status in NO_TOKEN and verb != "updateJob")
-                failure = Failure(data["error"], data["detail"], not lasts)
+                if status in NO_TOKEN:
+                    with contextlib.suppress(OSError), open(self.options.token_file.name) as file:
+                        self.token = file.read().strip()
+                refused = status in NO_TOKEN and verb != "updateJob" and self.token == token
+                failure = Failure(data["error"], data["detail"], not refused and status not in LASTING)
             except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
                 failure = Failure("SERVER_UNREACHABLE", repr(error), True)
             logging.info(f"{verb}: {failure}")
@@ -135,7 +138,6 @@ class Pilot:
             raise Failure("STALE_ATTEMPT", answer.get("detail"), False)
 
     def beat(self, seconds):
-        """Name the attempt that is held, and hear whether it still is."""
         while True:
             time.sleep(seconds * random.uniform(0.9, 1.1))
             fence = self.fence
@@ -146,7 +148,6 @@ class Pilot:
                     self.stopped = fence["attemptId"]
 
     def work(self):
-        """Job after job; the exit code."""
         answer = self.ask("registerPilot", {"version": "minipilot"})
         threading.Thread(target=self.beat, args=(answer["heartbeatSeconds"],), daemon=True).start()
         n_jobs, idle_since = 0, time.monotonic()
@@ -178,10 +179,10 @@ class Pilot:
                     self.tell("FAILED", error=failure.name, errorDetail=failure.detail, exitCode=self.code)
         finally:
             self.fence = None
-            shutil.rmtree(self.place, ignore_errors=True)
+            with contextlib.suppress(RecursionError):  # it is deeper than this can remove
+                shutil.rmtree(self.place, ignore_errors=True)
 
     def do(self):
-        """From getJob to COMPLETED; a Failure if it does not come so far."""
         inputs, outputs = self.spec["inputs"], self.spec["outputs"]
         self.tell("OBTAINED")
         further = sorted(name for name, value in self.spec.items() if value and name not in KNOWN)
@@ -228,7 +229,6 @@ class Pilot:
         return {"lfn": lfn, "size": size, "checksums": found}
 
     def payload(self, lfns, outputs):
-        """Start it, wait, and judge."""
         inputs, lfn = [f"{self.place}/inputs/{lfn}" for lfn in lfns], "".join(lfns[:1])
         words = {name: str(self.spec[key]) for name, key in IDS.items()}
         environment = {name: text for name, text in os.environ.items() if not PRIVATE.search(name)}

@@ -105,18 +105,16 @@ class Communicator:
     ) -> None:
         self._silence.set()
         self._beating.join()
-        self._give_up_seconds = min(self._give_up_seconds, LAST_WORD_SECONDS)
+        until = time.monotonic() + min(self._give_up_seconds, LAST_WORD_SECONDS)
         why = f"{kind.__name__}: {error}" if kind else "it has ended"
+        code = PilotExit.BROKEN if kind else PilotExit.DONE
+        end = PilotEnd(self.who.pilot_id, int(code), why[:1000])
         try:
             for job in self.jobs.held():
+                self._give_up_seconds = max(0.0, until - time.monotonic())
                 job.fail(PilotageError("PILOT_EXCEPTION", f"the program that had the job: {why}"))
-                self.tell(job)
-            code = PilotExit.BROKEN if kind else PilotExit.DONE
-            self.client.end_pilot(PilotEnd(self.who.pilot_id, int(code), why[:1000]), LAST_WORD_SECONDS)
-        except PilotageError as last:
-            logger.warning(
-                "the server did not hear the last word", extra={"error": last.name, "detail": last.detail}
-            )
+                _try(partial(self.tell, job))  # the others are to be told also if this one cannot be
+            _try(partial(self.client.end_pilot, end, LAST_WORD_SECONDS))
         finally:
             self.client.close()
 
@@ -222,3 +220,12 @@ class Communicator:
                 self.heartbeat()
             except PilotageError as error:
                 logger.warning("no heartbeat", extra={"error": error.name, "detail": error.detail})
+
+
+def _try(call: Callable[[], object]) -> None:
+    try:
+        call()
+    except PilotageError as last:
+        logger.warning(
+            "the server did not hear the last word", extra={"error": last.name, "detail": last.detail}
+        )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 from functools import partial
+from pathlib import Path
 from typing import Callable, Optional
 
 from pilot import control, workdir
@@ -47,6 +49,8 @@ def stage_in(context: Context, job: JobRun) -> None:
             context.plugin.check_input(job, file, path)
         except OSError as error:
             raise PilotageError("STAGE_IN_FAILED", f"{file.lfn}: {error}") from None
+        if path.is_symlink():
+            job.linked.append(Path(os.path.realpath(path)))
         logger.info("input is there", extra={"lfn": file.lfn, "size": file.size})
 
 

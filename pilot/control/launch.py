@@ -10,7 +10,7 @@ from typing import Callable, Optional
 
 from pilot import accounts, limits, proc, process, sourcing, workdir
 from pilot.context import Context
-from pilot.jobrun import INPUTS, JobRun
+from pilot.jobrun import INPUTS, SOFTWARE, JobRun
 from pilot.node import gpus
 from pilot.plugins.executors import Run
 from protocol.errors import PilotageError
@@ -36,13 +36,6 @@ def run_of(
     """
     said = {**_said(context, job), **(environment or {})}
     settings = context.settings
-    resolved = (job.input_path(file).resolve() for file in job.spec.inputs)
-    # Without shipped code, what has that name was put there by the payload.
-    bundle = [job.bundle] if job.spec.bundle is not None else []
-    software = [_shown_of(job.software.directory)] if job.software is not None else []
-    readable = [job.directory / INPUTS, *bundle, *software, *map(Path, settings.items("payload", "readable"))]
-    # A copytool may have made a link to a file of the node.
-    readable += [path for path in resolved if job.directory.resolve() not in path.parents]
     return Run(
         command=tuple(command),
         directory=job.directory,
@@ -52,7 +45,7 @@ def run_of(
             for name, value in {**context.inherited, **_of_account(context, job)}.items()
             if said.get(name, "") is not None
         },
-        readable=tuple(path for path in readable if path.exists()),
+        readable=(*_parts_of(job), *(path for path in _of_node(context, job) if os.path.exists(path))),
         image=image if is_utility and image else _image(context, job, image),
         network=settings.flag("payload", "network"),
         cores=job.spec.cores,
@@ -63,9 +56,30 @@ def run_of(
     )
 
 
-def _shown_of(software: Path) -> Path:
-    """What a container shows of it: of CVMFS the whole repository, in which software refers to other software."""
-    return Path(*software.parts[:3]) if software.parts[:2] == ("/", "cvmfs") else software
+def _parts_of(job: JobRun) -> list[Path]:
+    """Of the job's directory what no command of the job may change: shown to each of them, from the first one on.
+
+    So each is a mount in every container of the job, which cannot be renamed. Nothing is looked for: what has such a name in a job
+    that has no such part was put there by the payload, and may be a link.
+    """
+    parts = [job.directory / INPUTS] if job.spec.inputs else []
+    parts += [job.bundle] if job.spec.bundle is not None else []
+    fetched = job.directory / SOFTWARE
+    is_fetched = job.software is not None and fetched in (
+        job.software.directory,
+        *job.software.directory.parents,
+    )
+    return [*parts, fetched] if is_fetched else parts
+
+
+def _of_node(context: Context, job: JobRun) -> list[Path]:
+    """What it may read of the node; of CVMFS the whole repository, in which software refers to other software."""
+    readable = [*map(Path, context.settings.items("payload", "readable")), *job.linked]
+    software = job.software.directory if job.software is not None else job.directory
+    if job.directory in (software, *software.parents):
+        return readable
+    is_cvmfs = software.parts[:2] == ("/", "cvmfs")
+    return [*readable, Path(*software.parts[:3]) if is_cvmfs else software]
 
 
 def check(context: Context, run: Run) -> None:

@@ -50,7 +50,7 @@ def prepare(context: Context, job: JobRun) -> None:
     if job.spec.inputs:
         workdir.make(job.directory / INPUTS)
     if job.spec.bundle is not None:
-        context.bundles.unpack(job.spec.bundle, job.bundle)
+        context.bundles.unpack(job.spec.bundle, job.bundle, job.check)
     if job.spec.software:
         from pilot.control import software  # late: most jobs name none
 

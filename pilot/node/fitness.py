@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Optional
 
 import copytools
+from copytools.base import CopyTool, FileTool
 from pilot import accounts, node
 from pilot.node import Node
 from protocol.errors import PilotageError
@@ -55,6 +56,7 @@ def examine(
     here: Node,
     work: Path,
     *,
+    tools: Sequence[CopyTool],
     unusable_tools: Mapping[str, str],
     plugin: ExperimentPlugin,
     executor: Chain,
@@ -68,7 +70,7 @@ def examine(
         *_mounts(settings.items("validation", "mounts")),
         *_copytools(settings.items("copytools", "names"), unusable_tools),
         *_gpus(here, settings.integer("node_settings", "slots"), settings.flag("validation", "gpu")),
-        *_executor(executor, settings, work),
+        *_executor(executor, settings, work, tools),
         *_experiment(plugin, here),
     ]
 
@@ -111,9 +113,11 @@ def _clock(skew: Optional[float], most: int) -> Iterator[Finding]:
         yield Finding("clock", Level.OK, "it agrees with the server's")
 
 
-def _executor(executor: Chain, settings: Settings, work: Path) -> Iterator[Finding]:
+def _executor(
+    executor: Chain, settings: Settings, work: Path, tools: Sequence[CopyTool]
+) -> Iterator[Finding]:
     reason = executor.unusable()
-    not_as = accounts.why_not(settings, work)
+    not_as = accounts.why_not(settings, work) or _why_unbounded(settings, tools)
     if reason is not None:
         yield Finding("executor", Level.UNFIT, f"payloads cannot be run as [payload] executor says: {reason}")
     elif not_as is not None:
@@ -123,6 +127,15 @@ def _executor(executor: Chain, settings: Settings, work: Path) -> Iterator[Findi
         yield Finding("executor", Level.WARNING, what)
     else:
         yield Finding("executor", Level.OK, "payloads are isolated from the pilot and from each other")
+
+
+def _why_unbounded(settings: Settings, tools: Sequence[CopyTool]) -> Optional[str]:
+    """None, or which copytools would hand the accounts any file of the node: they copy with root's rights, then give the copy away."""
+    if not settings.items("payload", "users"):
+        return None
+    names = [each.name for each in tools if isinstance(each, FileTool) and not each.directories]
+    wanted = ", ".join(f"[copytool:{name}] directories" for name in names)
+    return f"root would read and write any file of the node for them; set {wanted}" if names else None
 
 
 def _programs(names: Iterable[str]) -> Iterator[Finding]:

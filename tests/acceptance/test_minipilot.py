@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from protocol.messages import Step, StepKind
+from pilot import workdir
+from protocol.messages import Step, StepKind, TokenSpec
 from protocol.states import SUCCESS, JobState
 from tests.acceptance.proxy import Proxy, between
 from tests.acceptance.world import LEASE, Running, World, errors, words
@@ -256,3 +257,35 @@ def test_173_without_a_job_or_a_token_it_says_so(world: World, tmp_path: Path) -
     open_to_all = minipilot(world, "CPU", token=wrong)
     assert open_to_all.wait(20) == 2
     assert "chmod 600" in open_to_all.text
+
+
+def test_173_a_token_that_is_renewed_in_its_file_is_taken_when_the_old_one_is_refused(
+    world: World, tmp_path: Path
+) -> None:
+    queue = world.queue()
+    first, second = (world.session.create_token(TokenSpec(world.unique("t"), "pilot")) for _ in range(2))
+    token, go = tmp_path / "token", world.directory / "go"
+    token.write_text(str(first.token))
+    token.chmod(0o600)
+    task = world.submit_shell(queue, f"until [ -e {go} ]; do sleep 0.1; done")
+    await_ready(world, task.task_id)
+    pilot = minipilot(world, queue, token=token)
+    world.reached(task, JobState.RUNNING)
+    world.session.revoke_token(first.token_id)
+    go.touch()
+    wait_until(lambda: "updateJob: UNAUTHENTICATED" in pilot.text, 20, "a result that is refused")
+    token.write_text(str(second.token))
+    assert pilot.wait(20) == 0
+    assert errors(world.job(task)) == [None]
+
+
+def test_173_directories_that_are_too_deep_to_be_removed_end_no_pilot(world: World) -> None:
+    queue = world.queue()
+    deep = "import os\nfor _ in range(1500): os.mkdir('d'); os.chdir('d')"
+    task = world.submit(queue, ["{python}", "-c", deep], n_jobs=2)
+    await_ready(world, task.task_id, 2)
+    assert minipilot(world, queue).wait(40) == 0
+    assert world.ended(task).state == "COMPLETED"
+    assert [pilot.exit_code for pilot in world.session.pilots(queue=queue)] == [0]
+    for left in (world.directory / "work").iterdir():
+        workdir.remove(left)

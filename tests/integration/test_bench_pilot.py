@@ -36,6 +36,8 @@ def test_every_row_of_the_pilot_is_measured_and_nothing_is_left(place: Path) -> 
     assert all(row["median"] > 0 and row["cpuMs"] > 0 and row["reference"] > 0 for row in rates.values())
     [memory] = [row for row in rows if row["name"] == "memory of a pilot with 1 slot"]
     assert 10 < memory["median"] < 200, "resident memory of one process in MB"
+    [start] = [row for row in rows if row["name"] == "start of a pilot to its first job"]
+    assert 0.02 < start["median"] < 30, "seconds"
     assert list(place.iterdir()) == []
     assert left_running(place.parent) == []
 

@@ -7,6 +7,7 @@ unless the queue allows it. It needs no rights and no daemon; as root the comman
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -64,7 +65,8 @@ class Executor(base.Executor):
         # In this order: what is bound later lies on top, and the directory itself is often below /tmp.
         words += ["--bind", str(scratch), "/tmp", "--bind", str(scratch), "/var/tmp"]
         words += ["--bind", str(run.directory), str(run.directory)]
-        words += _bound("--ro-bind", run.readable)
+        # Whether it is there or not: a command without one of these could put a link in its place, for the next one.
+        words += [word for path in run.readable for word in ("--ro-bind", str(path), str(path))]
         # What the directories above these lie in is memory of the node.
         words += ["--remount-ro", "/", "--chdir", str(run.directory)]
         inside = {name: value for name, value in run.environment.items() if _NOT_OUTSIDE.match(name)}
@@ -128,7 +130,7 @@ def _python() -> Iterator[str]:
 
 def _bound(how: str, paths: Iterable[object]) -> Iterator[str]:
     for path in map(str, paths):
-        if Path(path).exists():
+        if os.path.exists(path):
             yield from (how, path, path)
 
 

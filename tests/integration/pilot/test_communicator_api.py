@@ -133,3 +133,14 @@ def test_a_program_may_wait_for_work(dispatcher: Dispatcher) -> None:
         later.join()
         job.complete()
         server.tell(job)
+
+
+def test_a_job_that_cannot_be_told_of_at_the_end_leaves_the_others_told(dispatcher: Dispatcher) -> None:
+    first, second = dispatcher.add("true"), dispatcher.add("true")
+    with agent(dispatcher, give_up_seconds=0.0) as server:
+        server.get_jobs(2)
+        dispatcher.misbehave("updateJob", times=1, status=503)
+    assert dispatcher.attempt(first).end is None
+    end = dispatcher.attempt(second).end
+    assert end is not None and end.error == "PILOT_EXCEPTION"
+    assert dispatcher.bodies("endPilot")

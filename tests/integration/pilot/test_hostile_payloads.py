@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple
 
@@ -17,6 +19,7 @@ from tests.fakes.dispatcher import TOKEN, Dispatcher
 from tests.integration.pilot.test_isolation import sleepers
 from tests.pilots import Site
 from tests.users import NOBODY, PYTHON, ordinary_user, place_for_all
+from tests.waiting import wait_until
 
 pytestmark = [
     pytest.mark.component("bubblewrap"),
@@ -25,6 +28,8 @@ pytestmark = [
 
 BUBBLEWRAP = {"PILOTAGE_PAYLOAD__EXECUTOR": "bubblewrap"}
 OTHER_ACCOUNT = {"PILOTAGE_PAYLOAD__USERS": "nobody"}
+DIRECTORIES = ("PILOTAGE_COPYTOOL_CP__DIRECTORIES", "PILOTAGE_COPYTOOL_NFS__DIRECTORIES")
+"""Without them root copies no file for others."""
 
 
 class SetUp(NamedTuple):
@@ -61,6 +66,7 @@ def house_of(wanted: SetUp) -> Iterator[House]:
         with Dispatcher(storage) as dispatcher:
             site = Site(place, dispatcher)
             site.environment["PYTHONDONTWRITEBYTECODE"] = "1"
+            site.environment.update(dict.fromkeys(DIRECTORIES, str(base)))
             package = base / "pilot.pyz"
             pilot_package.build(package)
             package.chmod(0o644)
@@ -274,3 +280,75 @@ def test_a_root_that_may_be_nobody_else_makes_the_node_unfit() -> None:
         ]
         assert site.run(**settings) == PilotExit.NODE_UNFIT
         assert "may not run anything as nobody" in site.pilots[-1].log
+
+
+def test_an_account_is_one_pilots_at_a_time_until_it_ends_however(tmp_path: Path) -> None:
+    with house_of(SetUp(OTHER_ACCOUNT)) as (site, dispatcher, settings, _):
+        first = dispatcher.add("sleep", "600")
+        holder = site.start(**settings)
+        wait_until(lambda: "RUNNING" in dispatcher.attempt(first).states, 15, "the first pilot's job")
+        assert site.run("-a", str(site.place / "elsewhere"), **settings) == PilotExit.NODE_UNFIT
+        assert "another pilot on this node uses the account nobody" in site.pilots[-1].log
+        holder.signal(signal.SIGKILL)
+        holder.wait()
+        second = dispatcher.add("true")
+        assert site.run(**settings) == PilotExit.DONE
+        assert dispatcher.attempt(second).state == "COMPLETED"
+
+
+def test_a_directory_for_locks_that_others_may_write_makes_the_node_unfit() -> None:
+    with house_of(SetUp(OTHER_ACCOUNT)) as (site, dispatcher, settings, _):
+        dispatcher.add("true")
+        (site.place / "locks").mkdir()
+        (site.place / "locks").chmod(0o777)
+        assert site.run(**settings) == PilotExit.NODE_UNFIT
+        assert "others than root may write in" in site.pilots[-1].log
+
+
+@pytest.mark.parametrize("missing", DIRECTORIES)
+def test_b25_root_copies_for_others_only_where_each_tool_has_its_directories(missing: str) -> None:
+    with house_of(SetUp(OTHER_ACCOUNT)) as (site, dispatcher, settings, _):
+        dispatcher.add("true")
+        assert site.run(**settings, **{missing: ""}) == PilotExit.NODE_UNFIT
+        tool = missing.split("_")[2].lower()
+        assert f"set [copytool:{tool}] directories" in site.pilots[-1].log and not dispatcher.held
+
+
+def test_b25_a_file_of_the_node_is_no_input_of_another_account() -> None:
+    with house_of(SetUp(OTHER_ACCOUNT)) as (site, dispatcher, settings, _):
+        file = site.input("shadow", b"x")
+        number = dispatcher.add("cat", "{input}", inputs=[replace(file, url="file:///etc/shadow")])
+        software = {"software": "file:///etc/shadow", "software_checksum": f"sha256:{'0' * 64}"}
+        by_software = dispatcher.add("true", **software)
+        site.run("--max-jobs", "2", **settings, PILOTAGE_COPYTOOLS__RETRIES="0")
+        ends = [dispatcher.attempt(each).end for each in (number, by_software)]
+        assert [end.error for end in ends if end] == ["BAD_PATH", "BAD_PATH"]
+
+
+def test_steps_of_another_account_read_what_the_payload_printed_and_write_the_jobs_report() -> None:
+    report = """echo '{{"by": "post"}}' > jobReport.json && chmod 640 jobReport.json"""
+    with house_of(SetUp(OTHER_ACCOUNT)) as (site, dispatcher, settings, _):
+        number = dispatcher.add(
+            "sh", "-c", f"echo said; echo >&2; {report}; sleep 1",
+            steps=[
+                Step(StepKind.POST, ["sh", "-ec", "grep said payload.stdout; test -r payload.stderr; grep memory_monitor jobReport.json"]),
+                Step(StepKind.POST, ["sh", "-ec", f"stat -c '%U %a' jobReport.json memory_monitor.json; {report}"]),
+            ],
+        )  # fmt: skip
+        assert site.run(**settings) == PilotExit.DONE
+        assert dispatcher.attempt(number).state == "COMPLETED", dispatcher.attempt(number).end
+        kept = site.archive(number)
+        assert kept["post-2.stdout"] == "nobody 640\nnobody 644\n"
+        assert json.loads(kept["jobReport.json"]) == {"by": "post"}
+
+
+@pytest.mark.parametrize("kind", ["bubblewrap, by an ordinary user", "plain, by an ordinary user"])
+def test_a_payload_that_closes_its_directory_fails_its_own_job_alone(kind: str) -> None:
+    with house_of({**ISOLATED, **NOT_ISOLATED}[kind]) as (site, dispatcher, settings, _):
+        file = site.input("in.txt", b"x")
+        bad = dispatcher.add("chmod", "0", ".", inputs=[file], steps=[Step(StepKind.POST, ["true"])])
+        good = dispatcher.add("true")
+        assert site.run("--max-jobs", "2", **settings) == PilotExit.DONE
+        end = dispatcher.attempt(bad).end
+        assert end is not None and end.error == "BAD_COMMAND", end
+        assert dispatcher.attempt(good).state == "COMPLETED"

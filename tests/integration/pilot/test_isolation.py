@@ -76,6 +76,30 @@ def test_what_a_payload_must_not_read_is_not_there(what: str, site: Site, dispat
     assert "others-file" not in seen and "token" not in seen
 
 
+@pytest.mark.parametrize("name", ["inputs", "bundle", "software"])
+def test_a_link_that_a_payload_leaves_for_the_next_step_shows_it_nothing(
+    name: str, site: Site, dispatcher: Dispatcher
+) -> None:
+    """The pilot, outside, could follow it to its own directories: what the job has none of is not shown."""
+    link = f"mv {name} old; ln -s ../../.. {name}; readlink {name}"
+    number = dispatcher.add(
+        "sh", "-c", link, steps=[Step(StepKind.POST, ["sh", "-c", f"cat {name}/token {site.token}; echo looked"])]
+    )  # fmt: skip
+    assert site.run(**ISOLATED) == PilotExit.DONE
+    kept = site.archive(number)
+    assert (kept["payload.stdout"], kept["post-1.stdout"]) == ("../../..\n", "looked\n")
+
+
+def test_inputs_that_a_payload_has_made_a_loop_of_are_no_fault_of_the_pilot(
+    site: Site, dispatcher: Dispatcher
+) -> None:
+    loop = "rm inputs/in.txt; ln -s in.txt inputs/in.txt"
+    file = site.input("in.txt", b"x")
+    number = dispatcher.add("sh", "-c", loop, inputs=[file], steps=[Step(StepKind.POST, ["true"])])
+    assert site.run() == PilotExit.DONE
+    assert dispatcher.attempt(number).state == "COMPLETED", dispatcher.attempt(number).end
+
+
 def test_a_payload_cannot_signal_its_pilot_nor_see_a_process_of_others(
     site: Site, dispatcher: Dispatcher
 ) -> None:

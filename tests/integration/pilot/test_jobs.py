@@ -259,6 +259,14 @@ def test_an_address_that_no_copytool_takes_is_told_as_such(site: Site, dispatche
     assert "secretword" not in end.error_detail + site.pilots[0].log
 
 
+def test_directories_deeper_than_any_path_cost_no_other_job(site: Site, dispatcher: Dispatcher) -> None:
+    deep = "import os\nfor _ in range(2500): os.mkdir('d'); os.chdir('d')"
+    numbers = [dispatcher.add("{python}", "-c", deep), dispatcher.add("true")]
+    site.run("--max-jobs", "2")
+    assert [dispatcher.attempt(number).state for number in numbers] == ["COMPLETED"] * 2
+    assert not list(site.work.glob("pilot-*"))
+
+
 def test_a_job_that_prints_too_much_is_ended_and_its_log_keeps_head_and_tail(
     site: Site, dispatcher: Dispatcher
 ) -> None:

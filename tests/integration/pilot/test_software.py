@@ -19,8 +19,9 @@ import pytest
 import trustme
 
 from protocol.messages import Step, StepKind
-from tests.fakes.dispatcher import Dispatcher
+from tests.fakes.dispatcher import TOKEN, Dispatcher
 from tests.integration.pilot.test_hostile_payloads import OTHER_ACCOUNT, SetUp, house_of
+from tests.integration.pilot.test_isolation import ISOLATED
 from tests.pilots import Site
 from tests.waiting import wait_until
 
@@ -318,14 +319,22 @@ def test_https_is_spoken_with_servers_that_the_system_trusts(
 
 def test_b25_software_is_fetched_from_nowhere_else(site: Site, dispatcher: Dispatcher, web: Web) -> None:
     """The server refuses such addresses; but a redirection may lead there."""
-    web.redirects = {"/ftp": "ftp://host/x", "/self": "http://0.0.0.0:1/x", "/round": "/round"}
+    web.redirects = {
+        "/ftp": "ftp://host/x",
+        "/self": "http://0.0.0.0:1/x",
+        "/round": "/round",
+        "/odd": "http://[::1/",
+    }
     numbers = [dispatcher.add("true", **named(web, path)) for path in web.redirects]
     numbers.append(dispatcher.add("true", software="file:///etc/passwd", software_checksum=checksum(b"x")))
     ini = site.place / "pilot.ini"
     ini.write_text(f"[copytool:cp]\ndirectories = {site.place}\n[copytool:nfs]\ndirectories = {site.place}\n")
-    site.run("--config", str(ini), "--max-jobs", "4", **ONCE)
+    site.run("--config", str(ini), "--max-jobs", "5", **ONCE)
     ends = [dispatcher.attempt(number).end for number in numbers]
-    said = ("no address of the web", "refused", "more than 5 redirections", "none of the allowed directories")
+    said = (
+        *("no address of the web", "refused", "more than 5 redirections", "a redirection to http://[::1/"),
+        "none of the allowed directories",
+    )
     for end, words in zip(ends, said):
         assert end.error in ("BAD_PATH", "SOFTWARE_NOT_FETCHED") and words in end.error_detail
     assert "/reco.tar.gz" not in web.asked
@@ -439,3 +448,17 @@ def test_software_is_handed_over_to_the_account_that_the_payload_runs_as() -> No
         site.run(**settings)
         assert dispatcher.attempt(number).end.error == "", site.archive(number)
         assert site.archive(number)["payload.stdout"].endswith("nobody\n")
+
+
+@pytest.mark.component("bubblewrap")
+def test_software_cannot_be_exchanged_for_a_link_that_shows_the_next_step_the_token(
+    site: Site, dispatcher: Dispatcher, web: Web
+) -> None:
+    """Not by renaming what lies around its one directory either."""
+    swap = "mv software old; mkdir -p software; rm -rf software/*; ln -s ../../../.. software/reco-1.2; ls software/reco-1.2"
+    look = f"cat software/reco-1.2/token {site.token}; reco step"
+    number = dispatcher.add("sh", "-c", swap, steps=[Step(StepKind.POST, ["sh", "-c", look])], **named(web))
+    assert run(site, number, **ISOLATED).error == ""
+    kept = site.archive(number)
+    assert kept["payload.stdout"].splitlines()[-2:] == ["bin", "setup.sh"]
+    assert kept["post-1.stdout"].endswith(" step\n") and TOKEN not in kept["post-1.stdout"]

@@ -148,6 +148,17 @@ def test_98_a_rule_is_applied_so_many_times_and_anew_after_a_user_retries(world:
     assert world.state() is S.READY
 
 
+def test_98_a_rule_for_a_blame_counts_for_each_error_by_itself(world: World) -> None:
+    with_rules(world, blame_payload=Rule(Retry.NOW, times=1))
+    ready(world, memory_mb=0)
+    for error in ("PAYLOAD_ABORTED", "PAYLOAD_SEGFAULT"):
+        world.fail(world.claim()[0], error)
+        assert world.state() is S.READY
+    world.fail(world.claim()[0], "PAYLOAD_ABORTED")
+    assert world.state() is S.FAILED
+    assert history(world, "GIVEN_UP")[0].startswith("PAYLOAD_ABORTED: now has been tried 1 times")
+
+
 def test_98_an_error_without_budget_is_bounded_by_its_rule(world: World) -> None:
     with_rules(world, KILLED_BY_SERVER=Rule(Retry.NOW, times=2))
     ready(world, memory_mb=0)

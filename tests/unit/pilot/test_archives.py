@@ -163,6 +163,30 @@ def test_b6_too_many_members_are_refused(tmp_path: Path, monkeypatch: pytest.Mon
         unpack(many, tmp_path / "again")
 
 
+def test_b6_directories_that_names_only_imply_are_counted(tmp_path: Path) -> None:
+    names = [f"{number}/" + "d/" * 60 + "x" for number in range(5)]
+    few = Bounds(10**6, 20)
+    for kind, data in (
+        ("tar", tar(*((name, b"") for name in names))),
+        ("links", tar(("to", b""), *((name, link("to", tarfile.LNKTYPE)) for name in names))),
+        ("zip", packed_zip(*((name, b"", 0o644) for name in names))),
+    ):
+        with pytest.raises(BadArchive, match="members"):
+            unpack(data, tmp_path / kind, few)
+        assert len(list((tmp_path / kind).rglob("*"))) <= 20
+    # Those that are named, or are there, count once.
+    unpack(
+        tar(("a", None), ("a/b", None), ("a/b/1", b""), ("a/b/2", b"")), tmp_path / "honest", Bounds(10, 4)
+    )
+
+
+def test_b6_directories_are_made_no_deeper_than_anybody_needs(tmp_path: Path) -> None:
+    unpack(tar(("d/" * 64 + "x", b"")), tmp_path / "fits")
+    for number, data in enumerate((tar(("d/" * 65 + "x", b"")), packed_zip(("d/" * 65 + "x", b"", 0o644)))):
+        with pytest.raises(BadArchive, match="deeper than 64"):
+            unpack(data, tmp_path / str(number))
+
+
 def test_who_wants_it_no_more_ends_the_work(tmp_path: Path) -> None:
     class Over(Exception):
         pass

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from copytools.base import FileTool
 from pilot import building, settings
 from pilot.plugins.base import ExperimentPlugin
 from protocol.errors import PilotageError
@@ -88,3 +89,15 @@ def test_a_pilot_that_speaks_through_a_bridge_needs_no_token(tmp_path: Path) -> 
     client = building.client_for(given, {}, Secrets())
     assert client.url == shared.as_uri()
     client.close()
+
+
+def test_the_collectors_token_is_no_input_of_a_job(tmp_path: Path) -> None:
+    (tmp_path / "collector").write_text("secret")
+    given = settings.load(
+        {}, environ={"PILOTAGE_SERVICES__COLLECTOR_TOKEN_FILE": str(tmp_path / "collector")}, start=tmp_path
+    )
+    files = [tool for tool in building.tools(given, {}).usable if isinstance(tool, FileTool)]
+    assert files
+    for tool in files:
+        with pytest.raises(PilotageError, match="is the pilot's own"):
+            tool.path_of(f"file://{tmp_path}/collector")

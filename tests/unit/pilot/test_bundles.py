@@ -95,6 +95,20 @@ def test_what_is_no_archive_is_refused_as_such(damage: bytes, tmp_path: Path) ->
     assert caught.value.name == "BUNDLE_FAILED"
 
 
+def test_f21_a_job_that_is_cancelled_ends_the_unpacking_of_its_bundle(tmp_path: Path) -> None:
+    class Over(Exception):
+        pass
+
+    def check() -> None:
+        if (tmp_path / "a" / "one").exists():
+            raise Over
+
+    server = Server(tar(("one", b"1"), ("two", b"2")))
+    with pytest.raises(Over):
+        Cache(tmp_path / "cache", server.fetch, 100).unpack(server.ref(), tmp_path / "a", check)
+    assert not (tmp_path / "a" / "two").exists()
+
+
 # -- several pilots, one cache ------------------------------------------------------------------------------------------------
 
 

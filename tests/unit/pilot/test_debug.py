@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from pilot import debug
+from pilot import debug, workdir
 from protocol.messages import LONGEST_TAIL
 from protocol.redaction import HIDDEN, Secrets
+from tests.unit.pilot import test_workdir
 
 SECRET = "s3cr3t-attempt-token"
 
@@ -111,6 +112,15 @@ def test_123_listing_and_sizes_tell_links_and_odd_names_in_one_line_each(tmp_pat
     total, first, *_ = debug.sizes(tmp_path).splitlines()
     assert total.endswith("in all")
     assert first.split()[1] == "big"
+
+
+def test_123_directories_deep_within_each_other_are_not_gone_through(tmp_path: Path) -> None:
+    test_workdir.made_deep(tmp_path / "job", 1500)
+    before = len(os.listdir("/proc/self/fd"))
+    assert debug.newest(tmp_path / "job").count("/") <= debug.MOST_DEEP
+    assert len(debug.listing(tmp_path / "job").splitlines()) == 2 * debug.MOST_DEEP + 2
+    assert len(os.listdir("/proc/self/fd")) == before
+    workdir.remove(tmp_path / "job")
 
 
 def test_123_listings_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

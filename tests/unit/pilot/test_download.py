@@ -16,6 +16,12 @@ from protocol.errors import PilotageError
 BOUNDS = Bounds(largest=10, seconds=1, connect_seconds=1, silent_seconds=1)
 
 
+CLOSED = (
+    *("169.254.169.254", "fe80::1%eth0", "::ffff:169.254.1.1", "fd00:ec2::254"),
+    *("64:ff9b::169.254.169.254", "192.0.0.192", "100.100.100.200"),
+)
+
+
 class Reached:
     """A connection to some address, on which nothing may be sent."""
 
@@ -30,7 +36,7 @@ class Reached:
         self.closed = True
 
 
-@pytest.mark.parametrize("host", ["169.254.169.254", "fe80::1%eth0", "::ffff:169.254.1.1", "fd00:ec2::254"])
+@pytest.mark.parametrize("host", CLOSED)
 def test_b25_a_name_that_leads_to_an_address_for_machines_own_use_is_not_followed(
     host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -59,5 +65,5 @@ def test_a_name_that_nobody_has_is_told(tmp_path: Path) -> None:
 
 
 def test_ordinary_addresses_are_open() -> None:
-    for host in ("127.0.0.1", "10.1.2.3", "192.0.2.1", "2001:db8::1", "::1"):
+    for host in ("127.0.0.1", "10.1.2.3", "192.0.2.1", "2001:db8::1", "::1", "64:ff9b::192.0.2.1"):
         assert not addresses.is_closed(ipaddress.ip_address(host))

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from pilot import building
 from pilot import settings as tables
 from pilot.node import Node, fitness
 from pilot.node.fitness import Finding, Level
@@ -45,6 +46,7 @@ def examined(
         given,
         here,
         work,
+        tools=building.tools(given, environ).usable,
         unusable_tools=unusable or {},
         plugin=plugin(given),
         executor=executors.load((), environ),

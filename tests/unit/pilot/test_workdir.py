@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import stat
+import subprocess
 import tarfile
 from pathlib import Path
-from typing import Dict
+from typing import Dict, Iterator
 
 import pytest
 
@@ -181,3 +182,84 @@ def test_a_link_in_the_place_of_a_jobs_directory_is_not_followed(tmp_path: Path)
     (tmp_path / "job-1-1").symlink_to(elsewhere)
     workdir.remove(tmp_path / "job-1-1")
     assert (elsewhere / "kept").exists()
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Path]:
+    """Where no test that fails leaves what pytest cannot remove."""
+    yield tmp_path
+    subprocess.run(["rm", "-rf", *tmp_path.iterdir()], check=True)
+
+
+def made_deep(directory: Path, n_levels: int, last: int = 0o700) -> None:
+    """Directories within each other, deeper than any path or stack of calls can be, with a file in each."""
+    directory.mkdir(exist_ok=True)
+    here = os.open(directory, os.O_DIRECTORY)
+    for _ in range(n_levels):
+        os.mkdir("d", dir_fd=here)
+        os.close(os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=here))
+        inner = os.open("d", os.O_DIRECTORY, dir_fd=here)
+        os.close(here)
+        here = inner
+    os.fchmod(here, last)
+    os.close(here)
+
+
+def test_a_directory_that_is_deeper_than_any_path_is_removed(place: Path) -> None:
+    directory = place / "job-1-1"
+    made_deep(directory, 5000, last=0o000)
+    made_deep(directory / "beside", 20)
+    (directory / ".removed-1").mkdir()
+    before = os.listdir("/proc/self/fd")
+    workdir.remove(directory)
+    assert not directory.exists()
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+def test_what_a_dead_pilot_left_deep_does_not_stop_the_next_one(place: Path) -> None:
+    dead = opened(place, "dead")
+    made_deep(dead.path / "job-1-1", 1500)
+    dead._lock.release()
+    opened(place, "new")
+    assert [path.name for path in place.iterdir() if path.is_dir()] == ["pilot-new"]
+
+
+def test_closed_directories_with_something_in_them_are_removed(tmp_path: Path) -> None:
+    directory = tmp_path / "job-1-1"
+    (directory / "a" / "b" / "c").mkdir(parents=True)
+    (directory / "a" / "b" / "c" / "file").touch()
+    (directory / "a" / "b" / "link").symlink_to(tmp_path)
+    for name in ("a/b/c", "a/b", "a", "."):
+        (directory / name).chmod(0o500 if name == "a" else 0o000)
+    workdir.remove(directory)
+    assert not directory.exists() and tmp_path.exists()
+
+
+def test_what_cannot_be_removed_is_told_and_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a/b/fast", "a/c/file", "d/file"):
+        (tmp_path / "job" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "job" / name).touch()
+    unlink = os.unlink
+
+    def refuse(path: str, *, dir_fd: int) -> None:
+        if path == "fast":
+            raise PermissionError(path)
+        unlink(path, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "unlink", refuse)
+    workdir.remove(tmp_path / "job")
+    left = [path for path in (tmp_path / "job").rglob("*") if path.is_file()]
+    assert [path.name for path in left] == ["fast"], "all else is gone"
+    assert "could not be removed" in caplog.text
+
+
+def test_a_hard_link_to_a_file_of_the_pilots_account_is_not_packed(tmp_path: Path) -> None:
+    (tmp_path / "job").mkdir()
+    (tmp_path / "token").write_bytes(b"secret")
+    os.link(tmp_path / "token", tmp_path / "job" / "payload.stderr")
+    (tmp_path / "job" / "payload.stdout").write_bytes(b"out")
+    files = [tmp_path / "job" / name for name in ("payload.stdout", "payload.stderr")]
+    workdir.pack(tmp_path / "log.tar.gz", files, tmp_path / "job", 1000)
+    assert packed(tmp_path / "log.tar.gz") == {"payload.stdout": b"out"}
