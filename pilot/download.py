@@ -96,7 +96,12 @@ def _reached(
         sock = socket.create_connection((host, port), min(bounds.connect_seconds, _left(end)))
     except (OSError, UnicodeError) as error:
         raise _failed(url, error) from None
-    if _is_closed(sock):
+    try:
+        is_closed = _is_closed(sock)
+    except OSError as error:  # the other side has hung up at once
+        sock.close()
+        raise _failed(url, error) from None
+    if is_closed:
         sock.close()
         raise PilotageError("BAD_PATH", f"{_shown(url)}: {host} is an address for machines' own use")
     sock.settimeout(min(bounds.silent_seconds, _left(end)))

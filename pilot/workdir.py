@@ -209,7 +209,8 @@ def _remove_leftover(path: Path) -> None:
     logger.info("removing what a dead pilot left", extra={"directory": str(path)})
     process.end_leftovers(path)
     remove(path)
-    _unlink(Path(lock.lock_file))
+    if not path.exists():  # else the next pilot tries again
+        _unlink(Path(lock.lock_file))
     lock.release()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import socket
 from pathlib import Path
@@ -67,3 +68,15 @@ def test_a_name_that_nobody_has_is_told(tmp_path: Path) -> None:
 def test_ordinary_addresses_are_open() -> None:
     for host in ("127.0.0.1", "10.1.2.3", "192.0.2.1", "2001:db8::1", "::1", "64:ff9b::192.0.2.1"):
         assert not addresses.is_closed(ipaddress.ip_address(host))
+
+
+def test_a_server_that_hangs_up_at_once_is_not_the_nodes_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hung_up(sock: socket.socket) -> bool:
+        raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")  # what getpeername says then
+
+    monkeypatch.setattr(download, "_is_closed", hung_up)
+    with socket.create_server(("127.0.0.1", 0)) as server, pytest.raises(PilotageError) as caught:
+        download.fetch(f"http://127.0.0.1:{server.getsockname()[1]}/a", tmp_path / "a", BOUNDS)
+    assert caught.value.name == "SOFTWARE_NOT_FETCHED"

@@ -56,6 +56,19 @@ def test_only_what_dead_pilots_left_is_removed(tmp_path: Path) -> None:
     assert (outside / "precious").exists()
 
 
+def test_what_could_not_be_removed_is_tried_again_by_the_next_pilot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead = opened(tmp_path, "dead")
+    dead._lock.release()
+    with monkeypatch.context() as broken:
+        broken.setattr(workdir, "remove", bool)  # a storage that refuses
+        opened(tmp_path, "second")
+    assert dead.path.exists()
+    opened(tmp_path, "third")
+    assert not dead.path.exists()
+
+
 def test_a_work_directory_that_cannot_be_made_makes_the_node_unfit(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(PilotageError) as caught:
