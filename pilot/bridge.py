@@ -77,6 +77,10 @@ def run(settings: Settings, environ: Mapping[str, str], secrets: Secrets) -> Pil
 
 def _lock_file(path: Path) -> int:
     """The number of the open file; the directory is made if need be."""
+    if not path.exists():
+        logger.warning(
+            "there was no such directory: pilots name the same one", extra={"directory": str(path)}
+        )
     try:
         letterbox.make(path)
         with letterbox.opened(path) as root:

@@ -111,7 +111,9 @@ def server_and_token(settings: Settings) -> tuple[str, str]:
     state = Path.home() / ".local" / "share" / "pilotage"
     if not (state / "pilot.token").exists():
         raise PilotageError("UNAUTHENTICATED", "no token: name its file with --token-file (TOKEN_FILE)")
-    if not settings.is_default("node_settings", "server_address"):
+    if not settings.is_default("node_settings", "server_address") or settings.integer(
+        "node_settings", "port"
+    ):
         return server_url(settings), read_secret(state / "pilot.token")
     try:
         url = str(json.loads((state / "server.json").read_text())["url"])

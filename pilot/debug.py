@@ -167,7 +167,7 @@ class Desk:
         name = looked.order.file or newest(job.directory)
         other = tail(job.directory, name, hide) if name else None
         if name and other is None:
-            other = Tail(0, "(no plain file of this name is there)")
+            other = Tail(0, "(no plain file of this name is there)\n")
         with self._lock:
             report = looked.report
             report.stdout, report.stdout_size = stdout.text, stdout.size

@@ -117,6 +117,8 @@ def _run(
         registration = building.registration(settings, here, pilot_id, work, given)
         with signals.raised():
             answer = _register(client, registration, settings)
+        places.enter_context(_end_told(client, pilot_id))
+        logger.info("the server knows the pilot", extra={"queue": answer.name})
         settings, plugin = building.as_others_say(settings, answer)
         kept = settings.optional_path("node_settings", "outbox_directory") or work / OUTBOX
         outbox = places.enter_context(_opened(Outbox(kept, pilot_id, client.url)))
@@ -282,7 +284,7 @@ class Pilot:
                 job.fail(ending.error)
             self._await_jobs(deadline)
         code = self._close(ending, deadline)
-        self._say_goodbye(code, ending.reason)
+        _say_goodbye(context.client, context.pilot_id, code, ending.reason)
         self._join(time.monotonic() + JOIN_SECONDS)
         context.client.close()
         return code
@@ -312,22 +314,31 @@ class Pilot:
             return PilotExit.SERVER_UNREACHABLE
         return ending.code
 
-    def _say_goodbye(self, code: PilotExit, reason: str) -> None:
-        try:
-            self._context.client.end_pilot(
-                PilotEnd(self._context.pilot_id, int(code), reason), LAST_WORD_SECONDS
-            )
-        except PilotageError as error:
-            logger.warning(
-                "the server did not hear the last word", extra={"error": error.name, "detail": error.detail}
-            )
-
     def _join(self, deadline: float) -> None:
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         stuck = [thread.name for thread in self._threads if thread.is_alive()]
         if stuck:
             logger.warning("controls that did not end in time are left", extra={"threads": ", ".join(stuck)})
+
+
+@contextmanager
+def _end_told(client: ServerClient, pilot_id: str) -> Iterator[None]:
+    """What keeps a pilot that the server knows from its work is told to it; without that it would count as one that lives."""
+    try:
+        yield
+    except PilotageError as error:
+        _say_goodbye(client, pilot_id, _exit_for(error), str(error))
+        raise
+
+
+def _say_goodbye(client: ServerClient, pilot_id: str, code: PilotExit, reason: str) -> None:
+    try:
+        client.end_pilot(PilotEnd(pilot_id, int(code), reason), LAST_WORD_SECONDS)
+    except PilotageError as error:
+        logger.warning(
+            "the server did not hear the last word", extra={"error": error.name, "detail": error.detail}
+        )
 
 
 def _check_node(context: Context) -> None:

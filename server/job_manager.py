@@ -15,7 +15,7 @@ from protocol.messages import AttemptView, FileView, GpuKind, JobView, Page, Pil
 from protocol.states import FINAL, HELD, Actor, JobState, PilotState
 from server import catalogue
 from server.job_executor import TAKEN_AWAY, lease_clock
-from server.jobs import benchmarks
+from server.jobs import benchmarks, retrying
 from server.jobs.claiming import log_url
 from server.jobs.moves import find as find
 from server.models import (
@@ -198,6 +198,11 @@ def _event_lines(events: Sequence[JobEvent], attempt_nr: int) -> list[StateTime]
     ]
 
 
+def _follows_an_end(event: JobEvent) -> bool:
+    """It tells what was made of the attempt that had ended."""
+    return event.actor == Actor.HEALING.value or event.event == retrying.RETRIED
+
+
 def _attempt_lines(attempt: Attempt, events: Sequence[JobEvent]) -> list[StateTime]:
     nr = attempt.attempt_nr
     lines = [StateTime(JobState.READY.value, iso(attempt.ready_at), nr, "task-executor")]
@@ -206,12 +211,12 @@ def _attempt_lines(attempt: Attempt, events: Sequence[JobEvent]) -> list[StateTi
         if at is not None:
             by = "dispatcher" if state is JobState.EXTRACTED else f"pilot {attempt.pilot_id}"
             lines.append(StateTime(state.value, iso(at), nr, by))
-    lines += _event_lines(events, nr)
+    lines += _event_lines([event for event in events if not _follows_an_end(event)], nr)
     if attempt.ended_at is not None:
         detail = ": ".join(part for part in (attempt.error, attempt.error_detail) if part)
         by = "server" if attempt.error in TAKEN_AWAY else f"pilot {attempt.pilot_id}"
         lines.append(StateTime(attempt.state, iso(attempt.ended_at), nr, by, detail))
-    return lines
+    return lines + _event_lines([event for event in events if _follows_an_end(event)], nr)
 
 
 def jobs(cursor: Cursor, task: int | None = None, state: str = "", error: str = "") -> Page:

@@ -89,7 +89,11 @@ def create(session: Session, *, expires: int | None, out: Path | None, as_json: 
     until = f", valid until {tables.when(view.expires)} (UTC)" if view.expires else ""
     where = f"in {out}" if out else "shown once: keep it in a file of mode 0600"
     tables.say(f"Token {view.token_id} of {view.name}, role {view.role}{until}; {where}.")
-    tables.say(f"next: pilotage task list --server {session.url} --token-file {out or 'FILE'}")
+    if view.role == "pilot":
+        queue = f" -q {view.queue}" if view.queue else ""
+        tables.say(f"next: pilotage pilot run --url {session.url}{queue} --token-file {out or 'FILE'}")
+    else:
+        tables.say(f"next: pilotage task list --server {session.url} --token-file {out or 'FILE'}")
     return None
 
 

@@ -21,6 +21,7 @@ from server.brokerage import dependencies
 from server.core import Core
 from server.database import Chain, Part, Rows
 from server.jobs import copies, moves
+from server.jobs.retrying import RETRIED
 from server.jobs.statements import listed
 from server.models import ArchivedJob, Dataset, File, Job, Task, now
 from server.pace import Pace
@@ -70,7 +71,7 @@ RETRY = Chain(
     Part(
         "noted",
         f"""INSERT INTO job_event (job_id, attempt_nr, at, actor, event, detail)
-            SELECT id, attempt_nr, CAST(:now AS double precision), '{Actor.USER.value}', 'RETRIED',
+            SELECT id, attempt_nr, CAST(:now AS double precision), '{Actor.USER.value}', '{RETRIED}',
                 CAST(:who AS text) || ': was ' || was
             FROM again
             RETURNING job_id""",

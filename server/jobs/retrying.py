@@ -27,6 +27,7 @@ AVOID_SECONDS = 600
 """How long a job is kept from the node, or the queue, whose fault its failure was."""
 HEALED = "HEALED"
 GIVEN_UP = "GIVEN_UP"
+RETRIED = "RETRIED"
 LARGEST_SECONDS = 10.0
 """How old may be what is known of the largest pilot."""
 
@@ -87,7 +88,7 @@ def _gives_up(job: Job, rule: Rule, entry: ErrorEntry) -> bool:
 def _applied(job: Job, entry: ErrorEntry) -> int:
     """How often a rule for this error was applied to the job, since a user last had it tried again."""
     of_job = JobEvent.select().where(JobEvent.job == job.id)
-    retried = of_job.where(JobEvent.event == "RETRIED").select(fn.MAX(JobEvent.id)).scalar() or 0
+    retried = of_job.where(JobEvent.event == RETRIED).select(fn.MAX(JobEvent.id)).scalar() or 0
     healed = of_job.where(
         JobEvent.event == HEALED, JobEvent.id > retried, JobEvent.detail.startswith(f"{entry.name}: ")
     )

@@ -98,3 +98,12 @@ def test_the_command_of_users_is_the_same(site: Site, dispatcher: Dispatcher) ->
     )  # fmt: skip
     assert done.returncode == 0
     assert "No job is asked for" in done.stdout and "pilotage pilot check -q CPU" in done.stdout
+
+
+def test_a_pilot_that_its_queue_makes_unfit_for_work_tells_the_server_that_it_ends(
+    site: Site, dispatcher: Dispatcher
+) -> None:
+    dispatcher.queue.copytools = ["nope"]
+    assert site.run() == PilotExit.BAD_SETTINGS
+    (last,) = dispatcher.bodies("endPilot")
+    assert last["exitCode"] == PilotExit.BAD_SETTINGS and "no copytool nope" in last["reason"]

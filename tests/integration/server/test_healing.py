@@ -55,6 +55,17 @@ def test_98_a_job_that_ran_out_of_memory_gets_more_and_goes_where_there_is_more(
     assert world.state() is S.COMPLETED
 
 
+def test_the_history_tells_what_was_done_after_what_made_it_needed(world: World) -> None:
+    ready(world, max_attempts=2)
+    for _ in range(2):
+        world.fail(world.claim(memory_mb=16_000)[0], "PAYLOAD_OUT_OF_MEMORY")
+    operations.retry(world.core, "t", RetrySpec(), "ada")
+    told = [line.state for line in job_manager.details(world.job()).history or []]
+    first, rest = told.index(S.FAILED.value), told[told.index("HEALED") :]
+    assert told[first + 1] == "HEALED"
+    assert rest.index("RETRIED") == rest.index(S.FAILED.value) + 1 and rest[-1] == S.READY.value
+
+
 def test_98_the_other_jobs_of_the_task_keep_their_needs(world: World) -> None:
     world.core.database.write(lambda: (world.ready(2, memory_mb=1000), world.pilot(memory_mb=16_000)))
     world.fail(world.claim(memory_mb=1000)[0], "PAYLOAD_MEMORY_LIMIT")
