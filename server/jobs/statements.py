@@ -298,14 +298,15 @@ def _mirror(target: JobState | None) -> Part:
     """The jobs of the attempts that were moved; one whose lease had run out is its pilot's again.
 
     Whether one of several copies leads is for the job's row to say, when it is this statement's: it may just have changed.
+    Of two copies in one statement only the older can lead: a row is joined once, and it leads who is the oldest that lives.
     """
     ended = ", ended_at = :now, error = NULL, error_detail = NULL" if target is JobState.COMPLETED else ""
     return Part(
         "mirrored",
         f"""UPDATE job SET state = CASE WHEN job.attempt_id = moved.id THEN moved.state ELSE job.state END,
                 changed = :now, loss = NULL, {_PLACES}{ended}
-            FROM moved
-            WHERE job.id = moved.job_id AND (job.attempt_id = moved.id OR copies IS NOT NULL) AND job.ended_at IS NULL
+            FROM (SELECT *, row_number() OVER (PARTITION BY job_id ORDER BY id) AS age FROM moved) AS moved
+            WHERE job.id = moved.job_id AND age = 1 AND (job.attempt_id = moved.id OR copies IS NOT NULL) AND job.ended_at IS NULL
             RETURNING job.id""",
         {},
     )

@@ -18,7 +18,7 @@ from server.brokerage import explain
 from server.core import Core, Limits
 from server.database import proxy
 from server.jobs import operations
-from server.models import Attempt, File, Queue, Replica
+from server.models import Attempt, File, Job, Queue, Replica
 from server.upkeep import archive
 from tests.auditing import assert_clean, look
 from tests.integration.server.conftest import SharedPostgres
@@ -140,6 +140,17 @@ def test_a_rivals_words_are_its_own(world: World) -> None:
     assert world.attempt(rival.attempt_id).state == S.STAGE_OUT.value
     world.say(leader, S.FINISHED)
     assert world.state() is S.FINISHED
+
+
+def test_words_of_both_copies_in_one_request_leave_the_job_as_its_leader_is(world: World, url: str) -> None:
+    begin(world, n_jobs=30)
+    leaders, rivals = claim(world, "p1", 30), claim(world, "p2", 30)
+    both = [*rivals, *leaders]
+    job_executor.update_all(world.core, [world.word(job) for job in both])
+    assert {job.state for job in Job.select()} == {S.OBTAINED.value}
+    job_executor.update_all(world.core, [world.word(job, S.STAGE_IN) for job in both])
+    assert {job.state for job in Job.select()} == {S.STAGE_IN.value}
+    assert_clean(url, storages=False)
 
 
 def test_a_pause_keeps_further_copies_back(world: World) -> None:

@@ -309,9 +309,10 @@ class Machine(RuleBasedStateMachine):
         n=st.integers(0, 2),
     )
     def say_several_and_ask(self, words: list[Any], n: int) -> None:
-        chosen = {self.attempt(number): rest for number, *rest in words}
-        pairs = [self.word(attempt, *rest) for attempt, rest in chosen.items()]
-        request = self.request(next(iter(chosen)).pilot, n) if n else None
+        # Of copies of one job only one speaks: which of two words counts first is for nobody to rely on.
+        chosen = {(attempt := self.attempt(number)).job.id: (attempt, rest) for number, *rest in words}
+        pairs = [self.word(attempt, *rest) for attempt, rest in chosen.values()]
+        request = self.request(next(iter(chosen.values()))[0].pilot, n) if n else None
 
         def tell() -> None:
             replies = job_executor.update_and_next(self.core, [said for said, _ in pairs], request)
