@@ -6,7 +6,9 @@ import contextlib
 import dataclasses
 import signal
 import sys
-from typing import Any
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, TypeVar
 
 import click
 
@@ -15,12 +17,54 @@ from server.bench import dispatch as rows_of_dispatch
 from server.bench import pilot as rows_of_pilot
 from server.bench import postgres, report, stage
 
-NAMES = ", ".join(rows_of_dispatch.ROWS)
-SIZES = {
-    "full": rows_of_dispatch.FULL,
-    "quick": rows_of_dispatch.QUICK,
-    "tiny": rows_of_dispatch.TINY,
-}
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _options(rows: ModuleType, quick: str) -> Callable[[F], F]:
+    """What every benchmark takes; `rows` has the ROWS by their names, and their sizes FULL, QUICK and TINY."""
+    names = ", ".join(rows.ROWS)
+
+    def checked(context: click.Context, option: click.Parameter, value: tuple[str, ...]) -> list[str]:
+        for name in value:
+            if name not in rows.ROWS:
+                raise click.UsageError(f"--only {name}: there is {names}")
+        return list(value or rows.ROWS)
+
+    def add(command: F) -> F:
+        for option in (
+            click.option("--sizes", type=click.Choice(["full", "quick", "tiny"]), hidden=True),
+            click.option("--json", "as_json", is_flag=True, help="print JSON"),
+            click.option(
+                "--runs", type=click.IntRange(1, 100), help="runs of each figure (default: 5, with --quick 3)"
+            ),
+            click.option(
+                "--only",
+                "names",
+                multiple=True,
+                metavar="NAME",
+                callback=checked,
+                help=f"measure this only; may be given again: {names}",
+            ),
+            click.option(
+                "--quick", is_flag=True, help=f"{quick}: fewer runs, smaller numbers, no figures to quote"
+            ),
+        ):
+            command = option(command)
+        return command
+
+    return add
+
+
+def _sizes(rows: ModuleType, quick: bool, sizes: str | None, runs: int | None) -> Any:
+    chosen = getattr(rows, (sizes or ("quick" if quick else "full")).upper())
+    return chosen if runs is None else dataclasses.replace(chosen, runs=runs)
+
+
+def _print(rows: list[report.Row], facts: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        click.echo(report.as_json(rows, facts))
+    else:
+        report.show(rows, facts)
 
 
 @click.group(
@@ -43,12 +87,7 @@ Examples:
   pilotage bench dispatch --json > dispatch.json
 """,
 )
-@click.option(
-    "--quick", is_flag=True, help="below a minute: fewer runs, smaller numbers, no figures to quote"
-)
-@click.option(
-    "--only", "names", multiple=True, metavar="NAME", help=f"measure this only; may be given again: {NAMES}"
-)
+@_options(rows_of_dispatch, "below a minute")
 @click.option(
     "--database",
     default="both",
@@ -56,36 +95,15 @@ Examples:
     help="sqlite, postgres (a cluster of its own), both (default), or postgresql://USER@HOST/NAME of a server "
     "where databases may be made",
 )
-@click.option("--runs", type=click.IntRange(1, 100), help="runs of each figure (default: 5, with --quick 3)")
-@click.option("--json", "as_json", is_flag=True, help="print JSON")
-@click.option("--sizes", type=click.Choice(sorted(SIZES)), hidden=True)
 def dispatch(
-    quick: bool, names: tuple[str, ...], database: str, runs: int | None, as_json: bool, sizes: str | None
+    quick: bool, names: list[str], database: str, runs: int | None, as_json: bool, sizes: str | None
 ) -> None:
     """Measure the dispatcher: life cycles by HTTP beside a reference, and what must not slow them down.
 
     It starts servers in temporary directories, and Postgres if need be, and ends and removes all of it.
     """
-    chosen = SIZES[sizes or ("quick" if quick else "full")]
-    if runs is not None:
-        chosen = dataclasses.replace(chosen, runs=runs)
-    for name in names:
-        if name not in rows_of_dispatch.ROWS:
-            raise click.UsageError(f"--only {name}: there is {NAMES}")
     signal.signal(signal.SIGTERM, _end)
-    rows, facts = _measure(database, chosen, list(names or rows_of_dispatch.ROWS))
-    if as_json:
-        click.echo(report.as_json(rows, facts))
-    else:
-        report.show(rows, facts)
-
-
-NAMES_OF_PILOT = ", ".join(rows_of_pilot.ROWS)
-SIZES_OF_PILOT = {
-    "full": rows_of_pilot.FULL,
-    "quick": rows_of_pilot.QUICK,
-    "tiny": rows_of_pilot.TINY,
-}
+    _print(*_measure(database, _sizes(rows_of_dispatch, quick, sizes, runs), names), as_json)
 
 
 @bench.command(
@@ -98,27 +116,15 @@ Examples:
   pilotage bench pilot --only no-op --peers peers/bin/python --json > pilot.json
 """,
 )
-@click.option(
-    "--quick", is_flag=True, help="about a minute: fewer runs, smaller numbers, no figures to quote"
-)
-@click.option(
-    "--only",
-    "names",
-    multiple=True,
-    metavar="NAME",
-    help=f"measure this only; may be given again: {NAMES_OF_PILOT}",
-)
+@_options(rows_of_pilot, "about a minute")
 @click.option(
     "--peers",
     metavar="PYTHON",
     help="also measure Parsl, Celery (with redis-server), dask.distributed and HyperQueue, as this Python has them",
 )
-@click.option("--runs", type=click.IntRange(1, 100), help="runs of each figure (default: 5, with --quick 3)")
-@click.option("--json", "as_json", is_flag=True, help="print JSON")
-@click.option("--sizes", type=click.Choice(sorted(SIZES_OF_PILOT)), hidden=True)
 def pilot(
     quick: bool,
-    names: tuple[str, ...],
+    names: list[str],
     peers: str | None,
     runs: int | None,
     as_json: bool,
@@ -128,21 +134,13 @@ def pilot(
 
     It starts what it needs in temporary directories, and ends and removes all of it.
     """
-    chosen = SIZES_OF_PILOT[sizes or ("quick" if quick else "full")]
-    if runs is not None:
-        chosen = dataclasses.replace(chosen, runs=runs)
-    for name in names:
-        if name not in rows_of_pilot.ROWS:
-            raise click.UsageError(f"--only {name}: there is {NAMES_OF_PILOT}")
+    chosen = _sizes(rows_of_pilot, quick, sizes, runs)
     signal.signal(signal.SIGTERM, _end)
     with stage.directory() as directory:
         facts = report.machine(None, chosen is not rows_of_pilot.FULL, directory)
         with stage.Stage(directory, "sqlite", None) as each:
-            rows = rows_of_pilot.measure(each, chosen, list(names or rows_of_pilot.ROWS), peers, _say)
-    if as_json:
-        click.echo(report.as_json(rows, facts))
-    else:
-        report.show(rows, facts)
+            rows = rows_of_pilot.measure(each, chosen, names, peers, _say)
+    _print(rows, facts, as_json)
 
 
 def _end(number: int, frame: object) -> None:
@@ -157,7 +155,9 @@ def _measure(
     with contextlib.ExitStack() as started:
         directory = started.enter_context(stage.directory())
         server = _postgres(database, started)
-        facts = report.machine(server.version() if server else None, sizes is not SIZES["full"], directory)
+        facts = report.machine(
+            server.version() if server else None, sizes is not rows_of_dispatch.FULL, directory
+        )
         facts["databaseCpuSeen"] = server is None or server.pid is not None
         for kind in ("sqlite", "postgres"):
             on = server if kind == "postgres" else None
