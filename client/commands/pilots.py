@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import click
 
 from client import tables
@@ -9,8 +12,10 @@ from client.commands.common import examples, json_option, limit_option, print_li
 from client.metrics import benchmark_line
 from client.session import Session
 from client.tables import Column
-from protocol.messages import GpuKind, PilotView
+from protocol.messages import GpuKind, PilotsDrained, PilotView
 from protocol.states import PilotState
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _COLUMNS = (
     Column("pilot", lambda pilot: pilot.pilot_id),
@@ -89,6 +94,22 @@ def _memory(kind: GpuKind) -> str:
     return f" with {kind.memory_mb} MiB" if kind.memory_mb else ""
 
 
+def _one_or_all(outdated: str) -> Callable[[F], F]:
+    """Which pilots a word is for."""
+
+    def add(command: F) -> F:
+        for option in (
+            json_option,
+            click.option("--outdated", is_flag=True, help=outdated),
+            click.option("--queue", metavar="QUEUE", help="All pilots that are in this queue now."),
+            click.argument("pilot_id", required=False, metavar="PILOT"),
+        ):
+            command = option(command)
+        return command
+
+    return add
+
+
 @click.command(
     epilog=examples(
         "pilotage pilot drain PILOT",
@@ -96,32 +117,20 @@ def _memory(kind: GpuKind) -> str:
         "pilotage pilot drain --queue CPU --outdated",
     )
 )
-@click.argument("pilot_id", required=False, metavar="PILOT")
-@click.option("--queue", metavar="QUEUE", help="All pilots that are in this queue now.")
-@click.option(
-    "--outdated",
-    is_flag=True,
-    help="Only those of another version than the server's: wrappers start new ones.",
-)
-@json_option
+@_one_or_all("Only those of another version than the server's: wrappers start new ones.")
 @with_session
 def drain(
     session: Session, *, pilot_id: str | None, queue: str | None, outdated: bool, as_json: bool
 ) -> None:
     """Let pilots end: they take no further job, and end when those that they hold have. Needs an admin's token."""
     _check(pilot_id, queue, outdated)
-    if queue:
-        drained = session.drain_pilots(queue, outdated=outdated)
-        if as_json:
-            return tables.show(drained)
-        tables.write(f"{tables.some(drained.n_pilots, 'pilot')} of {queue} will take no further job.")
-        if not outdated:
-            say_next(f"pilotage queue set {queue} drain --reason TEXT")
-        return None
-    view = session.drain_pilot(str(pilot_id))
-    if as_json:
-        return tables.show(view)
-    tables.write(f"Pilot {view.pilot_id} is {_state(view)}, with {tables.some(view.n_held, 'job')}.")
+    if not queue:
+        return _print_one(session.drain_pilot(str(pilot_id)), as_json)
+    _print_all(
+        session.drain_pilots(queue, outdated=outdated), f"of {queue} will take no further job", as_json
+    )
+    if not outdated and not as_json:
+        say_next(f"pilotage queue set {queue} drain --reason TEXT")
     return None
 
 
@@ -132,10 +141,7 @@ def drain(
         "pilotage pilot update --queue CPU --outdated",
     )
 )
-@click.argument("pilot_id", required=False, metavar="PILOT")
-@click.option("--queue", metavar="QUEUE", help="All pilots that are in this queue now.")
-@click.option("--outdated", is_flag=True, help="Only those of another version than the server's.")
-@json_option
+@_one_or_all("Only those of another version than the server's.")
 @with_session
 def update(
     session: Session, *, pilot_id: str | None, queue: str | None, outdated: bool, as_json: bool
@@ -146,19 +152,10 @@ def update(
     one with --max-jobs, and one that is too old to know this, ends as if it were drained.
     """
     _check(pilot_id, queue, outdated)
-    if queue:
-        told = session.update_pilots(queue, outdated=outdated)
-        if as_json:
-            return tables.show(told)
-        tables.write(
-            f"{tables.some(told.n_pilots, 'pilot')} of {queue} will make way for the server's present one."
-        )
-        return None
-    view = session.update_pilot(str(pilot_id))
-    if as_json:
-        return tables.show(view)
-    tables.write(f"Pilot {view.pilot_id} is {_state(view)}, with {tables.some(view.n_held, 'job')}.")
-    return None
+    if not queue:
+        return _print_one(session.update_pilot(str(pilot_id)), as_json)
+    told = session.update_pilots(queue, outdated=outdated)
+    return _print_all(told, f"of {queue} will make way for the server's present one", as_json)
 
 
 def _check(pilot_id: str | None, queue: str | None, outdated: bool) -> None:
@@ -166,3 +163,15 @@ def _check(pilot_id: str | None, queue: str | None, outdated: bool) -> None:
         raise click.UsageError("name a pilot, or --queue QUEUE for all that are there")
     if outdated and not queue:
         raise click.UsageError("--outdated goes with --queue")
+
+
+def _print_one(view: PilotView, as_json: bool) -> None:
+    if as_json:
+        return tables.show(view)
+    return tables.write(f"Pilot {view.pilot_id} is {_state(view)}, with {tables.some(view.n_held, 'job')}.")
+
+
+def _print_all(told: PilotsDrained, will: str, as_json: bool) -> None:
+    if as_json:
+        return tables.show(told)
+    return tables.write(f"{tables.some(told.n_pilots, 'pilot')} {will}.")
