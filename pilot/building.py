@@ -222,9 +222,10 @@ def tools(settings: Settings, environ: Mapping[str, str]) -> Tools:
     found = find_tools(
         names, {name: {**prefix, **settings.open_section(f"copytool:{name}")} for name in names}
     )
+    own = _own_paths(settings, environ)
     for tool in found.usable:
         if isinstance(tool, FileTool):
-            tool.not_for_jobs = _own_paths(settings, environ)
+            tool.not_for_jobs = own
     return found
 
 

@@ -13,7 +13,7 @@ import queue
 import socket
 import ssl
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Optional
 from urllib.parse import urlsplit
 
@@ -24,6 +24,11 @@ logger = logging.getLogger(__name__)
 LARGEST_REPORT = 1024 * 1024
 MOST_WAITING = 100
 """Of more the newest are dropped: the collector is slow or dead."""
+
+
+def described(report: Mapping[str, Any], leave_out: Collection[str] = (), **more: Any) -> dict[str, Any]:
+    """A dictionary with more facts in it, and without those that are not wanted."""
+    return {name: value for name, value in {**report, **more}.items() if name not in leave_out}
 
 
 def send(

@@ -71,7 +71,7 @@ def _joined(url: str, location: str) -> str:
     try:
         return urljoin(url, location)
     except ValueError as error:
-        raise _failed(url, f"a redirection to {_shown(location)}: {error}") from None
+        raise _failed(url, f"a redirection to {shown(location)}: {error}") from None
 
 
 def _parts(url: str) -> SplitResult:
@@ -79,9 +79,9 @@ def _parts(url: str) -> SplitResult:
         parts = urlsplit(url)
         _ = parts.port
     except ValueError as error:
-        raise PilotageError("BAD_PATH", f"{_shown(url)}: {error}") from None
+        raise PilotageError("BAD_PATH", f"{shown(url)}: {error}") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise PilotageError("BAD_PATH", f"{_shown(url)} is no address of the web")
+        raise PilotageError("BAD_PATH", f"{shown(url)} is no address of the web")
     return parts
 
 
@@ -103,7 +103,7 @@ def _reached(
         raise _failed(url, error) from None
     if is_closed:
         sock.close()
-        raise PilotageError("BAD_PATH", f"{_shown(url)}: {host} is an address for machines' own use")
+        raise PilotageError("BAD_PATH", f"{shown(url)}: {host} is an address for machines' own use")
     sock.settimeout(min(bounds.silent_seconds, _left(end)))
     if parts.scheme == "https":
         context = ssl.create_default_context()
@@ -200,8 +200,9 @@ def _left(end: float) -> float:
 
 
 def _failed(url: str, why: Union[str, Exception]) -> PilotageError:
-    return PilotageError("SOFTWARE_NOT_FETCHED", f"{_shown(url)}: {one_line(str(why))}")
+    return PilotageError("SOFTWARE_NOT_FETCHED", f"{shown(url)}: {one_line(str(why))}")
 
 
-def _shown(url: str) -> str:
+def shown(url: str) -> str:
+    """As messages may have it."""
     return one_line(redact(url[:500]))

@@ -217,11 +217,6 @@ class JobRun:
         if self.over.is_set():
             raise JobOver
 
-    def pause(self, seconds: float) -> None:
-        """Sleep, but not beyond the end of the job."""
-        if self.over.wait(seconds):
-            raise JobOver
-
     def payload_started(self, kill: Callable[[], None]) -> None:
         """Until `payload_ended`; `kill` ends it at once, should its monitor not do so in order."""
         with self._lock:

@@ -16,8 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
-from copytools import checksum
-from pilot import proc
+from pilot import plain_json, proc
 from pilot.proc import Stat
 from protocol.redaction import one_line
 
@@ -234,7 +233,7 @@ def _mode_of(name: str, folder: int) -> Optional[int]:
 def merge(directory: Path, part: Mapping[str, Any], key: str = KEY, name: str = JOB_REPORT) -> str:
     """Put our part into the payload's report, or into one of our own; why not, in words. One that is no JSON object stays as it is."""
     try:
-        report = _read_object(directory, name)
+        report = _found(directory / name)
         write(directory, name, {**report, key: part})
     except OSError as error:
         return f"{name}: {error.strerror or error}"
@@ -243,17 +242,9 @@ def merge(directory: Path, part: Mapping[str, Any], key: str = KEY, name: str = 
     return ""
 
 
-def _read_object(directory: Path, name: str) -> dict[str, Any]:
-    """Empty if there is none; ValueError for what is too large, or no JSON object; OSError for what is no plain file."""
+def _found(path: Path) -> dict[str, Any]:
+    """Empty if there is none."""
     try:
-        number = checksum.open_plain(directory / name)
+        return plain_json.read(path, LARGEST_JOB_REPORT, strictly=False)
     except FileNotFoundError:
         return {}
-    with open(number, "rb") as file:
-        data = file.read(LARGEST_JOB_REPORT + 1)
-    if len(data) > LARGEST_JOB_REPORT:
-        raise ValueError(f"it is larger than {LARGEST_JOB_REPORT // MIB} MiB")
-    found = json.loads(data)
-    if not isinstance(found, dict):
-        raise ValueError("it is no JSON object")
-    return found

@@ -30,7 +30,7 @@ from pilot.node import fitness
 from pilot.outbox import Outbox
 from pilot.plugins import executors, monitors, workflows
 from pilot.plugins.workflows.base import Steps, Workflow
-from pilot.server_client import CREDENTIALS, Backoff, ServerClient, insist, is_passing
+from pilot.server_client import CREDENTIALS, Backoff, ServerClient, insist, is_passing, last_word
 from pilot.workdir import JobLogs, PilotDirectory
 from protocol import __version__
 from protocol.errors import PilotageError, PilotExit
@@ -333,12 +333,8 @@ def _end_told(client: ServerClient, pilot_id: str) -> Iterator[None]:
 
 
 def _say_goodbye(client: ServerClient, pilot_id: str, code: PilotExit, reason: str) -> None:
-    try:
+    with last_word():
         client.end_pilot(PilotEnd(pilot_id, int(code), reason), LAST_WORD_SECONDS)
-    except PilotageError as error:
-        logger.warning(
-            "the server did not hear the last word", extra={"error": error.name, "detail": error.detail}
-        )
 
 
 def _check_node(context: Context) -> None:

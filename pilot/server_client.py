@@ -18,7 +18,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -287,6 +287,17 @@ class ServerClient:
         refused_by_us = isinstance(error, urllib3.exceptions.SSLError)
         return PilotageError(
             "SERVER_UNREACHABLE", f"{self.url}: {one_line(str(error))}", certificate=refused_by_us
+        )
+
+
+@contextlib.contextmanager
+def last_word() -> Iterator[None]:
+    """What is said here is worth one try: nobody waits for it any more."""
+    try:
+        yield
+    except PilotageError as error:
+        logger.warning(
+            "the server did not hear the last word", extra={"error": error.name, "detail": error.detail}
         )
 
 

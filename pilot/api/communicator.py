@@ -30,7 +30,7 @@ from typing import Any, Optional, TypeVar
 
 from pilot import certificates
 from pilot.jobrun import JobOver, JobRun, Jobs
-from pilot.server_client import Backoff, ServerClient, Waiting, insist, is_passing
+from pilot.server_client import Backoff, ServerClient, Waiting, insist, is_passing, last_word
 from protocol.errors import PilotageError, PilotExit
 from protocol.messages import (
     GetJobReply,
@@ -113,8 +113,10 @@ class Communicator:
             for job in self.jobs.held():
                 self._give_up_seconds = max(0.0, until - time.monotonic())
                 job.fail(PilotageError("PILOT_EXCEPTION", f"the program that had the job: {why}"))
-                _try(partial(self.tell, job))  # the others are to be told also if this one cannot be
-            _try(partial(self.client.end_pilot, end, LAST_WORD_SECONDS))
+                with last_word():  # the others are to be told also if this one cannot be
+                    self.tell(job)
+            with last_word():
+                self.client.end_pilot(end, LAST_WORD_SECONDS)
         finally:
             self.client.close()
 
@@ -220,12 +222,3 @@ class Communicator:
                 self.heartbeat()
             except PilotageError as error:
                 logger.warning("no heartbeat", extra={"error": error.name, "detail": error.detail})
-
-
-def _try(call: Callable[[], object]) -> None:
-    try:
-        call()
-    except PilotageError as last:
-        logger.warning(
-            "the server did not hear the last word", extra={"error": last.name, "detail": last.detail}
-        )

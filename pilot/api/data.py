@@ -11,9 +11,7 @@ It copies with the copytools of this installation, as a pilot does: that stages 
 from __future__ import annotations
 
 import errno
-import logging
 import os
-import random
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,12 +24,11 @@ from typing import Callable, NamedTuple, Optional
 import copytools
 from copytools import checksum
 from copytools.base import Checksums, CopyTool
-from protocol.errors import PilotageError, Retry
+from pilot.patience import Patience, Stopped, patiently
+from protocol.errors import PilotageError
 from protocol.redaction import one_line, redact
 
 __all__ = ["Copied", "Data", "File", "Progress", "Result", "Stopped", "Tools", "Transfers", "find_tools"]
-
-logger = logging.getLogger(__name__)
 
 ALWAYS = "adler32"
 """Every output gets this checksum, whoever reads it later; and blake3 where the node has it."""
@@ -41,9 +38,6 @@ MISMATCH = {
     "md5": "STAGE_IN_MD5_MISMATCH",
     "blake3": "STAGE_IN_BLAKE3_MISMATCH",
 }
-
-HOPELESS = frozenset((Retry.NEVER, Retry.ELSEWHERE))
-"""Errors that another try on this node does not mend."""
 
 
 class Tools(NamedTuple):
@@ -112,10 +106,6 @@ class Progress(NamedTuple):
     total: int
 
 
-class Stopped(Exception):
-    """Nobody wants the file any more."""
-
-
 class Data:
     """Copies files with these tools, by these rules."""
 
@@ -132,10 +122,8 @@ class Data:
         """`tools`: the first that knows a URL takes it; None: all that work here. `timeout_seconds` is for one try of one file."""
         self.tools = find_tools().usable if tools is None else tuple(tools)
         self.parallel = parallel
-        self.retries = retries
+        self.patience = Patience(retries, backoff_seconds, backoff_max_seconds)
         self.timeout_seconds = timeout_seconds
-        self.backoff_seconds = backoff_seconds
-        self.backoff_max_seconds = backoff_max_seconds
 
     # -- many files ---------------------------------------------------------------------------------------------------------
 
@@ -171,34 +159,17 @@ class Data:
         algorithms: tuple[str, ...],
         stop: Optional[threading.Event],
     ) -> Copied:
-        """Again after a failure that may pass, with waits that double; a file that is not as it should be gets one more try.
-
-        `otherwise` names the error for a failure of the node's own disk that has no name yet.
-        """
+        """Again after a failure that may pass; `otherwise` names the error for one of the node's own disk that has no name yet."""
         stop = stop or threading.Event()
-        failures = 0
-        while not stop.is_set():
+
+        def copied() -> Copied:
             try:
                 return work(self._tool_for(file.url, algorithms, stop))
             except OSError as error:
                 name = _NAMES.get(error.errno or 0, otherwise).format(stage=otherwise.partition("_FAILED")[0])
-                failed = PilotageError(name, one_line(str(error)))
-            except PilotageError as error:
-                failed = error
-            if stop.is_set():
-                break
-            failures += 1
-            retry = failed.entry.retry
-            most = min(1, self.retries) if retry is Retry.FRESH_INPUT else self.retries
-            if retry in HOPELESS or failures > most:
-                raise failed
-            pause = min(self.backoff_seconds * 2.0 ** (failures - 1), self.backoff_max_seconds)
-            logger.warning(
-                "a copy failed",
-                extra={"error": failed.name, "detail": failed.detail, "again_in": round(pause, 1)},
-            )
-            stop.wait(pause * random.uniform(0.75, 1.25))
-        raise Stopped
+                raise PilotageError(name, one_line(str(error))) from None
+
+        return patiently(self.patience, copied, stop, "a copy failed")
 
     def _tool_for(self, url: str, algorithms: tuple[str, ...], stop: threading.Event) -> CopyTool:
         """The first tool that understands the URL, made for this file: it ends soon after the word to stop."""

@@ -19,14 +19,14 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Optional
 
 from pilot import benchmark as program
 from pilot import memory_report, proc
-from pilot.collector import send
+from pilot.collector import described, send
 from protocol.errors import PilotageError
 from protocol.redaction import one_line
 
@@ -52,11 +52,6 @@ def benchmark(
         words = done.stderr.decode(errors="replace").strip()
         raise PilotageError("BENCHMARK_FAILED", one_line(words)[-300:] or f"exit code {done.returncode}")
     return found
-
-
-def described(report: Mapping[str, Any], leave_out: Collection[str] = (), **more: Any) -> dict[str, Any]:
-    """A dictionary with more facts in it, and without those that are not wanted."""
-    return {name: value for name, value in {**report, **more}.items() if name not in leave_out}
 
 
 def add_to_job_report(

@@ -5,15 +5,14 @@ What one found goes to the server with the next word about the job, and to the c
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Optional
 
-from copytools import checksum
-from pilot import process
+from pilot import plain_json, process
+from pilot.collector import described
 from pilot.context import Context
 from pilot.jobrun import JobRun
 from protocol import __version__
@@ -95,21 +94,10 @@ def _take(context: Context, job: JobRun, name: str, by: str) -> None:
 def _read(path: Path) -> Mapping[str, Any]:
     """BENCHMARK_FAILED for what is no plain file of ours with a JSON object; links are not followed."""
     try:
-        with open(checksum.open_plain(path), "rb") as file:
-            data = file.read(LARGEST + 1)
-        if len(data) > LARGEST:
-            raise ValueError(f"it is larger than {LARGEST // 1024} KiB")
-        found = json.loads(data, parse_constant=_refuse)
-        if not isinstance(found, dict):
-            raise ValueError("it is no JSON object")
+        return plain_json.read(path, LARGEST)
     except (OSError, ValueError, RecursionError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or one_line(str(error))[:200]
         raise PilotageError("BENCHMARK_FAILED", f"{path.name}: {reason}") from None
-    return found
-
-
-def _refuse(name: str) -> None:
-    raise ValueError(f"it has {name} in it, which is no JSON")
 
 
 def report_of(found: Mapping[str, Any], by: str) -> BenchmarkReport:
@@ -166,4 +154,4 @@ def _for_collector(context: Context, job: JobRun, found: Mapping[str, Any], by: 
         "attempt_nr": spec.attempt_nr,
     }
     unwanted = context.settings.items("services", "collector_leave_out")
-    return {name: value for name, value in {**found, **ours}.items() if name not in unwanted}
+    return described(found, unwanted, **ours)

@@ -13,6 +13,7 @@ from pilot.api.data import Copied, Data, File, Stopped
 from pilot.context import Context
 from pilot.control.payload import pack_log
 from pilot.jobrun import JobOver, JobRun
+from pilot.patience import Patience
 from protocol.errors import PilotageError
 from protocol.messages import LogReport, OutputReport
 from protocol.states import JobState
@@ -92,11 +93,11 @@ def _copied(copy: Callable[..., Copied], file: File, job: JobRun) -> Copied:
 
 def _data(context: Context, retries: Optional[int] = None) -> Data:
     """With the tools of the queue and the settings as they are for its jobs."""
-    settings = context.settings
+    patience = Patience.of(context.settings)
     return Data(
         context.tools,
-        retries=settings.integer("copytools", "retries") if retries is None else retries,
-        timeout_seconds=settings.integer("copytools", "timeout_seconds"),
-        backoff_seconds=settings.number("copytools", "backoff_seconds"),
-        backoff_max_seconds=settings.number("copytools", "backoff_max_seconds"),
+        retries=patience.retries if retries is None else retries,
+        timeout_seconds=context.settings.integer("copytools", "timeout_seconds"),
+        backoff_seconds=patience.backoff_seconds,
+        backoff_max_seconds=patience.backoff_max_seconds,
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import random
 import re
 import subprocess
 import sys
@@ -19,10 +18,12 @@ from pilot import archives, download
 from pilot.archives import BadArchive
 from pilot.bundles import Mismatch
 from pilot.context import Context
-from pilot.jobrun import SOFTWARE, JobRun
+from pilot.download import shown
+from pilot.jobrun import SOFTWARE, JobOver, JobRun
+from pilot.patience import Patience, Stopped, patiently
 from pilot.sourcing import PROGRAMS, SETUP, Software
-from protocol.errors import PilotageError, Retry
-from protocol.redaction import one_line, redact
+from protocol.errors import PilotageError
+from protocol.redaction import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +32,6 @@ MOST_MEMBERS = 200_000
 ALGORITHMS = ("sha256", "blake3")
 LOOK_SECONDS = 20.0
 """CVMFS may have to fetch its catalogue first; a network file system whose server is gone never answers."""
-HOPELESS = frozenset((Retry.NEVER, Retry.ELSEWHERE))
-"""Errors that another try on this node does not mend."""
 BLOCK = 1 << 20
 
 _LOOK = f"""\
@@ -59,7 +58,7 @@ def provide(context: Context, job: JobRun) -> None:
     else:
         job.software = _fetched(context, job)
     logger.info(
-        "software is there", extra={"software": _shown(address), "setup": str(job.software.setup or "")}
+        "software is there", extra={"software": shown(address), "setup": str(job.software.setup or "")}
     )
 
 
@@ -74,7 +73,7 @@ def _on_node(address: str, allowed: tuple[str, ...]) -> Software:
         where = ", ".join(allowed) or "nowhere"
         raise PilotageError(
             "NO_SOFTWARE_DIRECTORY",
-            f"{_shown(address)}: the queue has software below {where} (software_paths)",
+            f"{shown(address)}: the queue has software below {where} (software_paths)",
         )
     script = _look(path)
     setup = Path(script) if script else None
@@ -98,7 +97,7 @@ def _look(path: Path) -> str:
         looking.kill()
         raise PilotageError("SETUP_TIMEOUT", f"{path} does not answer within {LOOK_SECONDS:g} s") from None
     if looking.returncode:
-        raise PilotageError("NO_SOFTWARE_DIRECTORY", f"{_shown(str(path))}: {one_line(wrong.strip()[-300:])}")
+        raise PilotageError("NO_SOFTWARE_DIRECTORY", f"{shown(str(path))}: {one_line(wrong.strip()[-300:])}")
     return found.rstrip("\n")
 
 
@@ -109,17 +108,22 @@ def _fetched(context: Context, job: JobRun) -> Software:
     """Unpacked anew into the job's own directory; the archive comes from the node's cache if it is there."""
     algorithm, _, digest = job.spec.software_checksum.partition(":")
     if not re.fullmatch("[0-9a-f]{64}", digest) or algorithm not in ALGORITHMS:
-        shown = _shown(job.spec.software_checksum[:80])
-        raise PilotageError("SOFTWARE_UNUSABLE", f"{shown} is no checksum by which it could be known")
+        wrong = shown(job.spec.software_checksum[:80])
+        raise PilotageError("SOFTWARE_UNUSABLE", f"{wrong} is no checksum by which it could be known")
     if algorithm != "sha256":
         checksum.supported((algorithm,))
     to = job.directory / SOFTWARE
     largest = context.settings.integer("limits", "software_mb") * MIB
     try:
-        with _patiently(context, job) as archive:
+        fetched = partial(_archive, context, job)
+        with patiently(
+            Patience.of(context.settings), fetched, job.over, "the software was not fetched"
+        ) as archive:
             archives.extract(archive, to, archives.Bounds(largest, MOST_MEMBERS), job.check)
+    except Stopped:
+        raise JobOver from None
     except BadArchive as error:
-        raise PilotageError("SOFTWARE_UNUSABLE", f"{_shown(job.spec.software)}: it {error}") from None
+        raise PilotageError("SOFTWARE_UNUSABLE", f"{shown(job.spec.software)}: it {error}") from None
     except OSError as error:
         raise _of_disk(error, "the software cannot be unpacked") from None
     return _unpacked(to)
@@ -134,50 +138,25 @@ def _unpacked(to: Path) -> Software:
     return Software(root, setup if setup.is_file() else None)
 
 
-def _patiently(context: Context, job: JobRun) -> BinaryIO:
-    """The archive; tried again as files are, with waits that double."""
-    settings = context.settings
-    further = settings.integer("copytools", "retries")
-    wait = settings.number("copytools", "backoff_seconds")
-    failures = 0
-    while True:
-        job.check()
-        try:
-            return _archive(context, job)
-        except PilotageError as error:
-            failed = error
-        job.check()
-        failures += 1
-        retry = failed.entry.retry
-        if retry in HOPELESS or failures > (min(1, further) if retry is Retry.FRESH_INPUT else further):
-            raise failed
-        pause = min(wait * 2.0 ** (failures - 1), settings.number("copytools", "backoff_max_seconds"))
-        logger.warning(
-            "the software was not fetched",
-            extra={"error": failed.name, "detail": failed.detail, "again_in": round(pause, 1)},
-        )
-        job.pause(pause * random.uniform(0.75, 1.25))
-
-
 def _archive(context: Context, job: JobRun) -> BinaryIO:
     """One try."""
-    shown = _shown(job.spec.software)
+    address = shown(job.spec.software)
     seconds = float(context.settings.integer("copytools", "timeout_seconds"))
     fetch = _fetcher(context, job, seconds)
     try:
         return context.bundles.open(job.spec.software_checksum, fetch, seconds, job.check)
     except Mismatch as error:
         wanted = job.spec.software_checksum
-        raise PilotageError("SOFTWARE_MISMATCH", f"{shown}: {error}; the task names {wanted}") from None
+        raise PilotageError("SOFTWARE_MISMATCH", f"{address}: {error}; the task names {wanted}") from None
     except download.TooLarge as error:
-        raise PilotageError("SOFTWARE_UNUSABLE", f"{shown}: it {error} (software_mb)") from None
+        raise PilotageError("SOFTWARE_UNUSABLE", f"{address}: it {error} (software_mb)") from None
     except TimeoutError:  # that of the lock too
         raise PilotageError(
             "SOFTWARE_NOT_FETCHED",
-            f"{shown}: another pilot of this node has been fetching it for {seconds:g} s",
+            f"{address}: another pilot of this node has been fetching it for {seconds:g} s",
         ) from None
     except OSError as error:
-        raise _of_disk(error, shown) from None
+        raise _of_disk(error, address) from None
 
 
 def _fetcher(context: Context, job: JobRun, seconds: float) -> Callable[[Path], None]:
@@ -199,7 +178,7 @@ def _path_of(context: Context, url: str) -> Path:
     """As the queue's copytool for files understands it, and as far as that may read."""
     tool: Optional[FileTool] = next((each for each in context.tools if isinstance(each, FileTool)), None)
     if tool is None:
-        raise PilotageError("UNKNOWN_COPYTOOL", f"none of the usable copytools takes {_shown(url)}")
+        raise PilotageError("UNKNOWN_COPYTOOL", f"none of the usable copytools takes {shown(url)}")
     return tool.path_of(url)
 
 
@@ -207,7 +186,7 @@ def _copy(source: Path, largest: int, check: Callable[[], None], to: Path) -> No
     try:
         number = checksum.open_plain(source)
     except OSError as error:
-        raise PilotageError("SOFTWARE_NOT_FETCHED", f"{_shown(str(source))}: {error.strerror}") from None
+        raise PilotageError("SOFTWARE_NOT_FETCHED", f"{shown(str(source))}: {error.strerror}") from None
     with open(number, "rb") as file, open(to, "xb") as copy:
         for piece in iter(lambda: file.read(BLOCK), b""):
             check()
@@ -220,7 +199,3 @@ def _of_disk(error: OSError, what: str) -> PilotageError:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     name = "NO_LOCAL_SPACE" if full else "SOFTWARE_NOT_FETCHED"
     return PilotageError(name, f"{what}: {one_line(str(error))}")
-
-
-def _shown(address: str) -> str:
-    return one_line(redact(address[:500]))
