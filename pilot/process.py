@@ -57,9 +57,13 @@ class _Running:
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
-        """Held while a child is born, and while orphans are looked at: a child is never taken for an orphan."""
+        """Held while a child is born, and while it is told who owns an orphan: a child is never taken for one."""
         self.payloads: dict[int, Process] = {}
         self.is_adopting = False
+
+    def strangers(self) -> list[int]:
+        """Children that are no payloads: orphans, or what the pilot itself has started."""
+        return [pid for pid in proc.adopted(os.getpid()) if pid not in self.payloads]
 
     def orphans(self) -> list[Stat]:
         """Processes that became our children when their parents ended, living or dead.
@@ -67,7 +71,7 @@ class _Running:
         Our own children are in our session, or are payloads; nobody can enter a session from outside.
         """
         ours = os.getsid(0)
-        found = (proc.stat(pid) for pid in proc.adopted(os.getpid()) if pid not in self.payloads)
+        found = map(proc.stat, self.strangers())
         return [each for each in found if each and each.session != ours and each.parent == os.getpid()]
 
 
@@ -101,13 +105,11 @@ def _adopt(wanted: bool) -> bool:
 class Process:
     """A started payload. One thread waits for it; any other may terminate it."""
 
-    def __init__(
-        self, popen: subprocess.Popen[bytes], mark: str, text: Text, cgroup: Optional[cgroups.Cgroup] = None
-    ) -> None:
+    def __init__(self, popen: subprocess.Popen[bytes], mark: str, text: Text) -> None:
         self._popen = popen
         self._mark = f"{MARK}={mark}".encode()
         self._text = text
-        self.cgroup = cgroup
+        self.cgroup: Optional[cgroups.Cgroup] = None
         """Where one could be made: its memory and CPU time are those of everything that the payload started."""
         self._lock = threading.Lock()
         self._reaped = False
@@ -151,10 +153,10 @@ class Process:
         self._text.finish()
         used_by_all = self._close_cgroup()
         self.oom_kills_around = cgroups.oom_kills_around_us() - self._oom_kills_before
-        with _running.lock, self._lock:
+        with self._lock:
             _, status, used = os.wait4(self.pid, 0)
             self._reaped = True
-            _running.payloads.pop(self.pid, None)
+        _running.payloads.pop(self.pid, None)
         self._popen.returncode = os.waitstatus_to_exitcode(status)
         # The kernel counts the moment between fork and exec too, when the child was as large as we are.
         peak = used.ru_maxrss if used.ru_maxrss > resource.getrusage(resource.RUSAGE_SELF).ru_maxrss else 0
@@ -229,6 +231,10 @@ class Process:
 
     def _sweep(self) -> None:
         """End what the dead leader left: at once, or after the grace if the payload was told to terminate."""
+        self._is_swept = True
+        if not any(self._may_have_left() for _ in range(LOOKS)):
+            return
+        self._is_swept = False
         killed_at: Optional[float] = None
         looks, unclear_looks = 0, 0
         wanted = LOOKS if _running.is_adopting else 1
@@ -253,6 +259,12 @@ class Process:
                 logger.warning("processes of the payload do not die", extra={"processes": processes})
                 return
             self._text.copy(0.01)  # they are no children of ours from birth: nothing could wake us
+
+    def _may_have_left(self) -> bool:
+        """Whether it has to be looked for; mostly there is nothing, and no other payload's birth is waited for to know that."""
+        if not _running.is_adopting or _running.strangers():
+            return True
+        return self.cgroup is not None and bool(self.cgroup.processes())
 
     def _left(self) -> tuple[list[Stat], bool]:
         """What is to be ended; and whether there is something of which it cannot be told yet."""
@@ -287,7 +299,9 @@ class Process:
     def _is_last_who_may_own(self, orphan: Stat) -> bool:
         if os.getpid() == 1 or orphan.began_ticks < self._began_ticks:
             return False  # the first process of a container is handed the orphans of strangers too
-        others = [each for each in _running.payloads.values() if each is not self and not each._is_swept]
+        others = [
+            each for each in list(_running.payloads.values()) if each is not self and not each._is_swept
+        ]
         owned = any(each._owns(orphan) for each in others)
         return not owned and not any(each._began_ticks <= orphan.began_ticks for each in others)
 
@@ -345,8 +359,9 @@ def start(
                 close_fds=True,
                 **rights(account),
             )
-            made = Process(popen, mark, text, _cgroup(popen.pid, mark, most_processes))
+            made = Process(popen, mark, text)
             _running.payloads[popen.pid] = made
+        made.cgroup = _cgroup(popen.pid, mark, most_processes)
     except ValueError as error:  # a NUL character in an argument, or = in the name of a variable
         text.finish()
         raise PilotageError("BAD_COMMAND", f"{_shown(command)}: {error}") from None
