@@ -28,7 +28,11 @@ def text(size: int, allowed_mb: int) -> Optional[PilotageError]:
     return _size("STDOUT_TOO_LARGE", size, "MiB of stdout and stderr", allowed_mb)
 
 
-def work_directory(size: int, allowed_mb: int) -> Optional[PilotageError]:
+def work_directory(size: int, allowed_mb: int, is_whole: bool = True) -> Optional[PilotageError]:
+    """What lies too deep to be measured could be any size."""
+    if allowed_mb and not is_whole:
+        deep = "it has paths of more than 4,096 bytes, so that its size cannot be measured"
+        return PilotageError("WORK_DIRECTORY_TOO_LARGE", f"{deep}; {allowed_mb} MiB are allowed")
     return _size("WORK_DIRECTORY_TOO_LARGE", size, "MiB, inputs counted", allowed_mb)
 
 

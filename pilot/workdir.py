@@ -10,6 +10,7 @@ WORK_DIRECTORY/pilot-NAME.lock                held by the living pilot
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import stat
@@ -228,10 +229,12 @@ class Measure(NamedTuple):
 
     size: int
     changed: float
+    is_whole: bool = True
+    """Not if it has paths in it that are longer than what can be opened."""
 
 
 def measure(*directories: Path) -> Measure:
-    size, changed = 0, 0.0
+    size, changed, is_whole = 0, 0.0, True
     todo = [str(directory) for directory in directories]
     while todo:
         try:
@@ -244,9 +247,9 @@ def measure(*directories: Path) -> Measure:
                     changed = max(changed, status.st_mtime)
                     if stat.S_ISDIR(status.st_mode):
                         todo.append(entry.path)
-        except OSError:
-            continue  # gone while we looked, or closed to us: the payload works in there
-    return Measure(size, changed)
+        except OSError as error:  # mostly gone while we looked, or closed to us: the payload works in there
+            is_whole = is_whole and error.errno != errno.ENAMETOOLONG
+    return Measure(size, changed, is_whole)
 
 
 # -- the log of a job -----------------------------------------------------------------------------------------------------------

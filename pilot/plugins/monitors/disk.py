@@ -20,4 +20,4 @@ class Monitor(base.Monitor):
         return {"disk_mb": round(look.disk.size / limits.MIB, 1)}
 
     def verdict(self, look: Look) -> Optional[PilotageError]:
-        return limits.work_directory(look.disk.size, self._allowed)
+        return limits.work_directory(look.disk.size, self._allowed, look.disk.is_whole)

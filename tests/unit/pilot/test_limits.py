@@ -27,6 +27,8 @@ from protocol.errors import PilotageError
         (limits.work_directory(10 * MIB, 10), None),
         (limits.work_directory(10 * MIB + 1, 10), "WORK_DIRECTORY_TOO_LARGE"),
         (limits.work_directory(1 << 50, 0), None),
+        (limits.work_directory(1, 10, is_whole=False), "WORK_DIRECTORY_TOO_LARGE"),
+        (limits.work_directory(1, 0, is_whole=False), None),
         (limits.output("a", 3 * MIB, 3), None),
         (limits.output("a", 3 * MIB + 1, 3), "OUTPUT_TOO_LARGE"),
         (limits.looping(49, 50), None),

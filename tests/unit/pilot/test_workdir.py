@@ -102,7 +102,7 @@ def test_the_measure_counts_what_is_on_the_disk_and_follows_no_link(tmp_path: Pa
     found = workdir.measure(tmp_path / "job")
     assert 1 << 20 <= found.size < 2 << 20
     assert found.changed == 5e9
-    assert workdir.measure(tmp_path / "none") == (0, 0.0)
+    assert workdir.measure(tmp_path / "none") == (0, 0.0, True)
 
 
 def packed(archive: Path) -> Dict[str, bytes]:
@@ -227,6 +227,13 @@ def test_a_directory_that_is_deeper_than_any_path_is_removed(place: Path) -> Non
     workdir.remove(directory)
     assert not directory.exists()
     assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+def test_a_payload_cannot_hide_bytes_where_no_path_leads(place: Path) -> None:
+    made_deep(place / "job-1-1", 1000)
+    assert workdir.measure(place / "job-1-1").is_whole
+    made_deep(place / "job-2-1", 2500)
+    assert not workdir.measure(place / "job-2-1").is_whole
 
 
 def test_what_a_dead_pilot_left_deep_does_not_stop_the_next_one(place: Path) -> None:
