@@ -32,6 +32,7 @@ from protocol.errors import PilotageError
 from protocol.messages import ErrorReply, WaitReply, to_wire
 from server.waiting import tickets, wake
 from server.waiting.board import Board, Place
+from server.waiting.gate import Gate
 
 logger = logging.getLogger("server.waiting.process")
 
@@ -164,9 +165,10 @@ def answer(status: int, content: Any, keep_alive: bool) -> bytes:
 class Room:
     """What the connections share: the board, the key of the tickets, and how many there may be."""
 
-    def __init__(self, ticket_key: bytes, most: int, relay: Path | None = None) -> None:
+    def __init__(self, ticket_key: bytes, most: int, gate: Gate, relay: Path | None = None) -> None:
         self.ticket_key = ticket_key
         self.most = most
+        self.gate = gate
         self.board = Board()
         self.open: set[Connection] = set()
         self.strangers: OrderedDict[Connection, None] = OrderedDict()
@@ -246,7 +248,18 @@ class Connection(asyncio.Protocol):
         self._transport.close()
 
     def woken(self, jobs: bool) -> None:
-        """The board's answer."""
+        """The board's answer. There are jobs: when it is this pilot's turn to ask for one; until then it goes on waiting."""
+        if jobs:
+            self._set_deadline(None)
+            self._room.gate.let(self._ask_now)
+        else:
+            self._end_wait(False)
+
+    def _ask_now(self) -> None:
+        if self in self._room.open:
+            self._end_wait(True)
+
+    def _end_wait(self, jobs: bool) -> None:
         self._place = None
         self._be_stranger()
         self._say(answer(200, WaitReply(jobs), self._keep_alive))
@@ -267,7 +280,7 @@ class Connection(asyncio.Protocol):
             self.abort()  # slow, or silent between two requests
         else:
             self._room.board.leave(self._place)
-            self.woken(False)
+            self._end_wait(False)
 
     def _serve(self) -> None:
         """The requests that have come in whole, until one waits."""
@@ -346,7 +359,8 @@ async def serve(config: Config) -> None:
     stop = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     most = _raise_file_limit() - SPARE_FILES
-    room = Room(bytes.fromhex(config.ticket_key), most, Path(config.relay) if config.relay else None)
+    relay = Path(config.relay) if config.relay else None
+    room = Room(bytes.fromhex(config.ticket_key), most, Gate(loop.time, loop.call_later), relay)
     tls = _Tls(config) if config.certfile else None
     pilots = await loop.create_server(
         lambda: Connection(room),
