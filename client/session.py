@@ -49,6 +49,7 @@ from protocol.messages import (
     PilotsDrained,
     PilotView,
     PrioritySpec,
+    QueueChange,
     QueueSpec,
     QueueStateSpec,
     QueueView,
@@ -70,6 +71,7 @@ from protocol.messages import (
 from protocol.redaction import one_line
 from protocol.settings import Settings, read_secret
 from protocol.states import QueueState
+from protocol.tls import wrong_scheme
 
 V = TypeVar("V")
 
@@ -331,6 +333,13 @@ class Session:
     def create_queue(self, spec: QueueSpec) -> QueueView:
         return self._one(QueueView, "POST", "/v1/queues", body=spec)
 
+    def change_queue(self, name: str, wish: QueueChange) -> QueueView:
+        """What the wish leaves out stays."""
+        return self._one(QueueView, "POST", f"/v1/queues/{_name(name, 'queue')}", body=wish)
+
+    def delete_queue(self, name: str) -> None:
+        self._call("POST", f"/v1/queues/{_name(name, 'queue')}/delete")
+
     def set_queue_state(self, name: str, state: QueueState, reason: str = "") -> QueueView:
         body = QueueStateSpec(state.value, reason)
         return self._one(QueueView, "POST", f"/v1/queues/{_name(name, 'queue')}/state", body=body)
@@ -499,21 +508,31 @@ class Session:
             return self._pool.request(method, address, body=data, headers=headers, redirect=False)
         except (urllib3.exceptions.HTTPError, ValueError) as error:
             reason = getattr(error, "reason", None) or error
-            raise PilotageError("SERVER_UNREACHABLE", f"{self.url}: {self._why(reason)}") from error
+            words, advice = self._why(reason)
+            raise PilotageError("SERVER_UNREACHABLE", f"{self.url}: {words}", advice=advice) from error
 
-    def _why(self, reason: object) -> str:
-        """What kept the server from answering, in words; the class says it better than urllib3's sentence."""
+    def _why(self, reason: object) -> tuple[str, str]:
+        """What kept the server from answering, in words, and what to do if it is not just away.
+
+        The class says it better than urllib3's sentence.
+        """
+        if isinstance(reason, (urllib3.exceptions.SSLError, urllib3.exceptions.ProtocolError)):
+            words = wrong_scheme(self.url, reason)
+            if words:
+                return words, "give that address, with --server or in the settings"
+        text = one_line(str(reason))
+        if isinstance(reason, urllib3.exceptions.SSLError):
+            return f"TLS failed: {text}", "name the certificates of who vouches for it with --cacert FILE"
         for kind, words in (
             (urllib3.exceptions.NameResolutionError, "the host name is unknown"),
             # Also "Network is unreachable" and the like; the system's words stand behind "[Errno 111] ".
-            (urllib3.exceptions.NewConnectionError, one_line(str(reason)).rpartition("] ")[2]),
+            (urllib3.exceptions.NewConnectionError, text.rpartition("] ")[2]),
             (urllib3.exceptions.ConnectTimeoutError, "no connection within the time"),
             (urllib3.exceptions.ReadTimeoutError, f"no answer within {self._timeout_seconds:g} s"),
-            (urllib3.exceptions.SSLError, f"TLS failed: {one_line(str(reason))}"),
         ):
             if isinstance(reason, kind):
-                return words
-        return one_line(str(reason))
+                return words, ""
+        return text, ""
 
     def _read(self, response: urllib3.BaseHTTPResponse, address: str) -> dict[str, Any]:
         try:

@@ -65,11 +65,11 @@ def client_for(settings: Settings, environ: Mapping[str, str], secrets: Secrets)
 def server_client(
     settings: Settings, environ: Mapping[str, str], secrets: Secrets, connections: int = 4
 ) -> ServerClient:
-    url, token = server_and_token(settings)
+    url, token, token_file = server_and_token(settings)
     secrets.add(token)
 
     def token_now() -> str:
-        address, renewed = server_and_token(settings)
+        address, renewed, _ = server_and_token(settings)
         secrets.add(renewed)
         return renewed if address == url else token
 
@@ -88,6 +88,7 @@ def server_client(
         settings.number("connection", "read_timeout_seconds"),
         connections,
         token_now=token_now,
+        token_file=token_file,
     )
 
 
@@ -100,28 +101,28 @@ def _trust(settings: Settings, environ: Mapping[str, str]) -> certificates.Trust
     )
 
 
-def server_and_token(settings: Settings) -> tuple[str, str]:
-    """Where to ask, and with what; without a token file, the first token of the user's own server, and then that server only.
+def server_and_token(settings: Settings) -> tuple[str, str, Path]:
+    """Where to ask, with what, and the file that this stands in; without a token file, the first token of the user's own server, and then that server only.
 
     Whoever else listens at the default address must not be shown that token.
     """
     named = settings.optional_path("node_settings", "token_file")
     if named is not None:
-        return server_url(settings), read_secret(named)
+        return server_url(settings), read_secret(named), named
     state = Path.home() / ".local" / "share" / "pilotage"
     if not (state / "pilot.token").exists():
         raise PilotageError("UNAUTHENTICATED", "no token: name its file with --token-file (TOKEN_FILE)")
     if not settings.is_default("node_settings", "server_address") or settings.integer(
         "node_settings", "port"
     ):
-        return server_url(settings), read_secret(state / "pilot.token")
+        return server_url(settings), read_secret(state / "pilot.token"), state / "pilot.token"
     try:
         url = str(json.loads((state / "server.json").read_text())["url"])
     except (OSError, ValueError, KeyError, TypeError):
         raise PilotageError(
             "SERVER_UNREACHABLE", f"no server runs in {state}; name one with --url and --token-file"
         ) from None
-    return url, read_secret(state / "pilot.token")
+    return url, read_secret(state / "pilot.token"), state / "pilot.token"
 
 
 def collector_for(settings: Settings, environ: Mapping[str, str], secrets: Secrets) -> Optional[Collector]:

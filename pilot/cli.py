@@ -89,6 +89,8 @@ def _help(row: Setting) -> str:
 def _metavar(row: Setting) -> str:
     if row.choices:
         return "|".join(row.choices)
+    if row.name[1].endswith("_seconds"):
+        return "S|5m|2h"
     return {Type.INTEGER: "N", Type.NUMBER: "N", Type.PATH: "PATH", Type.URL: "URL"}.get(row.type, "NAME")
 
 
@@ -182,6 +184,7 @@ Examples:
   pilotage pilot patterns                                    list them, each tried on its example
   pilotage pilot patterns payload.stderr payload.stdout      what they find there
   pilotage pilot patterns --patterns site.ini payload.stderr
+  ./payload 2>&1 | pilotage pilot patterns -
 
 """
 
@@ -191,8 +194,9 @@ Examples:
     epilog=PATTERN_EXAMPLES,
 )
 @click.argument(
-    "texts", nargs=-1, metavar="[FILE]...", type=click.Path(exists=True, dir_okay=False, path_type=Path)
-)
+    "texts", nargs=-1, metavar="[FILE]...",
+    type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path),
+)  # fmt: skip
 @click.option("--patterns", "further", multiple=True, metavar="PATH",
               help="a file with patterns to try, before those of the settings; may be given several times")  # fmt: skip
 @click.option("--pilotuser", metavar="NAME", help="with the patterns that this experiment plugin brings")
@@ -205,7 +209,7 @@ def patterns(
     config: Optional[str],
     as_json: bool,
 ) -> None:
-    """Try the patterns by which pilots find known errors in what a payload wrote: on FILEs, or on their own examples.
+    """Try the patterns by which pilots find known errors in what a payload wrote: on FILEs (-: standard input), or on their own examples.
 
     Of what is found in FILEs, the first line is what a job that had failed would end with. Exit code 1: a pattern is wrong.
     """
@@ -316,7 +320,16 @@ def benchmark(
 def _benchmark_lines(report: dict[str, Any]) -> list[str]:
     facts = {**report, **report["scores"]}
     del facts["scores"]
-    return [f"{name.replace('_', ' '):<30} {value}" for name, value in facts.items()]
+    return [_benchmark_line(name, value) for name, value in facts.items()]
+
+
+def _benchmark_line(name: str, value: object) -> str:
+    """With the unit behind the number."""
+    kind = name.partition("_")[0]
+    unit = {"integer": "million rounds/s", "float": "million rounds/s", "seconds": "s"}.get(kind, "")
+    if "_mb_per_second" in name:
+        name, unit = name.replace("_mb_per_second", ""), "MiB/s"
+    return f"{name.replace('_', ' '):<20} {value} {unit}".rstrip()
 
 
 def _collector(settings: Settings) -> Collector:

@@ -256,7 +256,7 @@ class JobRun:
             self._move(JobState.FAILED, 0.0)
             self.over.set()
         self.attention()
-        logger.error("job failed", extra={"error": error.name, "detail": error.detail})
+        logger.error("job failed", extra=error.facts(self.spec.job_id))
         self._ring()
         return True
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -52,13 +55,24 @@ class Report:
 
 
 def on_texts(settings: Settings, texts: Sequence[Path], further: Iterable[str]) -> Report:
-    """All that is found, in the order in which it counts."""
+    """All that is found, in the order in which it counts; "-" is what comes on standard input."""
+    with tempfile.TemporaryDirectory(prefix="patterns-") as place:
+        names = {os.path.abspath(path): str(path) for path in texts if str(path) != "-"}
+        if Path("-") in texts:
+            copy = Path(place, "stdin")
+            with copy.open("wb") as file:
+                shutil.copyfileobj(sys.stdin.buffer, file)
+            names[str(copy)] = "-"
+        return _on_texts(settings, names, further)
+
+
+def _on_texts(settings: Settings, names: Mapping[str, str], further: Iterable[str]) -> Report:
+    """`names`: what a person calls each file."""
     answer = patterns.look(
-        texts, _sources(settings, further), seconds=SECONDS, every=True,
+        [*map(Path, names)], _sources(settings, further), seconds=SECONDS, every=True,
         limit_bytes=settings.integer("patterns", "text_kib") * 1024,
     )  # fmt: skip
     late = [] if answer.complete else [f"the search did not end within {SECONDS:g} s"]
-    names = {os.path.abspath(path): str(path) for path in texts}
     rows = [
         Row(each.pattern, each.error, names.get(each.text, each.text), each.line) for each in answer.found
     ]

@@ -30,10 +30,10 @@ from pilot.node import fitness
 from pilot.outbox import Outbox
 from pilot.plugins import executors, monitors, workflows
 from pilot.plugins.workflows.base import Steps, Workflow
-from pilot.server_client import CREDENTIALS, Backoff, ServerClient, insist, is_passing, last_word
+from pilot.server_client import CREDENTIALS, PILOT_TOKEN, Backoff, ServerClient, insist, is_passing, last_word
 from pilot.workdir import JobLogs, PilotDirectory
 from protocol import __version__
-from protocol.errors import PilotageError, PilotExit
+from protocol.errors import BY_NAME, PilotageError, PilotExit
 from protocol.logs import bound
 from protocol.messages import PilotEnd, PilotRegistration, QueueForPilot
 from protocol.redaction import Secrets
@@ -85,7 +85,7 @@ def run(settings: Settings, environ: Mapping[str, str], secrets: Secrets) -> Pil
             code = _exit_for(error)
             logger.error(
                 "the pilot cannot work",
-                extra={"error": error.name, "detail": error.detail, "exit_code": code.value},
+                extra={**error.facts(), "exit_code": code.value},
             )
             return code
         except Interrupted as interrupted:
@@ -119,6 +119,11 @@ def _run(
             answer = _register(client, registration, settings)
         places.enter_context(_end_told(client, pilot_id))
         logger.info("the server knows the pilot", extra={"queue": answer.name})
+        if answer.token_role:
+            logger.warning(
+                "the token is no pilot's: who gets hold of it here can do all that its role may",
+                extra={"role": answer.token_role, "advice": PILOT_TOKEN},
+            )
         settings, plugin = building.as_others_say(settings, answer)
         kept = settings.optional_path("node_settings", "outbox_directory") or work / OUTBOX
         outbox = places.enter_context(_opened(Outbox(kept, pilot_id, client.url)))
@@ -181,7 +186,7 @@ class Pilot:
             _check_node(self._context)
         except PilotageError as error:
             ending = Ending(_exit_for(error), str(error))
-            logger.error("the node is not fit for work", extra={"detail": error.detail})
+            logger.error("the node is not fit for work", extra=error.facts())
         else:
             self._start()
             ending = self._watch()
@@ -220,7 +225,8 @@ class Pilot:
                     work()
                 except BaseException as error:
                     self._context.thread_ended(name, error)
-                    logger.exception("a control died", extra={"control": name})
+                    advice = BY_NAME["PILOT_EXCEPTION"].advice
+                    logger.exception("a control died", extra={"control": name, "advice": advice})
                 else:
                     self._context.thread_ended(name)
 

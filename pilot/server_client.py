@@ -48,6 +48,7 @@ from protocol.messages import (
     to_wire,
 )
 from protocol.redaction import one_line
+from protocol.tls import wrong_scheme
 
 if TYPE_CHECKING:  # most pilots need none
     from pilot.letterbox import Letterbox
@@ -75,6 +76,7 @@ PASSING = frozenset(
 """Errors that may pass: the same word is said again later. A refused token is one: it may be renewed while results wait."""
 
 CREDENTIALS = frozenset(("UNAUTHENTICATED", "FORBIDDEN"))
+PILOT_TOKEN = "ask an operator for a pilot's token: pilotage token create NAME --role pilot --out FILE"
 
 _BY_STATUS = {
     400: "BAD_REQUEST", 401: "UNAUTHENTICATED", 403: "FORBIDDEN", 404: "NOT_FOUND", 405: "METHOD_NOT_ALLOWED",
@@ -113,7 +115,7 @@ class Backoff:
 def insist(call: Callable[[], T], backoff: Backoff, give_up_seconds: float) -> T:
     """Say it again and again while the server does not answer; the last failure when it is given up.
 
-    A refused token and a certificate that is not trusted are failures at once: they rather have to be put right.
+    A refused token, a certificate that is not trusted and http instead of https are failures at once: they have to be put right.
     """
     give_up_at = time.monotonic() + give_up_seconds
     shown = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + give_up_seconds))
@@ -121,7 +123,7 @@ def insist(call: Callable[[], T], backoff: Backoff, give_up_seconds: float) -> T
         try:
             return call()
         except PilotageError as error:
-            hopeless = error.name in CREDENTIALS or error.fields.get("certificate") or not is_passing(error)
+            hopeless = error.name in CREDENTIALS or error.fields.get("hopeless") or not is_passing(error)
             left = give_up_at - time.monotonic()
             if hopeless or left <= 0:
                 raise
@@ -151,15 +153,17 @@ class ServerClient:
         connections: int = 4,
         letterbox: Optional[Letterbox] = None,
         token_now: Optional[Callable[[], str]] = None,
+        token_file: Optional[Path] = None,
     ) -> None:
         """`connections` are kept for the next request: job control, reporter and heartbeat speak at the same time, and one more
-        at the end. With a `letterbox` there are none. `token_now` says the token anew when the server refuses the one we have.
+        at the end. With a `letterbox` there are none. `token_now` says the token anew when the server refuses the one we have, which is
+        in `token_file`, for who is told so.
         """
         self.url = url
         self._letterbox = letterbox
         self._read_seconds = read_seconds
         self._headers = {"User-Agent": user_agent(), "Authorization": f"Bearer {token}"}
-        self._token_now = token_now
+        self._token_now, self._token_file = token_now, token_file
         self._timeout = urllib3.Timeout(connect=connect_seconds, read=read_seconds)
         self._tls, self._connect_seconds = tls, connect_seconds
         self.clock_skew: Optional[float] = None
@@ -235,7 +239,10 @@ class ServerClient:
             self.clock_skew = clock_skew(response.headers.get("Date"), asked_at, time.time())
         data = self._all_of(response)
         if not 200 <= response.status < 300:
-            raise _error(response.status, response.headers, data)
+            error = _error(response.status, response.headers, data)
+            if error.name in CREDENTIALS and self._token_file is not None:
+                error.fields["advice"] = f"the token is the one in {self._token_file}; {PILOT_TOKEN}"
+            raise error
         return _object(data)
 
     def _all_of(self, response: urllib3.BaseHTTPResponse) -> bytes:
@@ -285,8 +292,16 @@ class ServerClient:
 
     def _unreachable(self, error: Exception) -> PilotageError:
         refused_by_us = isinstance(error, urllib3.exceptions.SSLError)
+        hung_up = isinstance(error, urllib3.exceptions.ProtocolError)
+        # A server that has answered once has the scheme that we speak.
+        wrong = (
+            wrong_scheme(self.url, error) if self.clock_skew is None and (refused_by_us or hung_up) else ""
+        )
         return PilotageError(
-            "SERVER_UNREACHABLE", f"{self.url}: {one_line(str(error))}", certificate=refused_by_us
+            "SERVER_UNREACHABLE",
+            f"{self.url}: {wrong or one_line(str(error))}",
+            hopeless=refused_by_us or bool(wrong),
+            advice="give that address, with --url" if wrong else "",
         )
 
 

@@ -249,9 +249,9 @@ FOUND: tuple[Row, ...] = (
     ("STAGE_OUT_AUTHENTICATION", 1383, "storage", "infrastructure", "later",
      "the storage did not accept the pilot's credentials while an output was copied",
      "check the proxy or token of the pilot, and its rights on the storage"),
-    ("QUEUE_WITHOUT_CONTAINERS", 1384, "site", "infrastructure", "elsewhere",
+    ("QUEUE_WITHOUT_CONTAINERS", 1384, "user", "payload", "elsewhere",
      "the task asks for a container, and the queue runs none",
-     "set the queue's container runtime, or keep such tasks from it by a tag"),
+     "give the queue's pilots task_images = yes and an executor that takes images (bubblewrap, apptainer), or submit to another queue"),
     # the job on its worker node: ours
     ("PAYLOAD_KILLED", 3001, "payload", "payload", "now",
      "the payload died of a signal",

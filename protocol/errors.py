@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Optional
 
 from protocol.catalogue import FOUND, SAID_BY_PAYLOADS, Row
 
@@ -135,6 +135,12 @@ class PilotageError(Exception):
     @property
     def code(self) -> int:
         return self.entry.code
+
+    def facts(self, job_id: Optional[int] = None) -> dict[str, str]:
+        """The fields of a line of the log; the advice is to the operator who reads it."""
+        advice = self.next_step if job_id is None else self.next_step.replace(" ID", f" {job_id}")
+        facts = {"error": self.name, "detail": self.detail, "advice": advice}
+        return {name: value for name, value in facts.items() if value or name != "advice"}
 
 
 class PilotExit(enum.IntEnum):

@@ -80,6 +80,16 @@ def check_checksums(checksums: dict[str, str]) -> dict[str, str]:
     return clean
 
 
+def check_inside(name: str, what: str) -> str:
+    """Give back the name of a file in a directory, as logs/reco.txt, or raise BAD_REQUEST for one that leads out of it."""
+    if "\0" in name or name.startswith("/") or ".." in PurePosixPath(name).parts:
+        shown = ascii(name if len(name) <= 60 else name[:57] + "...")
+        raise PilotageError(
+            "BAD_REQUEST", f"{what}: {shown} leads out of the directory; name a file in it, as logs/reco.txt"
+        )
+    return name
+
+
 def parse_checksum(text: str) -> tuple[str, str]:
     """Split "algorithm:hex", as people and lists write it."""
     algorithm, colon, value = text.partition(":")

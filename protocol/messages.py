@@ -209,6 +209,8 @@ class QueueForPilot:
     """The pilot asks for no further job after this time; 0: until its lifetime ends."""
     pilot_settings: Dict[str, str] = bounded(dict)
     """What the queue wants otherwise than its pilots' settings: section.key → value."""
+    token_role: Optional[str] = None
+    """The role of the token that the pilot has shown, if that is no pilot's."""
 
 
 @message
@@ -234,6 +236,8 @@ class GetJobRequest:
     tags: List[str] = bounded(list, max_length=100)
     task_id: Optional[int] = bounded(None, **ID)
     """Jobs of this task are preferred (--allowsameuser)."""
+    images: Optional[bool] = None
+    """Whether it runs containers that tasks name; left out: as its queue says."""
 
 
 @message
@@ -246,6 +250,8 @@ class BundleRef:
 
 IMAGE = r"^([A-Za-z0-9_./][A-Za-z0-9_.:/@+%=~-]*)?$"
 """A container image: a path, a name with a tag or digest, or a URL of a registry."""
+DIGEST = "^([0-9a-f]{64})?$"
+SOFTWARE_CHECKSUM = "^((sha256|blake3):[0-9a-f]{64})?$"
 
 
 class StepKind(str, enum.Enum):
@@ -585,9 +591,7 @@ class TaskSpec:
     data_type: str = bounded(
         "", max_length=40, description="kind of data, checked by the experiment plugin at stage-in"
     )
-    bundle: str = bounded(
-        "", pattern="^([0-9a-f]{64})?$", description="SHA-256 of a bundle sent before (--ship)"
-    )
+    bundle: str = bounded("", pattern=DIGEST, description="SHA-256 of a bundle sent before (--ship)")
     steps: List[Step] = bounded(
         list, of=Step, max_length=50, description="pre-, co- and post-processes of each job, in their order"
     )
@@ -604,7 +608,7 @@ class TaskSpec:
     )
     software_checksum: str = bounded(
         "",
-        pattern=r"^((sha256|blake3):[0-9a-f]{64})?$",
+        pattern=SOFTWARE_CHECKSUM,
         description="of the software behind a URL: sha256:… or blake3:…",
     )
     pilot_settings: Dict[str, str] = bounded(
@@ -665,6 +669,32 @@ class QueueSpec:
     country_group: str = bounded("", **OPTIONAL_NAME)
     pilot_settings: Dict[str, str] = bounded(
         dict, max_length=200, description="settings of its pilots, as limits.looping_seconds: 3600"
+    )
+
+
+@request
+class QueueChange:
+    """What is to change in a queue; what is left out stays. Pilots that run keep what they were told at their start."""
+
+    site: Optional[str] = bounded(None, **NAME_FIELD)
+    resource_type: Optional[ResourceType] = bounded(
+        None, of=ResourceType, description="only while nothing uses the queue"
+    )
+    storage: Optional[str] = bounded(None, description='"": the server\'s first', **OPTIONAL_NAME)
+    copytools: Optional[List[str]] = bounded(
+        None,
+        max_length=20,
+        description="all of them, in their order; an empty list: any that knows the address",
+    )
+    lease_seconds: Optional[int] = bounded(None, ge=0, le=604_800, description="0: the server's default")
+    heartbeat_seconds: Optional[int] = bounded(None, ge=0, le=86_400, description="0: the server's default")
+    timefloor_seconds: Optional[int] = bounded(None, ge=0, le=31_536_000, description="0: no limit")
+    requeue_delay_seconds: Optional[int] = bounded(None, ge=0, le=604_800, description="0: none")
+    tags: Optional[List[str]] = bounded(None, max_length=100, description="all of them")
+    country_group: Optional[str] = bounded(None, description='"": none', **OPTIONAL_NAME)
+    pilot_settings: Optional[Dict[str, str]] = bounded(None, max_length=200, description="the others stay")
+    unset: Optional[List[str]] = bounded(
+        None, max_length=200, description="settings of its pilots that are taken away"
     )
 
 
@@ -850,7 +880,7 @@ class FailureView:
 
     error: str
     signature: str
-    """The detail without what differs from job to job."""
+    """The detail, without what differs from job to job."""
     n_jobs: int
     n_attempts: int
     cause: str

@@ -10,8 +10,30 @@ from typing import Any, TypeVar
 
 from protocol.errors import PilotageError
 from protocol.redaction import one_line
+from protocol.values import nearest
 
 T = TypeVar("T")
+
+
+def installed(group: str) -> dict[str, Any]:
+    """The entry points of this group that installed packages bring, by their names."""
+    from importlib import metadata  # late: it reads the metadata of all that is installed
+
+    found: Any = metadata.entry_points()
+    # Python 3.9 gives a dictionary of lists.
+    points = found.select(group=group) if hasattr(found, "select") else found.get(group, ())
+    return {point.name: point for point in points}
+
+
+def check_known(name: str, known: Collection[str], what: str) -> None:
+    """BAD_REQUEST for a plugin that is not known on this machine, though a node may have it."""
+    if name not in known:
+        near = nearest(name[:80], sorted(known))
+        there_are = f"there are {', '.join(sorted(known))}, and those of packages installed beside the server"
+        raise PilotageError(
+            "BAD_REQUEST",
+            f"{what} {one_line(name[:80])!r} is not known; {f'did you mean {near}?' if near else there_are}",
+        )
 
 
 class Family:
@@ -40,20 +62,20 @@ class Family:
 
     def names(self) -> tuple[str, ...]:
         """All there are, ours and those of installed packages."""
-        return tuple(sorted({*self._ours(), *self._installed()}))
+        return tuple(sorted({*self._ours(), *installed(self._group)}))
 
     def find(self, name: str, base: type[T]) -> type[T]:
         """The class of that name, ours before others."""
         if name in self._ours():
             place = f"{self._package}.{name}"
         else:
-            installed = self._installed()
-            if name not in installed:
+            others = installed(self._group)
+            if name not in others:
                 known = ", ".join(self.names())
                 raise PilotageError(
                     self._unknown, f"no {self._what} {one_line(name[:80])}; there are {known}"
                 )
-            place = installed[name].value
+            place = others[name].value
         module, _, attribute = place.partition(":")
         try:
             found = getattr(import_module(module), attribute or self._attribute, None)
@@ -72,11 +94,3 @@ class Family:
             for each in pkgutil.iter_modules(folder.__path__)
             if not each.ispkg and each.name not in self._parts
         )
-
-    def _installed(self) -> dict[str, Any]:
-        from importlib import metadata  # late: it reads the metadata of all that is installed
-
-        found: Any = metadata.entry_points()
-        # Python 3.9 gives a dictionary of lists.
-        group = found.select(group=self._group) if hasattr(found, "select") else found.get(self._group, ())
-        return {point.name: point for point in group}

@@ -34,6 +34,8 @@ class Needs:
     country_group: str = ""
     tags: Tuple[str, ...] = ()
     """What the node must have, sorted: software, CVMFS, ..."""
+    image: bool = False
+    """Its payload, or a step, is to run in a container image that its task names."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class Offer:
     country_group: str = ""
     allow_other_country: bool = False
     tags: Tuple[str, ...] = ()
+    images: bool = False
+    """Jobs may bring a container image."""
 
 
 def misfits(needs: Needs, offer: Offer) -> list[str]:
@@ -80,6 +84,10 @@ def misfits(needs: Needs, offer: Offer) -> list[str]:
     missing = [tag for tag in needs.tags if tag not in offer.tags]
     if missing:
         reasons.append(f"it requires {', '.join(missing)}, which the node does not have")
+    if needs.image and not offer.images:
+        reasons.append(
+            f"it names a container image, and {offer.queue} runs no containers for tasks (payload.task_images)"
+        )
     for what, need, have in (
         ("cores", needs.cores, offer.cores),
         ("MB of memory", needs.memory_mb, offer.memory_mb),

@@ -26,6 +26,7 @@ from protocol.values import (
     Value,
     as_text,
     holds_password,
+    in_seconds,
     nearest,
     parse,
     without_password,
@@ -110,6 +111,8 @@ class Setting:
         return f"[{self.section}] {self.key}"
 
     def parse(self, text: str, places: Places) -> Value:
+        if self.key.lower().endswith("_seconds"):
+            text = in_seconds(text)
         return parse(self.type, text, Bounds(self.minimum, self.maximum, self.choices), places)
 
     def is_secret(self, value: Value) -> bool:

@@ -94,6 +94,15 @@ def parse(kind: Type, text: str, bounds: Bounds, places: Places) -> Value:
     return text
 
 
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+
+
+def in_seconds(text: str) -> str:
+    """A time as 90s, 45m, 12h, 30d or 4w, in seconds; another text as it is."""
+    found = re.fullmatch(r"([0-9]{1,9})([smhdw])", text)
+    return str(int(found[1]) * _UNITS[found[2]]) if found else text
+
+
 def quoted(text: str) -> str:
     """A value as a message shows it: short, one line, without secrets."""
     text = one_line(redact(text))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
 from peewee import fn
 
-from protocol import __version__
+import copytools
+from protocol import __version__, pilot_settings
 from protocol.errors import PilotageError
 from protocol.messages import (
     GpuKind,
@@ -20,6 +20,7 @@ from protocol.messages import (
     PilotEnd,
     PilotRegistration,
     PilotsDrained,
+    QueueChange,
     QueueForPilot,
     QueueSpec,
     QueueStateSpec,
@@ -29,17 +30,19 @@ from protocol.messages import (
     StorageView,
     to_wire,
 )
+from protocol.plugins import check_known
 from protocol.redaction import one_line
 from protocol.resources import Needs, Offer, ResourceType, misfits
+from protocol.settings import QUEUE
 from protocol.states import QueueState
 from server.access import trail
 from server.brokerage import availability, broker
 from server.brokerage.nodes import HELD_BACK
 from server.core import Core
 from server.leaseclock import lease_clock
-from server.models import Attempt, Job, JobClass, Node, Pilot, Queue, Site, Storage, now
+from server.models import Attempt, Job, JobClass, Node, Pilot, Queue, Site, Storage, Task, Token, now
 from server.paging import iso
-from server.recent import pilot_facts
+from server.recent import pilot_facts, runs_images
 from server.urls import check_url
 from server.waiting import news
 
@@ -76,43 +79,131 @@ def find_queue(name: str) -> Queue:
 
 
 def create_queue(core: Core, spec: QueueSpec) -> QueueView:
-    for name in spec.pilot_settings:
-        if not re.fullmatch(r"[a-z_]+\.[a-z_]+", name):
-            raise PilotageError(
-                "BAD_REQUEST", f"pilotSettings: {name[:80]!a} is not SECTION.KEY in small letters"
-            )
+    _check_for_pilots(spec.copytools, spec.pilot_settings)
 
     def work() -> Queue:
         if Queue.get_or_none(Queue.name == spec.name):
             raise PilotageError("ALREADY_EXISTS", f"there is a queue {spec.name} already")
-        storage = Storage.get_or_none(Storage.name == (spec.storage or LOCAL))
-        if storage is None:
-            raise PilotageError(
-                "NOT_FOUND", f"no storage {spec.storage or LOCAL}; see 'pilotage storage list'"
-            )
-        lease = spec.lease_seconds or core.limits.lease_seconds
-        heartbeat = spec.heartbeat_seconds or core.limits.heartbeat_seconds
-        if heartbeat >= lease:
-            raise PilotageError(
-                "BAD_REQUEST", "heartbeatSeconds must be below leaseSeconds, or every pilot loses its jobs"
-            )
-        Site.get_or_create(name=spec.site)
-        return Queue.create(
-            name=spec.name,
-            site=spec.site,
-            resource_type=spec.resource_type.value,
-            storage=storage.name,
-            copytools=json.dumps(spec.copytools),
-            lease_seconds=lease,
-            heartbeat_seconds=heartbeat,
-            timefloor_seconds=spec.timefloor_seconds,
-            requeue_delay_seconds=spec.requeue_delay_seconds,
-            tags=json.dumps(sorted(set(spec.tags))),
-            country_group=spec.country_group,
-            pilot_settings=json.dumps(spec.pilot_settings),
-        )
+        return Queue.create(**_columns(core, spec, Queue()))
 
     return queue_view(core.database.write(work))
+
+
+def change_queue(core: Core, name: str, wish: QueueChange, who: str) -> QueueView:
+    """Set what the wish names. Pilots are told when they register: those that run go on with what they know."""
+    _check_for_pilots(wish.copytools or (), wish.pilot_settings or {})
+
+    def work() -> Queue:
+        queue = core.database.locked(Queue.select().where(Queue.name == name)).first() or find_queue(name)
+        if wish.resource_type is not None and wish.resource_type.value != queue.resource_type:
+            _check_unused(queue)
+        if changes := _columns(core, wish, queue):
+            Queue.update(**changes).where(Queue.name == name).execute()
+            trail.note(who, "queue set", name, trail.facts(wish, *(each.name for each in fields(wish))))
+        return find_queue(name)
+
+    queue = core.database.write(work)
+    core.recent.forget()
+    if queue.state in (QueueState.ONLINE.value, QueueState.TEST.value):
+        news.of_queue(core, name)
+    return queue_view(queue)
+
+
+def delete_queue(core: Core, name: str, who: str) -> None:
+    """WRONG_STATE while anything uses it. Its pilots, which have ended, are forgotten, and tokens for it alone are revoked."""
+
+    def work() -> None:
+        _check_unused(
+            core.database.locked(Queue.select().where(Queue.name == name)).first() or find_queue(name)
+        )
+        Pilot.delete().where(Pilot.queue == name).execute()
+        Node.delete().where(Node.queue == name).execute()
+        Token.update(revoked=now()).where(Token.queue == name, Token.revoked.is_null()).execute()
+        Queue.delete().where(Queue.name == name).execute()
+        trail.note(who, "queue delete", name)
+
+    core.database.write(work)
+    core.recent.forget()
+
+
+def _check_unused(queue: Queue) -> None:
+    """WRONG_STATE with what uses it: jobs that run there, pilots that are alive, tasks that no other queue takes."""
+    name = queue.name
+    if n := Attempt.select().where(Attempt.queue == name, Attempt.ended_at.is_null()).count():
+        raise PilotageError(
+            "WRONG_STATE",
+            f"pilots of {name} hold jobs ({n}); close it with 'pilotage queue set {name} drain' and wait for them",
+        )
+    if n := Pilot.select().where(Pilot.queue == name, alive()).count():
+        raise PilotageError(
+            "WRONG_STATE",
+            f"pilots of {name} are alive ({n}); 'pilotage pilot drain --queue {name}' ends them",
+        )
+    if waiting := _tasks_of_this_alone(queue):
+        more = f" and {len(waiting) - 5} more" if len(waiting) > 5 else ""
+        raise PilotageError(
+            "WRONG_STATE",
+            f"no other queue takes the jobs of tasks that have not ended: {', '.join(waiting[:5])}{more}",
+        )
+
+
+def _tasks_of_this_alone(queue: Queue) -> list[str]:
+    """Tasks that have not ended, which this queue takes and no other one does: as those that are bound to it."""
+    others = list(Queue.select().where(Queue.name != queue.name))
+
+    def is_taken_by(row: Queue, needs: Needs) -> bool:
+        return not misfits(needs, as_offer(row, needs))
+
+    def has_no_other(key: str) -> bool:
+        needs = broker.needs_in(key)
+        return is_taken_by(queue, needs) and not any(is_taken_by(other, needs) for other in others)
+
+    tasks = Task.select(Task.name, JobClass.key).join(JobClass).where(Task.ended.is_null())
+    found = list(tasks.order_by(Task.id).tuples())
+    alone = {key for key in {key for _, key in found} if has_no_other(key)}
+    return [name for name, key in found if key in alone]
+
+
+def _check_for_pilots(tools: Sequence[str], wanted: dict[str, str]) -> None:
+    """BAD_REQUEST for what would end each pilot of the queue at its start."""
+    pilot_settings.check(QUEUE, wanted)
+    listed = wanted.get("copytools.names", "").split(",")
+    for name in (*tools, *(part.strip() for part in listed if part.strip())):
+        check_known(name, copytools.names(), "copytools:")
+
+
+def _columns(core: Core, said: QueueSpec | QueueChange, queue: Queue) -> dict[str, Any]:
+    """What is said of a queue, as columns; `queue` is how it was. Inside `Database.write`, for the site may be a new one."""
+    given = {each.name: value for each in fields(said) if (value := getattr(said, each.name)) is not None}
+    if "storage" in given:
+        name = given["storage"] or LOCAL
+        if Storage.get_or_none(Storage.name == name) is None:
+            raise PilotageError("NOT_FOUND", f"no storage {name}; see 'pilotage storage list'")
+        given["storage"] = name
+    if "resource_type" in given:
+        given["resource_type"] = given["resource_type"].value
+    for name in ("lease_seconds", "heartbeat_seconds"):
+        if name in given:
+            given[name] = given[name] or getattr(core.limits, name)
+    heartbeat, lease = (
+        given.get(name, getattr(queue, name)) for name in ("heartbeat_seconds", "lease_seconds")
+    )
+    if heartbeat >= lease:
+        raise PilotageError(
+            "BAD_REQUEST",
+            f"heartbeatSeconds must be below leaseSeconds, or every pilot loses its jobs: {heartbeat} and {lease}",
+        )
+    if "copytools" in given:
+        given["copytools"] = json.dumps(given["copytools"])
+    if "tags" in given:
+        given["tags"] = json.dumps(sorted(set(given["tags"])))
+    gone = given.pop("unset", ())
+    if gone or "pilot_settings" in given:
+        merged = {**json.loads(queue.pilot_settings), **given.get("pilot_settings", {})}
+        given["pilot_settings"] = json.dumps({key: text for key, text in merged.items() if key not in gone})
+    if "site" in given:
+        Site.get_or_create(name=given["site"])
+    return given
 
 
 def _wanted(state: str, states: Iterable[QueueState], what: str) -> QueueState:
@@ -236,6 +327,7 @@ def as_offer(queue: Queue, needs: Needs, pilot: Pilot | None = None) -> Offer:
         site=queue.site_id,
         country_group=queue.country_group or needs.country_group,
         tags=tags,
+        images=runs_images(queue),
     )
 
 

@@ -41,7 +41,7 @@ _HOT = f"""
     )
     SELECT error, detail, node, queue, storage, count(*) AS n_attempts, sum(first) AS n_jobs,
         sum(first * CASE WHEN low <> high THEN 1 ELSE 0 END) AS n_spread, sum(first * recovered) AS n_recovered,
-        min(job_id) AS first_job, min(example) AS example
+        min(job_id) AS first_job, min(example) AS example, max(example) AS last_example
     FROM (
         SELECT error, detail, node, queue, storage, job_id, recovered, example,
             CASE WHEN row_number() OVER (of_job ORDER BY id) = 1 THEN 1 ELSE 0 END AS first,
@@ -50,13 +50,13 @@ _HOT = f"""
         WINDOW of_job AS (PARTITION BY job_id, error, detail)
     ) AS counted GROUP BY error, detail, node, queue, storage
     UNION ALL
-    SELECT '', '', attempt.node, attempt.queue, coalesce(attempt.storage_id, ''), count(*), 0, 0, 0, 0, ''
+    SELECT '', '', attempt.node, attempt.queue, coalesce(attempt.storage_id, ''), count(*), 0, 0, 0, 0, '', ''
     FROM job JOIN attempt ON attempt.job_id = job.id
     WHERE {{which}} AND attempt.state = '{_COMPLETED}'
     GROUP BY attempt.node, attempt.queue, coalesce(attempt.storage_id, '')
     UNION ALL
     SELECT error, {failures.folded("coalesce(error_detail, '')")}, '', '', '', count(*), count(*), 0, 0, min(id),
-        min(coalesce(error_detail, ''))
+        min(coalesce(error_detail, '')), max(coalesce(error_detail, ''))
     FROM job WHERE {{which}} AND state = '{_FAILED}' AND error IS NOT NULL AND attempt_nr = 0
     GROUP BY error, {failures.folded("coalesce(error_detail, '')")}"""
 """Failed attempts by error, detail without its numbers, and place; the completed ones by place, without an error; and jobs that
@@ -64,7 +64,7 @@ could not even be tried."""
 
 _COLUMNS = (
     *("task_id", "error", "signature", "node", "queue", "storage"),
-    *("n_attempts", "n_jobs", "n_spread", "n_recovered", "first_job", "example"),
+    *("n_attempts", "n_jobs", "n_spread", "n_recovered", "first_job", "example", "last_example"),
 )
 _KINDS = dict.fromkeys(_COLUMNS, "text") | dict.fromkeys(("task_id", *_COLUMNS[6:11]), "bigint")
 
@@ -72,7 +72,7 @@ OF_TASK = Chain(
     Part(
         "found",
         f"""SELECT error, detail, node, queue, storage, CAST(n_attempts AS bigint), CAST(n_jobs AS bigint),
-                CAST(n_spread AS bigint), CAST(n_recovered AS bigint), first_job, example,
+                CAST(n_spread AS bigint), CAST(n_recovered AS bigint), first_job, example, last_example,
                 CAST(sum(n_attempts) OVER () AS bigint)
             FROM (
                 SELECT * FROM ({_HOT.format(which="job.task_id = :task")}) AS hot
@@ -89,7 +89,7 @@ OF_JOBS = Chain(
     Part(
         "found",
         f"""SELECT error, detail, node, queue, storage, CAST(n_attempts AS bigint), CAST(n_jobs AS bigint),
-                CAST(n_spread AS bigint), CAST(n_recovered AS bigint), first_job, example
+                CAST(n_spread AS bigint), CAST(n_recovered AS bigint), first_job, example, last_example
             FROM ({_HOT.format(which="job.id IN (SELECT id FROM these)")}) AS outcome""",
         {},
     ),
@@ -105,7 +105,11 @@ _ADD = Chain(
                 n_attempts = task_outcome.n_attempts + excluded.n_attempts,
                 n_jobs = task_outcome.n_jobs + excluded.n_jobs,
                 n_spread = task_outcome.n_spread + excluded.n_spread,
-                n_recovered = task_outcome.n_recovered + excluded.n_recovered
+                n_recovered = task_outcome.n_recovered + excluded.n_recovered,
+                example = CASE WHEN excluded.example < task_outcome.example
+                    THEN excluded.example ELSE task_outcome.example END,
+                last_example = CASE WHEN excluded.last_example > task_outcome.last_example
+                    THEN excluded.last_example ELSE task_outcome.last_example END
             RETURNING task_id""",
         {},
     ),
@@ -123,13 +127,15 @@ def add(core: Core, task_id: int, job_ids: Iterable[int]) -> None:
         for each in TaskOutcome.select(TaskOutcome.signature).where(TaskOutcome.task_id == task_id).distinct()
     }
     rows: dict[tuple[str, ...], list[Any]] = {}
-    for error, detail, node, queue, storage, *numbers, first_job, example in found:
+    for error, detail, node, queue, storage, *numbers, first_job, example, last in found:
         signature = failures.signature(detail)
         if signature not in kept and len(kept) >= MOST_KEPT:
-            signature = example = ""
+            signature = example = last = ""
         kept.add(signature)
-        row = rows.setdefault((error, signature, node, queue, storage), [0, 0, 0, 0, first_job, example])
+        key = error, signature, node, queue, storage
+        row = rows.setdefault(key, [0, 0, 0, 0, first_job, example, last])
         row[:4] = [before + number for before, number in zip(row[:4], numbers, strict=True)]
+        row[5:] = [min(row[5], example), max(row[6], last)]
     core.database.run(_ADD, added=[(task_id, *key, *row) for key, row in sorted(rows.items())])
 
 
@@ -139,13 +145,14 @@ def report(core: Core, task: Task) -> TaskFailures:
     sites = dict(Queue.select(Queue.name, Queue.site).tuples())
     completed: Counter[Place] = Counter()
     found: dict[tuple[str, str], Failures] = {}
-    for error, detail, node, queue, storage, *numbers, first_job, example, _ in rows:
+    for error, detail, node, queue, storage, *numbers, first_job, example, last, _ in rows:
         place = Place(node, queue, storage, sites.get(queue, ""))
         if not error:
             completed[place] += numbers[0]
             continue
         key = error, failures.signature(detail)
-        _count(found.setdefault(key, Failures(*key)), place, numbers, first_job, example)
+        _count(found.setdefault(key, Failures(*key, example, last)), place, numbers, first_job)
+        found[key].first, found[key].last = min(found[key].first, example), max(found[key].last, last)
     shown = sorted(
         found.values(), key=lambda each: (-each.n_jobs, -each.n_attempts, each.error, each.signature)
     )
@@ -163,13 +170,12 @@ def report(core: Core, task: Task) -> TaskFailures:
     )
 
 
-def _count(found: Failures, place: Place, numbers: list[int], first_job: int, example: str) -> None:
+def _count(found: Failures, place: Place, numbers: list[int], first_job: int) -> None:
     n_attempts, n_jobs, n_spread, n_recovered = numbers
     found.n_attempts += n_attempts
     found.n_jobs += n_jobs
     found.n_spread += n_spread
     found.n_recovered += n_recovered
-    found.example = min(found.example or example, example or found.example)
     found.job_ids.add(first_job)
     if place.node:
         found.places[place] += n_attempts
@@ -182,8 +188,8 @@ def _view(found: Failures, completed: Counter[Place], has_inputs: bool) -> Failu
     return FailureView(
         error=found.error,
         error_code=BY_NAME[found.error].code if found.error in BY_NAME else None,
-        signature=found.signature,
-        example=found.example,
+        signature=found.text,
+        example=found.first,
         n_jobs=found.n_jobs,
         n_attempts=found.n_attempts,
         n_recovered=found.n_recovered,

@@ -6,6 +6,7 @@ failures lie with where the same task's jobs succeed, and falls back to the cata
 
 from __future__ import annotations
 
+import os.path
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -70,7 +71,9 @@ class Failures:
 
     error: str
     signature: str
-    example: str = ""
+    first: str = ""
+    last: str = ""
+    """The texts that come first and last in the order of the alphabet: what these two begin with alike, all do."""
     n_attempts: int = 0
     n_jobs: int = 0
     n_spread: int = 0
@@ -83,6 +86,13 @@ class Failures:
 
     def by(self, key: Callable[[Place], str]) -> Counter[str]:
         return _by(self.places, key)
+
+    @property
+    def text(self) -> str:
+        """What all of them say, word by word as far as they agree; from where they differ on, the signature of the rest."""
+        first, last = (" ".join(one_line(text).split()) for text in (self.first, self.last))
+        same = first if first == last else os.path.commonprefix((first, last)).rpartition(" ")[0]
+        return f"{same} {signature(first[len(same) :])}".strip()[:LONGEST_SIGNATURE].rstrip()
 
 
 @dataclass(frozen=True)
@@ -125,7 +135,7 @@ def propose(found: Failures, completed: Counter[Place], has_inputs: bool) -> Cau
         return Cause(Blame.PAYLOAD.value, (), f"no job has completed, on any of {len(nodes)} nodes")
     entry = BY_NAME.get(found.error, BY_NAME["GENERAL_ERROR"])
     return Cause(
-        entry.suspect.value, (), f"by the error's entry in the catalogue; {_spread(len(nodes), completed)}"
+        entry.suspect.value, (), f"by the error's entry in the catalogue; {_spread(nodes, completed)}"
     )
 
 
@@ -162,10 +172,13 @@ def _named(names: tuple[str, ...]) -> str:
     return ", ".join(names[:MOST_NAMED]) + more
 
 
-def _spread(n_nodes: int, completed: Counter[Place]) -> str:
-    if not n_nodes:
+def _spread(nodes: Counter[str], completed: Counter[Place]) -> str:
+    if not nodes:
         return "no node was reached"
-    where = "one node" if n_nodes == 1 else f"{n_nodes} nodes"
+    worked = {*nodes, *(place.node for place in completed)}
+    if len(worked) == 1:
+        return f"where they lie says nothing: {min(worked)} alone has worked for the task"
+    where = "one node" if len(nodes) == 1 else f"{len(nodes)} nodes"
     return f"the failures lie on {where}" + (
         ", where other jobs complete too or did not run" if completed else ""
     )

@@ -63,6 +63,10 @@ class Rule:
     pause_seconds: int | None = None
 
 
+_WITHOUT_RULES = {"QUEUE_WITHOUT_CONTAINERS": Rule(Retry.ELSEWHERE, times=2, avoid_queue=True)}
+"""Where the catalogue's word alone would have a job tried in vain on every node of a queue."""
+
+
 @dataclass(frozen=True)
 class Healing:
     """The rules, and how memory is raised where they do not say."""
@@ -75,7 +79,7 @@ class Healing:
 
     def rule_for(self, entry: ErrorEntry) -> Rule:
         own = self.rules.get(entry.name) or self.rules.get(_BLAME + entry.blame.value)
-        return own or Rule(entry.retry)
+        return own or _WITHOUT_RULES.get(entry.name) or Rule(entry.retry)
 
     def memory(self, rule: Rule, needed_mb: int, peak_mb: float, largest_mb: int) -> int:
         """What a job gets that had too little; not more than `needed_mb` if there is no more to be had.

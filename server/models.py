@@ -490,6 +490,8 @@ class TaskOutcome(Table):
     """As in server/failures.py."""
     first_job = BigIntegerField(default=0)
     example = TextField(default="")
+    last_example = TextField(default="")
+    """The texts that come first and last in the order of the alphabet; equal where all are."""
 
     class Meta:
         primary_key = CompositeKey("task_id", "error", "signature", "node", "queue", "storage")

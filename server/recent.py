@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from peewee import JOIN
 
+from protocol import pilot_settings
 from protocol.messages import BundleRef, TaskSpec
 from protocol.states import QueueState
 from server.models import Bundle, Dataset, Pilot, Queue, Site, Storage, Task
@@ -61,8 +62,15 @@ class QueueFacts:
     requeue_delay_seconds: int
     tags: tuple[str, ...]
     country_group: str
+    images: bool
+    """Whether its pilots run the containers that tasks ask for."""
     closed: str
     """Why it hands out nothing, in words, or "" if it does."""
+
+
+def runs_images(queue: Queue) -> bool:
+    """Whether its pilots run the containers that tasks ask for, as far as the queue itself says so."""
+    return pilot_settings.lets_tasks_name_images(json.loads(queue.pilot_settings))
 
 
 def closed_because(queue: Queue) -> str:
@@ -96,6 +104,7 @@ def queue_facts(recent: Recent, name: str) -> QueueFacts | None:
             row.requeue_delay_seconds,
             tuple(json.loads(row.tags)),
             row.country_group,
+            runs_images(row),
             closed_because(row),
         )
 

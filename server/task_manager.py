@@ -9,12 +9,13 @@ from collections.abc import Mapping, Sequence
 
 from peewee import fn
 
-from protocol import per_task, templates
+from protocol import pilot_settings, templates
 from protocol.errors import PilotageError
 from protocol.files import check_lfn
 from protocol.messages import Page, TaskSpec, TaskView
 from protocol.redaction import one_line
 from protocol.resources import ResourceType
+from protocol.settings import TASK
 from protocol.states import DatasetState, JobState, TaskState, task_state
 from server import catalogue, tallies
 from server.brokerage import broker, dependencies
@@ -41,7 +42,7 @@ SOFTWARE_SCHEMES = ("http", "https", "file")
 def register(core: Core, spec: TaskSpec, owner: str) -> TaskView:
     """Accept a task: everything that can be wrong with it is said now, not by its jobs."""
     _check(spec)
-    per_task.check(spec.pilot_settings)
+    pilot_settings.check(TASK, spec.pilot_settings)
     _check_software(core, spec)
 
     def work() -> Task:
@@ -99,7 +100,9 @@ def _check(spec: TaskSpec) -> None:
         )
     if bool(spec.input_dataset) == bool(spec.n_jobs):
         raise PilotageError(
-            "BAD_REQUEST", "a task has either an input dataset (one job per file) or nJobs jobs without input"
+            "BAD_REQUEST",
+            "a task has either an input dataset (--input, inputDataset: a job per file) "
+            "or a number of jobs without input (--jobs, nJobs)",
         )
     if spec.n_jobs and spec.files_per_job != 1:
         raise PilotageError("BAD_REQUEST", "filesPerJob goes with an input dataset only")

@@ -102,7 +102,7 @@ INSIDE: Dict[str, Tuple[str, ...]] = {
     # The APIs work without a pilot: arguments, and no settings of one.
     "pilot/api/*.py": (
         *("pilot.control", "pilot.run", "pilot.cli", "pilot.context", "pilot.building"),
-        *("pilot.settings", "protocol.settings"),
+        *("pilot.settings", "protocol.settings", "protocol.pilot_settings"),
     ),
     "pilot/limits.py": ("pilot.control", "pilot.run", "pilot.server_client", "subprocess", "threading", "os"),
     "pilot/server_client.py": ("pilot.control", "pilot.run", "pilot.plugins"),

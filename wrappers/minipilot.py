@@ -4,12 +4,11 @@
     curl -fsSO http://SERVER:8080/v1/minipilot.py
     python3 minipilot.py --url http://SERVER:8080 --token-file pilot.token -q CPU -a /scratch
 
-One job at a time is pulled, run and reported, with the fences of the pilot: a word is said again until it is
-answered, heartbeats keep the lease, cancelled jobs are stopped, SIGTERM gives the job back. All else pilot.pyz has.
-This one takes jobs that ask for no memory or disk; gives back those with steps, containers, shipped code, software
-or addresses other than file:///PATH; ends payloads for their wall time, not for memory, disk or looping, nor what
-left their session; tells the end of what a failed one printed, and stores no log; has no outbox (a result that the
-server has not taken dies with it, and the job is done again); cleans up after itself only.
+As pilot.pyz, but one job at a time, and less. Its fences are there: a word is said again until it is answered,
+heartbeats keep the lease, cancelled jobs are stopped, SIGTERM gives the job back. It takes jobs that ask for no
+memory or disk; gives back those with steps, containers, shipped code, software or addresses other than file:///PATH;
+ends payloads for their wall time, not for memory, disk or looping, nor what left their session; tells the end of what
+a failed one printed, and stores no log; has no outbox; cleans up after itself only.
 """
 
 import argparse
@@ -40,6 +39,7 @@ OS_ERRORS = {"STAGE-IN": "STAGE_IN_FAILED", "RUNNING": "TRANSFORM_NOT_FOUND", "S
 IDS = {"task_id": "taskId", "job_id": "jobId", "job_nr": "jobNr", "attempt_nr": "attemptNr"}
 FIELDS = "attemptId attemptToken command environment inputs outputs logUrl dataType cores prodSourceLabel"
 KNOWN = {*IDS.values(), *FIELDS.split(), "walltimeSeconds"}
+URL = re.compile(r"https?://([\w.-]+|\[[0-9A-Fa-f:.]+\])(:[1-5]?\d{1,4}|:6[0-4]\d{3})?(/\S*)?")
 PRIVATE = re.compile("^PILOTAGE_|^X509_USER_PROXY$|TOKEN|PASSW|SECRET|CREDENTIAL", re.IGNORECASE)
 NO_SECRET = {"usedforsecurity": False} if sys.version_info >= (3, 9) else {}  # md5 on nodes in FIPS mode
 
@@ -121,7 +121,7 @@ class Pilot:
                 refused = status in NO_TOKEN and verb != "updateJob" and self.token == token
                 failure = Failure(data["error"], data["detail"], not refused and status not in LASTING)
             except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
-                failure = Failure("SERVER_UNREACHABLE", repr(error), True)
+                failure = Failure("SERVER_UNREACHABLE", f"{error!r}; is {self.options.url} right?", True)
             logging.info(f"{verb}: {failure}")
             if not failure.passes or time.monotonic() > min(give_up_at, self.until):
                 raise failure
@@ -152,7 +152,7 @@ class Pilot:
         threading.Thread(target=self.beat, args=(answer["heartbeatSeconds"],), daemon=True).start()
         n_jobs, idle_since = 0, time.monotonic()
         while not self.signal and not self.drain and n_jobs < self.options.max_jobs:
-            reply = self.ask("getJob", {"requestId": os.urandom(12).hex()})
+            reply = self.ask("getJob", {"requestId": os.urandom(12).hex(), "images": False})
             self.drain = self.drain or reply["drain"]
             for self.spec in reply["jobs"]:
                 self.run()
@@ -284,7 +284,7 @@ if __name__ == "__main__":
     parser.add_argument("--max-jobs", type=float, default=float("inf"), help="end after so many jobs")
     parser.add_argument("--idle", type=float, default=600, help="end after so long without a job (600 s)")
     options = parser.parse_args()
-    if os.fstat(options.token_file.fileno()).st_mode & 0o077 or not re.match("https?://[^/]", options.url):
+    if os.fstat(options.token_file.fileno()).st_mode & 0o077 or not URL.fullmatch(options.url):
         parser.error("--url is as http://SERVER:8080; nobody else may read the token (chmod 600)")
     pilot = Pilot(options, options.token_file.read().strip())
     for number in SIGNALS:

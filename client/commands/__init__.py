@@ -34,6 +34,27 @@ class Group(click.Group):
     def list_commands(self, ctx: click.Context) -> List[str]:
         return list(self.commands)
 
+    def parse_args(self, ctx: click.Context, args: List[str]) -> List[str]:
+        given = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            path = self._with_option(ctx, error.option_name, [word for word in given if word[:1] != "-"])
+            if path is None:
+                raise
+            option = error.option_name
+            raise click.UsageError(f"put {option} after the verb: {path} {option} …", ctx) from None
+
+    def _with_option(self, ctx: click.Context, option: str, words: List[str]) -> Optional[str]:
+        """The command among these words that has this option, which stands too far ahead; None where there is none."""
+        group: Optional[click.Command] = self
+        path = ctx.command_path
+        for word in words:
+            if isinstance(group, click.Group) and word in group.list_commands(ctx):
+                group, path = group.get_command(ctx, word), f"{path} {word}"
+        has_it = group is not None and group is not self and any(option in each.opts for each in group.params)
+        return path if has_it else None
+
     def resolve_command(
         self, ctx: click.Context, args: List[str]
     ) -> Tuple[Optional[str], Optional[click.Command], List[str]]:

@@ -18,6 +18,7 @@ from client.session import Session
 from protocol.errors import PilotageError
 from protocol.messages import Explanation, wire_name
 from protocol.redaction import one_line
+from protocol.values import in_seconds
 
 _QUEUES = (
     tables.Column("queue", lambda fit: fit.queue),
@@ -27,7 +28,6 @@ _QUEUES = (
     tables.Column("could take it", lambda fit: fit.n_fitting, right=True),
     tables.Column("what is missing", lambda fit: "; ".join(fit.missing)),
 )
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 F = TypeVar("F", bound=Callable[..., Any])
 
 _CONFIG = "settings_file"
@@ -46,10 +46,23 @@ class Duration(click.ParamType):
     name = "duration"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        matched = re.fullmatch(r"([0-9]{1,9})([smhdw])", str(value).strip())
-        if not matched or not int(matched[1]):
+        text = str(value).strip()
+        seconds = in_seconds(text)
+        if seconds == text or not int(seconds):
             self.fail(f"{value!a} is no time; write it as 30d, 4w, 12h, 45m or 90s", param, ctx)
-        return int(matched[1]) * _UNITS[matched[2]]
+        return int(seconds)
+
+
+class Seconds(click.ParamType):
+    """Seconds as a number, or a time as 45m or 12h; whether it may be so long is the server's to say."""
+
+    name = "seconds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return int(in_seconds(str(value).strip()))
+        except ValueError:
+            self.fail(f"{value!a} is no time; write seconds, or 90s, 45m, 12h, 30d", param, ctx)
 
 
 def examples(*lines: str) -> str:
@@ -78,7 +91,10 @@ def with_session(function: F) -> F:
 
 
 def _by_options(error: PilotageError) -> PilotageError:
-    """The server's refusal of a field, naming the option that it was given with: "nJobs: " becomes "--jobs: "."""
+    """The server's refusal of a field, naming the option that it was given with: "nJobs: " becomes "--jobs: ".
+
+    Also an element of a list: "outputs[0] is …" becomes "--output is …", and "command[1]: " becomes "the command: ".
+    """
     context = click.get_current_context()
     if error.name != "BAD_REQUEST":
         return error
@@ -86,9 +102,10 @@ def _by_options(error: PilotageError) -> PilotageError:
     for parameter in context.command.params:
         name = parameter.name or ""
         given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-        if given and isinstance(parameter, click.Option):
-            field = re.escape(wire_name(name))
-            detail = re.sub(rf"(^|; ){field}(?=[.:])", rf"\1{parameter.opts[0]}", detail)
+        if given:
+            shown = parameter.opts[0] if isinstance(parameter, click.Option) else f"the {name}"
+            field = rf"(?:the )?{re.escape(wire_name(name))}(?:\[[0-9]+\])?"
+            detail = re.sub(rf"(^|; |(?<= in )){field}(?=[.: ])", rf"\1{shown}", detail)
     return PilotageError(error.name, detail, **error.fields)
 
 

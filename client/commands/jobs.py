@@ -23,7 +23,7 @@ from client.session import Session
 from client.tables import Column
 from protocol.errors import BY_NAME
 from protocol.messages import AttemptView, FileView, JobLog, JobMetrics, JobView
-from protocol.states import JobState
+from protocol.states import FINAL, JobState
 
 _COLUMNS = (
     Column("job", lambda job: job.job_id, right=True),
@@ -232,10 +232,12 @@ def retry(session: Session, *, job_id: int, as_json: bool) -> None:
 @with_session
 def cancel(session: Session, *, job_id: int, as_json: bool) -> None:
     """Cancel a job; one that has ended is left as it is."""
+    had_ended = JobState(session.job(job_id).state) in FINAL
     view = session.cancel_job(job_id)
     if as_json:
         return tables.show(view)
-    tables.write(f"Job {view.job_id} of task {view.task} is {view.state}.")
+    nothing = "Nothing to cancel: job" if had_ended else "Job"
+    tables.write(f"{nothing} {view.job_id} of task {view.task} is {view.state}.")
     return None
 
 

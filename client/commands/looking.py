@@ -7,6 +7,7 @@ import click
 from client import looking, tables
 from client.commands.common import examples, json_option, say_next, with_session
 from client.session import Session
+from protocol.files import check_inside
 from protocol.messages import DebugWish
 from protocol.redaction import lines, one_line
 
@@ -35,6 +36,7 @@ def debug(session: Session, *, job_id: int, off: bool, file: str | None, as_json
 
     It does so every five minutes, and every two seconds while somebody watches (pilotage job tail). For the owner and admins.
     """
+    check_inside(file or "", "file")
     view = session.debug_job(job_id, DebugWish(on=not off, file=file))
     if as_json:
         return tables.show(view)
@@ -42,7 +44,7 @@ def debug(session: Session, *, job_id: int, off: bool, file: str | None, as_json
     tables.write(
         one_line(f"Debug mode of job {job_id}, attempt {view.attempt_nr} on node {view.node}, is {what}.")
     )
-    if view.at is not None:
+    if view.at is not None and not off:
         tables.write(f"Sent {tables.when(view.at)} (UTC):")
         for name, text in (("payload.stdout", view.stdout), (view.file, view.text)):
             if name:
@@ -80,7 +82,7 @@ def tail(
         raise click.UsageError("--file and --latest exclude each other")
     if as_json and forever:
         raise click.UsageError("--json and --follow exclude each other")
-    name = looking.LATEST if latest else file
+    name = looking.LATEST if latest else check_inside(file, "file") if file is not None else None
     follower = looking.Follower(name)
     for view in looking.views(session, job_id, name, tables.say):
         if as_json:

@@ -129,6 +129,8 @@ def drain(
     _print_all(
         session.drain_pilots(queue, outdated=outdated), f"of {queue} will take no further job", as_json
     )
+    if not as_json:
+        say_next(f"pilotage pilot list --queue {queue} --state alive")
     if not outdated and not as_json:
         say_next(f"pilotage queue set {queue} drain --reason TEXT")
     return None
@@ -168,7 +170,10 @@ def _check(pilot_id: str | None, queue: str | None, outdated: bool) -> None:
 def _print_one(view: PilotView, as_json: bool) -> None:
     if as_json:
         return tables.show(view)
-    return tables.write(f"Pilot {view.pilot_id} is {_state(view)}, with {tables.some(view.n_held, 'job')}.")
+    tables.write(f"Pilot {view.pilot_id} is {_state(view)}, with {tables.some(view.n_held, 'job')}.")
+    if view.exit_code is None:
+        say_next(f"pilotage pilot show {view.pilot_id}")
+    return None
 
 
 def _print_all(told: PilotsDrained, will: str, as_json: bool) -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import click
 
 from client import tables
 from client.commands import Group, common
-from client.commands.common import examples, json_option, limit_option, print_list, with_session
+from client.commands.common import F, examples, json_option, limit_option, print_list, with_session
 from client.session import Session
 from client.tables import Column
-from protocol.messages import QueueSpec, QueueView
+from protocol.messages import QueueChange, QueueSpec, QueueView
 from protocol.resources import ResourceType
 from protocol.states import QueueState
 
@@ -26,8 +27,12 @@ _COLUMNS = (
     Column("storage", lambda queue: queue.storage),
     Column("reason", lambda queue: queue.state_reason),
 )
-_DEFAULT = QueueSpec(name="x")
-_SECONDS: dict[str, Any] = {"type": int, "metavar": "S", "show_default": True}
+_SECONDS: dict[str, Any] = {"type": int, "metavar": "S"}
+_TOLD_AT_THE_START = {
+    *("copytools", "lease_seconds", "heartbeat_seconds", "timefloor_seconds"),
+    *("pilot_settings", "unset"),
+}
+"""Fields that a pilot learns when it registers."""
 
 
 @click.group(cls=Group)
@@ -53,6 +58,49 @@ def show(session: Session, *, name: str, as_json: bool) -> None:
     _print(session.queue(name), as_json)
 
 
+_FIELDS = (
+    click.option("--site", help="Where it is; one of a new name is made."),
+    click.option("--gpu/--cpu", default=None, help="Whether its pilots have a GPU."),
+    click.option("--tag", "--tags", "tags", multiple=True, metavar="TAG,...",
+                 help="What its nodes have that jobs may require; may be repeated."),
+    click.option("--country", "country_group", metavar="GROUP", help="The country group of its nodes."),
+    click.option("--storage", help='Takes the outputs; "": the server\'s first.'),
+    click.option("--copytool", "--copytools", "copytools", multiple=True, metavar="NAME,...",
+                 help="What its pilots may copy files with, best first; may be repeated."),
+    click.option("--lease-seconds", help="A pilot silent for longer loses its jobs; 0: the server's default ([queue] lease_seconds).",
+                 **_SECONDS),
+    click.option("--heartbeat-seconds", help="How often pilots speak; 0: the server's default ([queue] heartbeat_seconds).", **_SECONDS),
+    click.option("--timefloor-seconds", help="Pilots older than this ask for no further job; 0: no limit.", **_SECONDS),
+    click.option("--requeue-delay", "requeue_delay_seconds",
+                 help="A lost job waits so long for its pilot before another one may have it; 0: not at all.", **_SECONDS),
+    click.option("--pilot-setting", "pilot_settings", multiple=True, metavar="SECTION.KEY=VALUE",
+                 help="A setting of its pilots, stronger than theirs; may be repeated."),
+)  # fmt: skip
+"""What a queue is made with, and what may be changed of it."""
+
+
+def _with_fields(function: F) -> F:
+    for option in reversed(_FIELDS):
+        function = option(function)
+    return function
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """The fields that options were given for; a list that was given as "" is empty."""
+    given = {name: value for name, value in options.items() if value not in (None, ())}
+    for name in given.keys() & {"tags", "copytools", "unset"}:
+        given[name] = _words(given[name])
+    if "pilot_settings" in given:
+        given["pilot_settings"] = common.pilot_settings(given["pilot_settings"])
+    if "gpu" in given:
+        given["resource_type"] = ResourceType.GPU if given.pop("gpu") else ResourceType.CPU
+    return given
+
+
+def _words(texts: Iterable[str]) -> list[str]:
+    return [word.strip() for text in texts for word in text.split(",") if word.strip()]
+
+
 @queue.command(
     epilog=examples(
         "pilotage queue create SPD_GPU --gpu --site JINR",
@@ -61,89 +109,85 @@ def show(session: Session, *, name: str, as_json: bool) -> None:
     )
 )
 @click.argument("name", metavar="QUEUE")
-@click.option("--site", default=_DEFAULT.site, show_default=True)
-@click.option("--gpu", is_flag=True, help="Its pilots have a GPU.")
-@click.option("--tag", "--tags", "tags", multiple=True, metavar="TAG,...",
-              help="What its nodes have that jobs may require; may be repeated.")  # fmt: skip
-@click.option(
-    "--country", "country_group", default="", metavar="GROUP", help="The country group of its nodes."
-)
-@click.option("--storage", default="", help="Takes the outputs.  [default: the server's first]")
-@click.option(
-    "--copytool", "copytools", multiple=True, help="Copytool its pilots use; may be repeated, best first."
-)
-@click.option(
-    "--lease-seconds",
-    default=_DEFAULT.lease_seconds,
-    help="A pilot silent for longer loses its jobs.",
-    **_SECONDS,
-)
-@click.option(
-    "--heartbeat-seconds", default=_DEFAULT.heartbeat_seconds, help="How often pilots speak.", **_SECONDS
-)
-@click.option(
-    "--timefloor-seconds",
-    default=0,
-    help="Pilots older than this ask for no further job; 0: no limit.",
-    **_SECONDS,
-)
-@click.option(
-    "--requeue-delay",
-    "requeue_delay_seconds",
-    default=0,
-    help="A lost job waits so long for its pilot before another one may have it.",
-    **_SECONDS,
-)
-@click.option(
-    "--pilot-setting",
-    "pilot_settings",
-    multiple=True,
-    metavar="SECTION.KEY=VALUE",
-    help="A setting of its pilots, stronger than theirs; may be repeated.",
-)
+@_with_fields
 @json_option
 @with_session
-def create(
-    session: Session,
-    *,
-    gpu: bool,
-    copytools: tuple[str, ...],
-    tags: tuple[str, ...],
-    pilot_settings: tuple[str, ...],
-    as_json: bool,
-    **options: object,
-) -> None:
-    """Define a queue. Needs an admin's token."""
-    kind = ResourceType.GPU if gpu else ResourceType.CPU
-    words = [tag.strip() for text in tags for tag in text.split(",") if tag.strip()]
-    spec = QueueSpec(
-        resource_type=kind,
-        copytools=list(copytools),
-        tags=words,
-        pilot_settings=common.pilot_settings(pilot_settings),
-        **options,  # type: ignore[arg-type]
-    )
-    _print(session.create_queue(spec), as_json)
+def create(session: Session, *, name: str, as_json: bool, **options: Any) -> None:
+    """Define a queue. Needs an admin's token.
+
+    What is not given: a cpu queue at the site LOCAL with the server's first storage and default times, and pilots that
+    copy with any copytool that knows the address. 'pilotage queue set' changes it.
+    """
+    _print(session.create_queue(QueueSpec(name, **_given(options))), as_json)
 
 
 @queue.command(
     "set",
     epilog=examples(
-        "pilotage queue set CPU drain --reason 'power cut at 18:00'", "pilotage queue set CPU online"
+        "pilotage queue set CPU drain --reason 'power cut at 18:00'",
+        "pilotage queue set CPU online",
+        "pilotage queue set FARM --lease-seconds 600 --copytool nfs,cp",
+        "pilotage queue set FARM --pilot-setting payload.task_images=yes --pilot-setting payload.executor=bubblewrap",
+        "pilotage queue set FARM --unset payload.executor --tags ''",
     ),
 )
 @click.argument("name", metavar="QUEUE")
-@click.argument("state", type=click.Choice([each.value for each in QueueState]))
+@click.argument("state", required=False, type=click.Choice([each.value for each in QueueState]))
 @click.option("--reason", default="", metavar="TEXT", help="Shown to whoever asks why a job waits.")
+@_with_fields
+@click.option("--unset", multiple=True, metavar="SECTION.KEY",
+              help="Take a setting of its pilots away; may be repeated.")  # fmt: skip
 @json_option
 @with_session
-def set_state(session: Session, *, name: str, state: str, reason: str, as_json: bool) -> None:
-    """Open or close a queue. Needs an admin's token.
+def set_queue(
+    session: Session,
+    *,
+    name: str,
+    state: str | None,
+    reason: str,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Open or close a queue, or change what it was made with. Needs an admin's token.
 
     online hands out jobs, test one at a time; drain and offline hand out none, and leave running jobs alone. The server
     sets a queue to test by itself when too many attempts fail there, and online again; one that was closed by hand stays.
+
+    What is not given stays; a list is replaced, '' empties it; settings of pilots are changed one by one. Pilots that run
+    keep what they were told at their start.
     """
-    _print(session.set_queue_state(name, QueueState(state), reason), as_json)
+    given = _given(options)
+    if not given and state is None:
+        raise click.UsageError("Nothing to change: give a state, or an option.")
+    if reason and state is None:
+        raise click.UsageError("--reason goes with a state.")
+    if given:
+        view = session.change_queue(name, QueueChange(**given))
+    if state is not None:
+        view = session.set_queue_state(name, QueueState(state), reason)
+    _print(view, as_json)
+    if given.keys() & _TOLD_AT_THE_START and view.n_pilots:
+        tables.say(
+            f"what runs there now ({tables.some(view.n_pilots, 'pilot')}) keeps what it was told at its start; "
+            f"'pilotage pilot drain --queue {name}' ends it in order"
+        )
+
+
+@queue.command(epilog=examples("pilotage queue delete FARM"))
+@click.argument("name", metavar="QUEUE")
+@json_option
+@with_session
+def delete(session: Session, *, name: str, as_json: bool) -> None:
+    """Delete a queue that nothing uses. Needs an admin's token.
+
+    Refused while jobs run there, pilots of it are alive, or no other queue takes the jobs of some task. What ran there
+    stays in lists and usage. Tokens for this queue alone are revoked.
+    """
+    session.delete_queue(name)
+    if as_json:
+        tables.show({"deleted": name})
+        return
+    tables.write(f"The queue {name} is deleted.")
 
 
 def _print(view: QueueView, as_json: bool) -> None:

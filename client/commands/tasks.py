@@ -6,6 +6,7 @@ import dataclasses
 import datetime
 import json
 import pkgutil
+import re
 import shlex
 import tempfile
 from pathlib import Path
@@ -17,6 +18,7 @@ from rich.text import Text
 from client import bundle, tables, watch
 from client.commands import Group
 from client.commands.common import (
+    Seconds,
     examples,
     json_option,
     limit_option,
@@ -110,7 +112,7 @@ def task() -> None:
 @click.option("--cores", type=int, metavar="N", help="Cores of one job.  [default: 1]")
 @click.option("--memory-mb", type=int, metavar="MB", help="Memory of one job.")
 @click.option("--disk-mb", type=int, metavar="MB", help="Disk of one job.")
-@click.option("--walltime-seconds", type=int, metavar="S", help="Longest run of one payload.")
+@click.option("--walltime-seconds", type=Seconds(), metavar="S|2h", help="Longest run of one payload.")
 @click.option("--priority", type=int, metavar="N", help="Higher goes first.  [default: 0]")
 @click.option("--max-attempts", type=int, metavar="N", help="Tries that the payload may fail.  [default: 3]")
 @click.option("--max-losses", type=int, metavar="N", help="Tries that nodes may lose.  [default: 10]")
@@ -152,7 +154,8 @@ def submit(
     The command is started without a shell, in the job's own directory. It may contain {input} {inputs} {output}
     {outputs} {lfn} {stem} {task_id} {job_id} {job_nr} {attempt_nr} {bundle} {software} {workdir} {python}; '{{' is a brace.
     """
-    body = {**(_read(file) if file else {}), **_given(options)}
+    given = _given(options)
+    body = {**(_read(file) if file else {}), **given}
     packed = bundle.make(ship) if ship is not None else None
     if benchmark:
         packed = _benchmark(body, packed)
@@ -164,7 +167,12 @@ def submit(
     if packed is not None:
         session.send_bundle(packed.digest, packed.data)
         body[wire_name("bundle")] = packed.digest
-    view = session.submit_task(body)
+    try:
+        view = session.submit_task(body)
+    except PilotageError as error:
+        raise _by_step(error, given) from None
+    if view.waiting:
+        tables.say(f"warning: {view.waiting}")
     if wait:
         return _wait(session, view, as_json)
     if as_json:
@@ -217,6 +225,17 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
     steps = [(kind, text) for kind in StepKind for text in options.pop(kind.value)]
     options["steps"] = [{"kind": kind.value, "command": _words(kind, text)} for kind, text in steps]
     return {wire_name(name): value for name, value in options.items() if value not in (None, [], {})}
+
+
+def _by_step(error: PilotageError, given: dict[str, Any]) -> PilotageError:
+    """The server's refusal of a step, naming the option that it was given with."""
+    steps = given.get("steps", [])
+    detail = re.sub(
+        r"(?:the )?steps\[([0-9]+)\](?:\.command)?(?:\[[0-9]+\])?",
+        lambda found: f"--{steps[int(found[1])]['kind']}" if int(found[1]) < len(steps) else found[0],
+        error.detail,
+    )
+    return PilotageError(error.name, detail, **error.fields)
 
 
 def _words(kind: StepKind, text: str) -> list[str]:
@@ -515,8 +534,13 @@ def cancel(session: Session, *, tasks: tuple[str, ...], cascade: bool, as_json: 
     """Cancel tasks and all of their jobs that have not ended."""
     views = []
     for task in tasks:
+        had_ended = session.task(task).ended is not None and not cascade
         views.append(session.cancel_task(task, cascade=cascade))
-        if not as_json:
+        if had_ended and not as_json:
+            tables.write(
+                f"Nothing to cancel: task {views[-1].task_id} ({views[-1].name}) is {views[-1].state}."
+            )
+        elif not as_json:
             _print_short(views[-1], as_json)
     if as_json:
         tables.show(views[0] if len(views) == 1 else views)

@@ -228,6 +228,7 @@ class Asking:
             country_group=settings.text("get_job", "country_group"),
             allow_other_country=settings.flag("get_job", "allow_other_country"),
             task_id=self._task_id,
+            images=settings.flag("payload", "task_images") and context.executor.takes_images,
         )
 
     def _promised(self, slot: int) -> int:
@@ -256,7 +257,7 @@ class Asking:
             return True
         else:
             self.why = Why.REFUSED
-        logger.error("getJob failed", extra={"error": error.name, "detail": error.detail})
+        logger.error("getJob failed", extra=error.facts())
         return False
 
     def _is_unknown_pilot(self, error: PilotageError) -> bool:

@@ -69,6 +69,7 @@ def examine(
         *_programs(settings.items("validation", "tools")),
         *_mounts(settings.items("validation", "mounts")),
         *_copytools(settings.items("copytools", "names"), unusable_tools),
+        *_cores(here, settings.integer("node_settings", "slots")),
         *_gpus(here, settings.integer("node_settings", "slots"), settings.flag("validation", "gpu")),
         *_executor(executor, settings, work, tools),
         *_experiment(plugin, here),
@@ -193,6 +194,15 @@ def _copytools(named: Sequence[str], unusable: Mapping[str, str]) -> Iterator[Fi
     yield Finding("copytool", Level.OK, f"usable: {', '.join(usable)}")
     if reasons:
         yield Finding("copytool", Level.WARNING if are_named else Level.OK, f"not usable: {reasons}")
+
+
+def _cores(here: Node, slots: int) -> Iterator[Finding]:
+    if slots > here.cores:
+        yield Finding(
+            "cores",
+            Level.WARNING,
+            f"{here.cores} cores for {slots} slots (--slots): each offers one core, and their payloads share them",
+        )
 
 
 def _gpus(here: Node, slots: int, is_needed: bool) -> Iterator[Finding]:

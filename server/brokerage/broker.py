@@ -75,6 +75,7 @@ def needs_of(spec: TaskSpec, working_group: str = "") -> Needs:
         working_group=working_group or spec.working_group,
         country_group=spec.country_group,
         tags=tuple(sorted(set(spec.requires))),
+        image=bool(spec.image) or any(step.image for step in spec.steps),
     )
 
 

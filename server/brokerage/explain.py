@@ -6,6 +6,7 @@ What a pilot tells with its request alone (its label, its group, the time it has
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -38,7 +39,7 @@ from server.models import (
     now,
 )
 from server.paging import iso
-from server.recent import closed_because
+from server.recent import closed_because, runs_images
 from server.specs import spec_of
 
 MOST_BEFORE = 10_000
@@ -281,9 +282,21 @@ def _start(needs: Needs, queues: Sequence[QueueFit]) -> list[str]:
     """Where nothing is missing but a pilot: how one is started."""
     name = next((fit.queue for fit in queues if fit.missing == [NO_PILOT]), None)
     if name is None:
-        return []
+        return _let_images_in(needs)
     label = "" if needs.label == LABEL else f" -j {needs.label}"
     return [f"to start a pilot on a node: 'pilotage pilot run -q {name}{label}'"]
+
+
+def _let_images_in(needs: Needs) -> list[str]:
+    """Where nothing is missing but leave for the task's container: how it is given."""
+    plain = dataclasses.replace(needs, image=False)
+    for queue in Queue.select().order_by(Queue.name) if needs.image else ():
+        if not runs_images(queue) and not misfits(plain, computing.as_offer(queue, plain)):
+            return [
+                f"to let {queue.name} run containers for tasks: 'pilotage queue set {queue.name} --pilot-setting "
+                "payload.task_images=yes', and payload.executor=bubblewrap or apptainer; then start pilots anew"
+            ]
+    return []
 
 
 def _shortest(needs: Needs, queues: Sequence[QueueFit]) -> str:
@@ -302,17 +315,17 @@ def _shortest(needs: Needs, queues: Sequence[QueueFit]) -> str:
 def _lacking(needs: Needs, kind: Sequence[str]) -> list[str]:
     """Amounts that no pilot has that is alive in these queues, which are of the right kind."""
     amounts = (
-        ("cores", needs.cores, Pilot.cores),
-        ("MB of memory", needs.memory_mb, Pilot.memory_mb),
-        ("MB of disk", needs.disk_mb, Pilot.disk_mb),
-        ("GPUs", needs.gpus, Pilot.gpus),
+        ("cores", needs.cores, Pilot.cores, 1),  # a slot has one, however many slots there are
+        ("MB of memory", needs.memory_mb, Pilot.memory_mb, 0),
+        ("MB of disk", needs.disk_mb, Pilot.disk_mb, 0),
+        ("GPUs", needs.gpus, Pilot.gpus, 0),
     )
-    there = Pilot.select(*(fn.MAX(column / Pilot.slots) for _, _, column in amounts))
-    most = there.where(Pilot.queue.in_(kind), computing.alive()).tuples().first()
+    there = Pilot.select(*(fn.MAX(column / Pilot.slots) for _, _, column, _ in amounts))
+    shares = there.where(Pilot.queue.in_(kind), computing.alive()).tuples().first()
     return [
-        f"no queue offers {need} {what} (at most {have})"
-        for (what, need, _), have in zip(amounts, most, strict=True)
-        if have is not None and need > have
+        f"no pilot that is alive has {need} {what} for a job (at most {max(share, least)})"
+        for (what, need, _, least), share in zip(amounts, shares, strict=True)
+        if share is not None and need > max(share, least)
     ]
 
 
@@ -323,6 +336,10 @@ def _what_pilots_say(needs: Needs) -> list[str]:
         words.append(f"pilots started with another label than {needs.label} (-j) do not take it")
     if needs.walltime_seconds:
         words.append(f"a pilot must have {needs.walltime_seconds} s of its time left")
+    if needs.image:
+        words.append(
+            "pilots take it that run containers (payload.executor) and were started since their queue lets tasks name images"
+        )
     return words
 
 
@@ -349,13 +366,13 @@ def task(core: Core, found: Task) -> Explanation:
     told.reasons += _forming(core, found)
     counts = task_manager.counts_of(found)
     if ready := counts.get(JobState.READY, 0):
-        told.reasons += [f"{ready} of its jobs are READY", *_first_ready(core, found, told)]
+        told.reasons += [f"{ready} of its jobs {_be(ready)} READY", *_first_ready(core, found, told)]
     elif not counts:
         needs = broker.needs_in(found.job_class.key)
         told.queues = _fits(needs)
         told.reasons += _who_could(needs, told.queues)
     if held := sum(counts.get(each, 0) for each in HELD):
-        told.reasons.append(f"{held} of its jobs are with pilots")
+        told.reasons.append(f"{held} of its jobs {_be(held)} with pilots")
     told.reasons += _failed(found)
     return told
 
@@ -366,9 +383,16 @@ def _failed(found: Task) -> list[str]:
     if not errors:
         return []
     many = ", ".join(f"{name} {count}" for name, count in sorted(errors.items()))
+    n = sum(errors.values())
     return [
-        f"{sum(errors.values())} of its jobs have failed: {many}; 'pilotage job list --task {found.name} --state FAILED'"
+        f"{n} of its jobs {'has' if n == 1 else 'have'} failed: {many}; "
+        f"what they say: 'pilotage task errors {found.name}'; "
+        f"which they are: 'pilotage job list --task {found.name} --state FAILED'"
     ]
+
+
+def _be(n: int) -> str:
+    return "is" if n == 1 else "are"
 
 
 def _first_ready(core: Core, found: Task, told: Explanation) -> list[str]:
@@ -455,6 +479,14 @@ def hint(found: Task) -> str | None:
     if any(not fit.missing for fit in queues):
         return None
     return f"nobody can take its jobs now: {_shortest(needs, queues)}{see}"
+
+
+def no_queue(spec: TaskSpec) -> str | None:
+    """Why no queue is of the kind that a new task needs, whatever pilots there are; None if one is."""
+    needs = broker.needs_of(spec)
+    if any(not misfits(needs, computing.as_offer(queue, needs)) for queue in Queue.select()):
+        return None
+    return f"no queue takes its jobs: {_shortest(needs, _fits(needs))}; see 'pilotage task why {spec.name}'"
 
 
 def _ago(moment: float) -> str:

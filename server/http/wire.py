@@ -15,8 +15,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from protocol.errors import PilotageError
 from protocol.messages import (
+    DIGEST,
+    IMAGE,
     NAME_FIELD,
     OPTIONAL_NAME,
+    SOFTWARE_CHECKSUM,
     ErrorReply,
     GetJobReply,
     HeartbeatReply,
@@ -196,7 +199,13 @@ def _in_words(problem: Any) -> str:
 
 
 _LETTERS = "it is made of letters, digits and . _ : + - and begins with a letter or digit"
-_NAMES = {NAME_FIELD["pattern"]: _LETTERS, OPTIONAL_NAME["pattern"]: _LETTERS}
+_NAMES = {
+    NAME_FIELD["pattern"]: _LETTERS,
+    OPTIONAL_NAME["pattern"]: _LETTERS,
+    SOFTWARE_CHECKSUM: "it is sha256: or blake3: and 64 hexadecimal digits in lower case",
+    DIGEST: "it is made of 64 hexadecimal digits in lower case",
+    IMAGE: "it is a path, a name or a URL of a registry, of letters, digits and . _ : @ / + % = ~ -",
+}
 _BOUNDS = {
     "greater_than_equal": "must be at least {ge}",
     "less_than_equal": "must be at most {le}",

@@ -168,6 +168,7 @@ def _offer(request: GetJobRequest, queue: QueueFacts, pilot: PilotFacts) -> Offe
         country_group=request.country_group or queue.country_group,
         allow_other_country=request.allow_other_country,
         tags=(*queue.tags, *pilot.tags, *request.tags),
+        images=queue.images and request.images is not False,
     )
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from protocol.errors import PilotageError
+from protocol.files import check_inside
 from protocol.messages import (
     LONGEST_TAIL,
     DebugOrder,
@@ -107,7 +108,8 @@ def _clean(text: str) -> str:
 
 
 def look(core: Core, job_id: int, wish: DebugWish) -> DebugView:
-    """Take a wish, and show what there is; WRONG_STATE if no pilot holds the job and nothing of it was kept."""
+    """Take a wish, and show what there is; WRONG_STATE if no pilot holds the job and nothing of it was kept, BAD_REQUEST."""
+    check_inside(wish.file or "", "file")
     with core.database.reading():
         attempt = _attempt(job_id)
         if attempt.ended_at is None:

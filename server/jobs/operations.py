@@ -26,6 +26,7 @@ from server.jobs.statements import listed
 from server.models import ArchivedJob, Dataset, File, Job, Task, now
 from server.pace import Pace
 from server.specs import outputs_of, spec_of
+from server.tallies import expected_jobs
 from server.upkeep import archive
 from server.waiting import wake
 
@@ -218,10 +219,7 @@ def retry(core: Core, id_or_name: str, wish: RetrySpec, who: str) -> RetryReply:
             n = core.database.write(functools.partial(_retry_paced, core, task.id, cancelled, ids, who, pace))
             tried, left = tried + n, left + len(ids) - n
     if not (tried or left or goes_on):
-        which = f"job {wish.job_nr}" if wish.job_nr else "no job"
-        ended = " or ".join(sorted(state.value for state in states))
-        verb = "is not" if wish.job_nr else "is"
-        raise PilotageError("WRONG_STATE", f"{which} of task {task.name} {verb} {ended}")
+        raise PilotageError("WRONG_STATE", _nothing_to_retry(task, states, wish.job_nr))
     core.database.write(lambda: trail.note(who, "task retry", task.name, f"{tried} jobs"))
     core.broker.changed()
     if tried and not task.paused:
@@ -235,6 +233,24 @@ def retry_job(core: Core, job_id: int, who: str) -> None:
     reply = retry(core, str(job.task_id), RetrySpec(job_nr=job.job_nr), who)
     if not reply.n_jobs:
         raise PilotageError("WRONG_STATE", f"job {job_id}: {reply.reason}")
+
+
+def _nothing_to_retry(task: Task, states: Iterable[JobState], job_nr: int | None) -> str:
+    ended = " or ".join(sorted(state.value for state in states))
+    with_state = f"the task is {task_manager.state_of(Task.get_by_id(task.id)).value}"
+    if job_nr is None:
+        return f"no job of task {task.name} is {ended}; {with_state}"
+    job = next(
+        (
+            found
+            for table, task_id in ((Job, Job.task), (ArchivedJob, ArchivedJob.task_id))
+            if (found := table.get_or_none(task_id == task.id, table.job_nr == job_nr))
+        ),
+        None,
+    )
+    if job is None:
+        return f"task {task.name} has no job {job_nr} yet, of {expected_jobs(task)}; {with_state}"
+    return f"job {job_nr} of task {task.name} is {job.state}; what is {ended} can be tried again"
 
 
 def _why_left(left: int) -> str:

@@ -38,7 +38,9 @@ def register_pilot(call: Call, word: PilotRegistration) -> QueueForPilot:
     word = dataclasses.replace(word, queue=word.queue or call.caller.queue)
     _check_queue(call, word.queue)
     _check_pilot(call, word.pilot_id)
-    return computing.register_pilot(call.core, word)
+    answer = computing.register_pilot(call.core, word)
+    answer.token_role = None if call.caller.role is Role.PILOT else call.caller.role.value
+    return answer
 
 
 @door.route("POST", "/v1/getJob", Role.PILOT, GetJobRequest, GetJobReply)

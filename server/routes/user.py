@@ -24,6 +24,7 @@ from protocol.messages import (
     PilotsDrained,
     PilotView,
     PrioritySpec,
+    QueueChange,
     QueueSpec,
     QueueStateSpec,
     QueueView,
@@ -75,7 +76,9 @@ def _yes(name: str, about: str) -> Parameter:
 def submit_task(call: Call, spec: TaskSpec) -> TaskView:
     """Register a task."""
     groups.check_use(call.caller, spec.working_group)
-    return task_manager.register(call.core, spec, call.caller.name)
+    registered = task_manager.register(call.core, spec, call.caller.name)
+    registered.waiting = explain.no_queue(spec)
+    return registered
 
 
 @door.route(
@@ -420,6 +423,19 @@ def create_queue(call: Call, spec: QueueSpec) -> QueueView:
 def show_queue(call: Call, name: str) -> QueueView:
     """One queue."""
     return computing.queue_view(computing.find_queue(name))
+
+
+@door.route("POST", "/v1/queues/<name>", Role.ADMIN, QueueChange, QueueView)
+def change_queue(call: Call, wish: QueueChange, name: str) -> QueueView:
+    """Change what a queue was made with; what is left out stays."""
+    return computing.change_queue(call.core, name, wish, call.caller.name)
+
+
+@door.route("POST", "/v1/queues/<name>/delete", Role.ADMIN, None, None)
+def delete_queue(call: Call, name: str) -> dict[str, Any]:
+    """Delete a queue that nothing uses: no job runs there, no pilot is alive, no task has only this one."""
+    computing.delete_queue(call.core, name, call.caller.name)
+    return {}
 
 
 @door.route("POST", "/v1/queues/<name>/state", Role.ADMIN, QueueStateSpec, QueueView)

@@ -162,6 +162,15 @@ def test_173_what_it_cannot_do_goes_back_and_is_not_the_payloads_fault(world: Wo
     world.session.cancel_task(task.task_id)
 
 
+def test_173_it_asks_for_no_job_with_a_container(world: World) -> None:
+    queue = world.queue(pilot_settings={"payload.task_images": "yes"})
+    task = world.submit(queue, ["true"], image="/cvmfs/x.sif")
+    await_ready(world, task.task_id)
+    assert minipilot(world, queue).wait(20) == 82
+    assert world.session.task(task.task_id).n_attempts == 0
+    world.session.cancel_task(task.task_id)
+
+
 def test_173_f21_a_cancelled_job_is_stopped_within_a_heartbeat(world: World) -> None:
     queue = world.queue()
     task = world.submit_shell(queue, "trap '' TERM; while true; do sleep 0.1; done")
@@ -257,6 +266,15 @@ def test_173_without_a_job_or_a_token_it_says_so(world: World, tmp_path: Path) -
     open_to_all = minipilot(world, "CPU", token=wrong)
     assert open_to_all.wait(20) == 2
     assert "chmod 600" in open_to_all.text
+
+
+@pytest.mark.parametrize(
+    "url", ["http://[::1", "http://a b", "http://h:port", "http://h:99999", "ftp://h", "h:8080", "http://"]
+)
+def test_173_what_is_no_address_is_refused_at_once(world: World, url: str) -> None:
+    pilot = minipilot(world, world.queue(), url=url)
+    assert pilot.wait(20) == 2
+    assert "error: --url is as http://SERVER:8080" in pilot.text
 
 
 def test_173_a_token_that_is_renewed_in_its_file_is_taken_when_the_old_one_is_refused(

@@ -23,11 +23,15 @@ class Chain:
     def isolates(self) -> bool:
         return any(each.isolates for each in self.executors)
 
+    @property
+    def takes_images(self) -> bool:
+        return any(each.takes_images for each in self.executors)
+
     def unusable(self) -> Optional[str]:
         return next((reason for each in self.executors if (reason := each.unusable())), None)
 
     def check(self, run: Run) -> None:
-        if run.image and not any(each.takes_images for each in self.executors):
+        if run.image and not self.takes_images:
             raise PilotageError(
                 "QUEUE_WITHOUT_CONTAINERS", "it runs payloads without an image; the task names one"
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,8 @@ def test_168_a_node_is_measured_without_server_and_pilot(pilotage: Pilotage, tmp
     options = ("pilot", "benchmark", "--cores", 2, "--seconds", "0.2", "-a", tmp_path)
     found = json.loads(pilotage(*options, "--json").out)
     assert found["cores"] == 2 and found["scores"]["integer"] > 0
-    assert "disk write mb per second" in pilotage(*options).out
+    shown = pilotage(*options).out
+    assert re.search(r"^disk write +[0-9.]+ MiB/s$", shown, re.MULTILINE)
+    assert re.search(r"^float slowest +[0-9.]+ million rounds/s$", shown, re.MULTILINE)
     done = pilotage(*options, "--send")
     assert done.code != 0 and "collector" in done.err

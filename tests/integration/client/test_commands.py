@@ -12,7 +12,7 @@ import pytest
 from client.session import Session
 from pilot.server_client import ServerClient
 from protocol.errors import BY_NAME
-from protocol.messages import GpuKind, PilotRegistration, TaskSpec
+from protocol.messages import DebugView, GpuKind, PilotRegistration, TaskSpec
 from protocol.resources import ResourceType
 from protocol.share import shared_path
 from protocol.states import JobState
@@ -45,7 +45,7 @@ def test_every_option_of_submit_reaches_the_server(pilotage: Pilotage, session: 
     done = pilotage(
         "task", "submit", "--name", "all-options", "--jobs", 4, "--output", "a-{job_nr}", "--output", "b-{job_nr}",
         "--output-dataset", "all-options-results", "--env", "A=1", "--env", "B=x=y", "--gpu", "--gpus", 2, "--cores", 3,
-        "--memory-mb", 100, "--disk-mb", 200, "--walltime-seconds", 300, "--priority", 7, "--max-attempts", 5,
+        "--memory-mb", 100, "--disk-mb", 200, "--walltime-seconds", "5m", "--priority", 7, "--max-attempts", 5,
         "--max-losses", 6, "--replicate", 2, "--queue", "GPU", "--label", "ptest", "--data-type", "raw", "--json",
         "--pre", "tar xf 'a b.tar'", "--post", "gzip log", "--post", "ls", "--co", "./service", "--image", "docker://debian:12",
         "--software", "https://host/reco.tar.gz", "--software-checksum", f"sha256:{'0' * 64}",
@@ -119,11 +119,29 @@ def test_shipped_code_is_sent_once_and_named_in_the_task(
         (["--jobs", "0", "--", "true"], 1, "either an input dataset"),
         (["--jobs", "-3", "--", "true"], 1, ": --jobs: must be at least 0"),
         (["--jobs", "x", "--", "true"], 2, "'x' is not a valid integer"),
+        (["--jobs", "1", "--walltime-seconds", "5x", "--", "true"], 2, "'5x' is no time"),
+        (
+            ["--jobs", "1", "--walltime-seconds", "99999w", "--", "true"],
+            1,
+            ": --walltime-seconds: must be at most",
+        ),
         (["--jobs", "1", "--cores", "0", "--", "true"], 1, ": --cores: must be at least 1"),
         (["--jobs", "1", "--priority", "99999999", "--", "true"], 1, ": --priority: must be at most 1000000"),
         (["--jobs", "1", "--name", "a b", "--", "true"], 1, ": --name: it is made of letters, digits and"),
         (["--jobs", "1", "--", "sh", "-c", "echo ${HOME}"], 1, "write ${{HOME}} for a shell's variable"),
-        (["--jobs", "1", "--", "true", "{nothing}"], 1, "{nothing}"),
+        (["--jobs", "1", "--", "true", "{nothing}"], 1, "'{nothing}' in the command is no placeholder"),
+        (["--jobs", "2", "--", "echo", "{input}"], 1, "the command: {input} is used"),
+        (["--jobs", "2", "--output", "a", "--", "true"], 1, "--output 'a' is the same for every job"),
+        (["--jobs", "2", "--output", "{x}", "--", "true"], 1, "'{x}' in --output is no placeholder"),
+        (["--jobs", "2", "--env", "A={x}", "--", "true"], 1, "'{x}' in --env A is no placeholder"),
+        (["--jobs", "2", "--files-per-job", "3", "--", "true"], 1, "--files-per-job goes with an input"),
+        (["--jobs", "2", "--pre", "a", "--post", "b {x}", "--", "true"], 1, "'{x}' in --post is no"),
+        (["--", "true"], 1, "(--input, inputDataset: a job per file)"),
+        (
+            ["--jobs", "1", "--software", "https://h/a", "--software-checksum", "sha256:1", "--", "true"],
+            1,
+            "--software-checksum: it is sha256: or blake3: and 64 hexadecimal digits",
+        ),
         (["--jobs", "1", "--env", "A", "--", "true"], 2, "write NAME=VALUE"),
         (["--jobs", "1", "--gpu", "--resource-type", "cpu", "--", "true"], 2, "exclude each other"),
         (["--jobs", "1", "--queue", "NOWHERE", "--", "true"], 1, "no queue NOWHERE"),
@@ -204,6 +222,10 @@ def test_a_cancelled_task_ends_and_its_watcher_is_told_by_the_exit_code(
     wait_until(lambda: session.task("doomed").counts, what="jobs")
     done = pilotage("task", "cancel", "doomed")
     assert (done.code, "CANCELLED" in done.out) == (0, True)
+    wait_until(lambda: session.task("doomed").ended, what="the end")
+    again = pilotage("task", "cancel", "doomed")
+    assert again.code == 0 and again.out.startswith("Nothing to cancel: task ")
+    assert again.out.endswith(" (doomed) is CANCELLED.\n")
     watched = pilotage("task", "watch", "doomed", "--interval", 0.1)
     assert watched.code == 1
     assert "doomed: CANCELLED, 2 of 2 jobs ended (CANCELLED 2)" in watched.err
@@ -225,7 +247,9 @@ def test_jobs_are_listed_shown_and_cancelled(pilotage: Pilotage, session: Sessio
     assert [first["jobNr"], second["jobNr"]] == [1, 2]
     shown = pilotage("job", "show", first["jobId"]).out
     assert "number 1 of task" in shown and "history" in shown and "REGISTERED" in shown
-    assert pilotage("job", "cancel", first["jobId"]).out.endswith("of task jobs is CANCELLED.\n")
+    assert pilotage("job", "cancel", first["jobId"]).out.startswith("Job ")
+    again = pilotage("job", "cancel", first["jobId"]).out
+    assert again == f"Nothing to cancel: job {first['jobId']} of task jobs is CANCELLED.\n"
     (left,) = json.loads(pilotage("job", "list", "--task", "jobs", "--state", "ready", "--json").out)
     assert left["jobId"] == second["jobId"]
     log = pilotage("job", "log", second["jobId"])
@@ -236,6 +260,25 @@ def test_jobs_are_listed_shown_and_cancelled(pilotage: Pilotage, session: Sessio
 def test_a_job_that_cannot_be_is_told(pilotage: Pilotage, job: str, code: int) -> None:
     for verb in ("show", "log", "cancel"):
         assert pilotage("job", verb, job).code == code
+
+
+@pytest.mark.parametrize("verb", ["debug", "tail"])
+def test_123_a_file_outside_of_the_jobs_directory_is_refused_by_the_options_name(
+    pilotage: Pilotage, server: Server, verb: str
+) -> None:
+    done = pilotage("job", verb, 999_999_999, "--file", "../secret")
+    assert done.code == 1
+    assert "--file: '../secret' leads out of the directory; name a file in it" in done.err
+
+
+def test_123_debug_mode_that_is_turned_off_is_one_line(
+    pilotage: Pilotage, monkeypatch: pytest.MonkeyPatch, server: Server
+) -> None:
+    view = DebugView(17, 4, 1, "RUNNING", "n1", "p1", True, 20, at="2026-11-22T00:00:00Z", stdout="much\n")
+    monkeypatch.setattr(Session, "debug_job", lambda *_: view)
+    assert "much" in pilotage("job", "debug", 17).out
+    off = pilotage("job", "debug", 17, "--off")
+    assert (off.out, off.err) == ("Debug mode of job 17, attempt 1 on node n1, is off.\n", "")
 
 
 # -- datasets -----------------------------------------------------------------------------------------------------
@@ -414,7 +457,9 @@ def test_a_pilot_is_shown_with_its_gpus_and_makes_way_for_the_servers_present_on
     assert "2 NVIDIA H200; 1 of" in pilotage("pilot", "list").out
     assert json.loads(pilotage("pilot", "show", "p-gpu", "--json").out)["gpuKinds"][0]["memoryMb"] == 143_771
     assert pilotage("pilot", "update").code == 2
-    assert "alive, updating" in pilotage("pilot", "update", "p-gpu").out
+    updated = pilotage("pilot", "update", "p-gpu")
+    assert "alive, updating" in updated.out
+    assert updated.err == "next: pilotage pilot show p-gpu\n"
     assert "0 pilots of GPU" in pilotage("pilot", "update", "--queue", "GPU", "--outdated").out
 
 

@@ -154,6 +154,68 @@ def test_a_queue_has_tags_and_a_reason(pilotage: Pilotage) -> None:
     assert "new disks" in pilotage("queue", "list").out
 
 
+def test_a_queue_is_changed_in_what_is_given_and_deleted(pilotage: Pilotage, session: Session) -> None:
+    pilotage("queue", "create", "CHANGING", "--copytools", "nfs,cp", "--tags", "a,b", "--country", "RU")
+    done = pilotage(
+        "queue", "set", "CHANGING", "drain", "--reason", "new disks", "--gpu", "--lease-seconds", 600, "--tags", "",
+        "--pilot-setting", "payload.task_images=yes", "--pilot-setting", "payload.network=yes", "--json",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    view = json.loads(done.out)
+    assert (view["state"], view["resourceType"], view["leaseSeconds"], view["tags"]) == (
+        "drain",
+        "gpu",
+        600,
+        [],
+    )
+    assert (view["copytools"], view["countryGroup"]) == (["nfs", "cp"], "RU")
+    assert view["pilotSettings"] == {"payload.task_images": "yes", "payload.network": "yes"}
+    again = pilotage(
+        "queue", "set", "CHANGING", "--cpu", "--unset", "payload.network", "--copytool", "", "--json"
+    )
+    view = json.loads(again.out)
+    assert (view["resourceType"], view["pilotSettings"]) == ("cpu", {"payload.task_images": "yes"})
+    assert view["copytools"] == []
+    for wrong in ([], ["--reason", "why"]):
+        assert pilotage("queue", "set", "CHANGING", *wrong).code == 2
+    session.submit_task(TaskSpec(name="holds", command=["true"], n_jobs=1, queue="CHANGING"))
+    refused = pilotage("queue", "delete", "CHANGING")
+    assert refused.code == 1 and "takes the jobs of tasks that have not ended: holds" in refused.err
+    pilotage("task", "cancel", "holds")
+    wait_until(lambda: session.task("holds").ended, what="the end")
+    assert pilotage("queue", "delete", "CHANGING").out == "The queue CHANGING is deleted.\n"
+    assert pilotage("queue", "show", "CHANGING").code == 1
+
+
+@pytest.mark.parametrize("verb", [["create", "NEW"], ["set", "CPU"]])
+def test_what_no_pilot_of_a_queue_could_use_is_refused_by_the_options_name(
+    pilotage: Pilotage, verb: list[str]
+) -> None:
+    for option, value, said in (
+        ("--copytool", "nosuch", "--copytool: 'nosuch' is not known; there are cp, nfs, null"),
+        (
+            "--pilot-setting",
+            "limits.loping_seconds=1",
+            "--pilot-setting: 'limits.loping_seconds' is not for a queue",
+        ),
+        (
+            "--pilot-setting",
+            "limits.looping_seconds=-1",
+            "looping_seconds must be from 0 to 31536000, not '-1'",
+        ),
+    ):
+        done = pilotage("queue", *verb, option, value)
+        assert done.code == 1 and said in done.err, done.err
+
+
+def test_a_task_that_no_queue_takes_is_warned_about_when_it_is_submitted(pilotage: Pilotage) -> None:
+    done = pilotage("task", "submit", "--name", "boxed", "--jobs", 1, "--image", "/cvmfs/x.sif", "--", "true")
+    assert done.code == 0 and "warning: no queue takes its jobs: " in done.err
+    assert "runs no containers for tasks (payload.task_images)" in done.err
+    other = pilotage("task", "submit", "--name", "unboxed", "--jobs", 1, "--", "true")
+    assert other.code == 0 and "warning" not in other.err
+
+
 def test_a_queue_gives_settings_to_its_pilots(pilotage: Pilotage) -> None:
     made = pilotage("queue", "create", "PICKY", "--pilot-setting", "validation.tools=apptainer,git",
                     "--pilot-setting", "validation.clock_skew_seconds = 60")  # fmt: skip
@@ -216,4 +278,5 @@ def test_pilots_are_drained_by_name_or_by_queue(pilotage: Pilotage) -> None:
     assert pilotage("pilot", "drain", "p", "--queue", "CPU").code == 2
     done = pilotage("pilot", "drain", "--queue", "GPU")
     assert done.out == "0 pilots of GPU will take no further job.\n"
+    assert "next: pilotage pilot list --queue GPU --state alive" in done.err
     assert "pilotage queue set GPU drain" in done.err

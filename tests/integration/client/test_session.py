@@ -171,6 +171,37 @@ def test_files_of_a_dataset_are_sent_with_it() -> None:
     assert sent["files"] == [{"lfn": "a", "size": 5, "url": "file:///a", "checksums": {"md5": "0" * 32}}]
 
 
+def test_who_asks_with_the_other_scheme_is_told_which_one_the_port_speaks() -> None:
+    with standing_in() as plain:
+        url = plain.url.replace("http:", "https:")
+        with Session(url, "x") as session, pytest.raises(PilotageError) as caught:
+            session.task("t")
+        assert caught.value.detail == f"{url}: this port speaks plain HTTP: use {plain.url}"
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+    with socket.create_server(("127.0.0.1", 0)) as door:
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = door.accept()
+                    context.wrap_socket(connection, server_side=True).close()
+                except ssl.SSLError:
+                    connection.close()
+                except OSError:
+                    return
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        url = f"127.0.0.1:{door.getsockname()[1]}"
+        with Session(f"http://{url}", "x") as session, pytest.raises(PilotageError) as caught:
+            session.task("t")
+        door.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    assert caught.value.detail == f"http://{url}: this port speaks TLS: use https://{url}"
+    assert caught.value.next_step == "give that address, with --server or in the settings"
+
+
 def test_a_server_s_certificate_is_verified(tmp_path: Path) -> None:
     authority = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

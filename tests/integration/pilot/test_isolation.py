@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 from pathlib import Path
-from typing import Dict, Iterator, List
+from typing import Dict, Iterator, List, Set
 
 import pytest
 
@@ -224,6 +224,20 @@ def test_a_task_names_an_image_only_where_the_queue_lets_it(
     held = dispatcher.attempt(number)
     assert held.end is not None and held.end.error == error
     assert "STAGE-IN" not in held.states, "nothing was copied for nothing"
+    assert asked_with_images(dispatcher) == {allowed == "true"}
+
+
+def test_a_pilot_without_an_executor_for_images_asks_for_no_job_with_one(
+    site: Site, dispatcher: Dispatcher
+) -> None:
+    dispatcher.add("true")
+    site.run(PILOTAGE_PAYLOAD__TASK_IMAGES="true", PILOTAGE_PAYLOAD__EXECUTOR="plain")
+    assert asked_with_images(dispatcher) == {False}
+
+
+def asked_with_images(dispatcher: Dispatcher) -> Set[bool]:
+    """Whether the pilot told the server, each time it asked for jobs, that it takes some with images."""
+    return {body["images"] for body in dispatcher.bodies("getJob")}
 
 
 def test_an_image_that_a_task_names_lies_where_images_are(site: Site, dispatcher: Dispatcher) -> None:

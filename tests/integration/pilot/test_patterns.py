@@ -215,11 +215,12 @@ def test_a_job_that_succeeds_is_not_searched(site: Site, dispatcher: Dispatcher)
 # -- the command ----------------------------------------------------------------------------------------------------------------
 
 
-def command(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def command(*words: str, cwd: Path, given: str = "") -> subprocess.CompletedProcess[str]:
     program = [sys.executable, "-m", "client.cli", "pilot", "patterns", *words]
     root = str(Path(patterns.__file__).parent.parent)
     return subprocess.run(
         program,
+        input=given,
         capture_output=True,
         text=True,
         check=False,
@@ -239,6 +240,15 @@ def test_the_command_shows_what_is_found_the_first_that_counts_first(text: Path,
     assert [line[:2] for line in lines[1:]] == [
         ["disk_full", "PAYLOAD_DISK_FULL"],
         ["python", "PAYLOAD_PYTHON_EXCEPTION"],
+    ]
+
+
+def test_the_command_reads_standard_input(text: Path, tmp_path: Path) -> None:
+    text.write_text("all is well\n")
+    done = command("-", str(text), cwd=tmp_path, given="terminate: std::bad_alloc\n")
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[:3] for line in done.stdout.splitlines()[1:]] == [
+        ["c++_bad_alloc", "PAYLOAD_BAD_ALLOC", "-"]
     ]
 
 

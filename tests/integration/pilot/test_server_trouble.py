@@ -7,7 +7,7 @@ import os
 import stat
 import time
 from pathlib import Path
-from typing import Callable
+from typing import Callable, Optional
 
 import pytest
 
@@ -226,8 +226,23 @@ def test_outputs_that_the_server_refuses_make_the_job_a_failed_one(
 
 def test_a_refused_token_ends_the_pilot_with_its_own_exit_code(site: Site, dispatcher: Dispatcher) -> None:
     dispatcher.token = "another"
-    assert site.run() == PilotExit.NO_CREDENTIALS
+    pilot = site.start()
+    assert pilot.wait() == PilotExit.NO_CREDENTIALS
     assert not dispatcher.bodies("getJob")
+    assert f'advice="the token is the one in {site.token};' in pilot.log
+
+
+@pytest.mark.parametrize("role", ["admin", None])
+def test_a_token_that_is_no_pilots_is_warned_of(
+    site: Site, dispatcher: Dispatcher, role: Optional[str]
+) -> None:
+    dispatcher.queue.token_role = role
+    number = dispatcher.add("false")
+    pilot = site.start()
+    pilot.wait()
+    assert ("the token is no pilot's" in pilot.log) == (role == "admin")
+    job_id = 1000 + number
+    assert f'advice="read its log: pilotage job log {job_id}"' in pilot.log
 
 
 def test_a_token_that_is_revoked_meanwhile_costs_no_result(

@@ -7,7 +7,7 @@ import shutil
 import ssl
 import subprocess
 from pathlib import Path
-from typing import Callable, Iterator
+from typing import Callable, Iterator, Optional
 
 import pytest
 import trustme
@@ -222,6 +222,23 @@ def test_a_name_that_is_not_in_the_servers_certificate_is_refused(
     )
     with pytest.raises(PilotageError, match="CERTIFICATE_VERIFY_FAILED"):
         client.register(WORD)
+
+
+def test_who_asks_with_the_other_scheme_is_told_which_one_the_port_speaks(
+    secure: Dispatcher, tmp_path: Path
+) -> None:
+    def refused(url: str, tls: Optional[ssl.SSLContext], words: str) -> None:
+        client = ServerClient(url, TOKEN, tls, 5, 5)
+        with pytest.raises(PilotageError, match=words) as caught:
+            client.register(WORD)
+        client.close()
+        assert caught.value.name == "SERVER_UNREACHABLE"
+        assert caught.value.fields["hopeless"], "asking again does not help"
+
+    refused(secure.url.replace("https:", "http:"), None, f"speaks TLS: use {secure.url}")
+    with Dispatcher(tmp_path / "plain") as plain:
+        url = plain.url.replace("http:", "https:")
+        refused(url, ssl.create_default_context(), f"speaks plain HTTP: use {plain.url}")
 
 
 def test_a_whole_pilot_works_over_tls_with_cacert(secure: Dispatcher, ca_file: Path, tmp_path: Path) -> None:

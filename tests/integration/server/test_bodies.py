@@ -109,6 +109,7 @@ BODIES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "countryGroup": "c",
             "allowOtherCountry": True,
             "taskId": 1,
+            "images": True,
         },
     ),
     "AttemptUpdate": ("pilot", "/v1/updateJob", UPDATE),
@@ -168,6 +169,24 @@ BODIES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "leaseSeconds": 60,
             "heartbeatSeconds": 20,
             "timefloorSeconds": 0,
+        },
+    ),
+    "QueueChange": (
+        "admin",
+        "/v1/queues/CPU",
+        {
+            "site": "LOCAL",
+            "resourceType": "cpu",
+            "storage": "LOCAL",
+            "copytools": ["cp"],
+            "leaseSeconds": 60,
+            "heartbeatSeconds": 20,
+            "timefloorSeconds": 0,
+            "requeueDelaySeconds": 0,
+            "tags": ["cvmfs"],
+            "countryGroup": "c",
+            "pilotSettings": {"limits.looping_seconds": "60"},
+            "unset": ["limits.cpu_seconds"],
         },
     ),
     "QueueStateSpec": ("admin", "/v1/queues/CPU/state", {"state": "online", "reason": "mended"}),
@@ -413,7 +432,7 @@ def test_all_that_is_wrong_is_told_at_once(speaker: Speaker) -> None:
 # -- what is no JSON, or no JSON object of ours -----------------------------------------------------------------------------
 
 NESTED = 100_000
-EMPTY = ("FileList", "GroupChange", "AccountChange", "RetrySpec", "DebugWish")
+EMPTY = ("FileList", "GroupChange", "QueueChange", "AccountChange", "RetrySpec", "DebugWish")
 """Bodies in which everything may be left out."""
 
 RAW: dict[str, bytes] = {

@@ -104,6 +104,16 @@ def test_123_an_inspection_is_asked_until_it_is_answered(world: World, job: JobS
     assert send(world, job).debug.inspect == []
 
 
+@pytest.mark.parametrize("file", ["../secret", "/etc/passwd", "logs/../../x", "a\0b"])
+def test_123_a_file_outside_of_the_jobs_directory_is_asked_of_no_pilot(
+    world: World, job: JobSpec, file: str
+) -> None:
+    with world.refused("BAD_REQUEST", "leads out of the directory"):
+        look(world, job, watch=True, file=file)
+    assert send(world, job).debug is None
+    look(world, job, watch=True, file="logs/..reco.txt")
+
+
 def test_123_what_is_kept_of_an_attempt_is_bounded(world: World, job: JobSpec) -> None:
     for _ in range(20):
         look(world, job, inspect="ls")

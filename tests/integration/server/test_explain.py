@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
-from protocol.messages import Explanation, QueueFit, QueueSpec, QueueStateSpec, RetrySpec
+from protocol.messages import Explanation, QueueChange, QueueFit, QueueSpec, QueueStateSpec, RetrySpec
 from protocol.resources import ResourceType
 from protocol.states import JobState
 from server import computing, job_executor, task_manager
+from server.access.tokens import Role
 from server.brokerage import explain
 from server.core import Limits
 from server.jobs import operations
@@ -65,9 +66,21 @@ def test_before_a_job_are_counted_no_more_than_a_bound(world: World, monkeypatch
 
 
 WANTED: list[tuple[dict[str, Any], str, str]] = [
-    ({"cores": 64}, "no queue offers 64 cores (at most 4)", "it needs 64 cores and 4 are offered"),
-    ({"memory_mb": 9000}, "no queue offers 9000 MB of memory (at most 100)", "it needs 9000 MB of memory"),
-    ({"disk_mb": 7000}, "no queue offers 7000 MB of disk (at most 50)", "it needs 7000 MB of disk"),
+    (
+        {"cores": 64},
+        "no pilot that is alive has 64 cores for a job (at most 4)",
+        "it needs 64 cores and 4 are offered",
+    ),
+    (
+        {"memory_mb": 9000},
+        "no pilot that is alive has 9000 MB of memory for a job (at most 100)",
+        "it needs 9000 MB of memory",
+    ),
+    (
+        {"disk_mb": 7000},
+        "no pilot that is alive has 7000 MB of disk for a job (at most 50)",
+        "it needs 7000 MB of disk",
+    ),
     (
         {"requires": ["cvmfs", "avx2"]},
         "it requires avx2, cvmfs",
@@ -100,7 +113,42 @@ def test_a_slot_has_its_share_of_what_the_pilot_has(world: World) -> None:
     world.pilot(cores=8, slots=4)
     world.task(n_jobs=1, cores=4)
     world.form()
-    assert "no queue offers 4 cores (at most 2)" in said(why(world))
+    assert "no pilot that is alive has 4 cores for a job (at most 2)" in said(why(world))
+
+
+def test_a_slot_has_a_core_though_there_are_more_slots(world: World) -> None:
+    world.pilot(cores=2, slots=8)
+    world.task(n_jobs=1, cores=64)
+    world.form()
+    assert "no pilot that is alive has 64 cores for a job (at most 1)" in said(why(world))
+
+
+def test_a_queue_without_containers_is_said_with_the_option_that_lets_them_in(world: World) -> None:
+    world.ready(1, image="docker://debian:12")
+    told = why(world)
+    without = "it names a container image, and CPU runs no containers for tasks (payload.task_images)"
+    assert fit(told, "CPU").missing == [without]
+    assert f"nobody can take it now: CPU: {without}" in said(told)
+    assert "'pilotage queue set CPU --pilot-setting payload.task_images=yes'" in said(told)
+    assert without in said(why_task(world))
+    hint = explain.hint(task_manager.find("t"))
+    assert hint is not None and without in hint
+    computing.change_queue(
+        world.core, "CPU", QueueChange(pilot_settings={"payload.task_images": "yes"}), "root"
+    )
+    assert "queues that can take it: CPU (1 of 1 pilots)" in said(why(world))
+    assert "pilots take it that run containers (payload.executor)" in said(why(world))
+
+
+def test_a_new_task_that_no_queue_takes_is_told_so_at_once(
+    world: World, client: FlaskClient, bearer: Bearer
+) -> None:
+    user = Speaker(client, bearer, Role.USER)
+    body = {"command": ["true"], "nJobs": 1}
+    assert "waiting" not in user.ok("POST", "/v1/tasks", {"name": "fits", **body})
+    told = user.ok("POST", "/v1/tasks", {"name": "boxed", "image": "/cvmfs/x.sif", **body})["waiting"]
+    assert told.startswith("no queue takes its jobs: CPU: it names a container image")
+    assert told.endswith("; see 'pilotage task why boxed'")
 
 
 def test_tags_of_queue_and_pilot_count_together(world: World) -> None:
@@ -282,7 +330,8 @@ def test_a_task_that_is_paused_or_has_ended_says_so(world: World) -> None:
     told = why_task(world)
     assert told.reasons == [
         "it has ended as FAILED",
-        "1 of its jobs have failed: PAYLOAD_FAILED 1; 'pilotage job list --task t --state FAILED'",
+        "1 of its jobs has failed: PAYLOAD_FAILED 1; what they say: 'pilotage task errors t'; "
+        "which they are: 'pilotage job list --task t --state FAILED'",
         "what ended badly can be tried again: 'pilotage task retry t'",
     ]
     assert explain.hint(task_manager.find("t")) is None
@@ -295,11 +344,11 @@ def test_a_task_says_what_keeps_its_first_job(world: World) -> None:
     told = why_task(world, "big")
     assert told.reasons[0] == "2 of its jobs are READY"
     assert told.reasons[1].startswith(
-        "the first of them is job 4: nobody can take it now: no queue offers 64 cores"
+        "the first of them is job 4: nobody can take it now: no pilot that is alive has 64 cores for a job"
     )
     assert told.queues and fit(told, "CPU").n_fitting == 0
     world.claim()
-    assert "1 of its jobs are with pilots" in said(why_task(world))
+    assert "1 of its jobs is with pilots" in said(why_task(world))
     assert explain.hint(task_manager.find("t")) is None
 
 

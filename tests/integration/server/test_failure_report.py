@@ -67,6 +67,25 @@ def test_98_the_report_stays_the_same_when_the_jobs_go_into_the_archive(world: W
     assert report(world) == before
 
 
+def test_98_what_all_failures_say_is_told_as_it_is_from_the_archive_too(world: World) -> None:
+    def work() -> None:
+        world.ready(4, max_attempts=1)
+        for job in world.claim(n_jobs=2):
+            fail(world, job, "exit code 3; run 42 is not there")
+        for nr, job in enumerate(world.claim(n_jobs=2)):
+            fail(world, job, f"exit code 4; event {nr} of 42")
+
+    world.core.database.write(work)
+    before = report(world)
+    assert sorted(each.signature for each in before.failures) == [
+        "exit code 3; run 42 is not there",
+        "exit code 4; event N of N",
+    ]
+    world.close_tasks()
+    assert archive.run_once(world.core, 60) == 4
+    assert report(world) == before
+
+
 def test_98_jobs_that_fail_on_every_node_are_told_with_what_they_read(world: World) -> None:
     def work() -> None:
         world.dataset(4)

@@ -7,13 +7,14 @@ import dataclasses
 import pytest
 
 from protocol.errors import Retry
-from protocol.messages import QueueSpec, RetrySpec
+from protocol.messages import QueueChange, QueueSpec, RetrySpec
 from protocol.states import JobState
 from server import computing, job_executor, job_manager
 from server.brokerage import broker
 from server.healing import Healing, Rule
 from server.jobs import operations
 from server.jobs.retrying import AVOID_SECONDS
+from server.models import Node
 from tests.integration.server.world import World
 
 S = JobState
@@ -112,6 +113,30 @@ def test_98_a_rule_sends_a_job_to_another_queue_for_a_while(world: World) -> Non
     assert world.claim("p2", queue="CPU2") == []
     world.pass_seconds(AVOID_SECONDS)
     assert len(world.claim("p2", queue="CPU2")) == 1
+
+
+def test_98_a_job_whose_container_a_queue_does_not_run_leaves_that_queue_and_ends_by_a_budget(
+    world: World,
+) -> None:
+    images = {"payload.task_images": "yes"}
+    for name in ("CPU", "CPU2"):
+        if name != "CPU":
+            computing.create_queue(world.core, QueueSpec(name))
+        computing.change_queue(world.core, name, QueueChange(pilot_settings=images), "root")
+    ready(world, memory_mb=0, image="docker://debian:12", max_losses=1000)  # type: ignore[arg-type]
+    world.pilot("p2", "CPU2")
+    world.fail(world.claim()[0], "QUEUE_WITHOUT_CONTAINERS")
+    assert world.claim(node="node2") == [], "no other node of that queue either"
+    world.fail(world.claim("p2", queue="CPU2")[0], "QUEUE_WITHOUT_CONTAINERS")
+    assert history(world)[0].startswith(
+        "QUEUE_WITHOUT_CONTAINERS: on another queue than CPU, for 600 s (1 of 2"
+    )
+    world.fail(world.claim()[0], "QUEUE_WITHOUT_CONTAINERS")
+    assert world.state() is S.FAILED
+    assert history(world, "GIVEN_UP") == [
+        "QUEUE_WITHOUT_CONTAINERS: elsewhere has been tried 2 times, by the server's rule"
+    ]
+    assert not Node.select().exists(), "no node is at fault"
 
 
 def test_98_a_failure_by_its_nodes_fault_is_told_with_the_node_that_is_avoided(world: World) -> None:

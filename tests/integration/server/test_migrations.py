@@ -16,7 +16,8 @@ import pytest
 import server.database as database_module
 from protocol.states import FINAL, JobState
 from server.database import Database, proxy
-from server.models import Attempt, Job
+from server.failures import Failures
+from server.models import Attempt, Job, TaskOutcome
 from server.upkeep.backup import known_migrations
 
 SOAK = bool(os.environ.get("PILOTAGE_SOAK"))
@@ -229,3 +230,29 @@ def test_the_migrations_make_the_tables_of_the_models(old_url: str) -> None:
         odd = {re.sub(r"\s+", " ", str(each)) for each in (*difference.add_columns, *difference.drop_columns)}
         assert not odd
         assert not difference.create_tables
+
+
+def test_98_what_the_archive_kept_of_failures_before_is_told_by_its_signature(
+    empty_url: str, tmp_path: Path
+) -> None:
+    """Whether all of them said the same is not known any more."""
+    before = tmp_path / "before"
+    before.mkdir()
+    for path in database_module.MIGRATIONS.glob("0*.py"):
+        if path.name < "0015":
+            shutil.copy(path, before)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(database_module, "MIGRATIONS", before)
+        with opened(empty_url) as database:
+            database.migrate()
+            database.write(
+                lambda: proxy.execute_sql(
+                    "INSERT INTO task_outcome (task_id, error, signature, node, queue, storage, n_attempts, n_jobs,"
+                    " n_spread, n_recovered, first_job, example)"
+                    " VALUES (1, 'PAYLOAD_FAILED', 'exit code N', 'n', 'q', '', 2, 2, 0, 0, 1, 'exit code 3')"
+                )
+            )
+    with opened(empty_url) as database:
+        assert database.migrate()[0] == "0015_same_texts"
+        row = TaskOutcome.select().get()
+    assert Failures(row.error, row.signature, row.example, row.last_example).text == "exit code N"

@@ -337,8 +337,14 @@ def test_what_has_not_ended_badly_is_not_tried_again(world: World) -> None:
     world.ready(2, max_attempts=1)
     first, _ = world.claim(n_jobs=2)
     world.complete(first)
-    for wish in ({}, {"failed": True}, {"job_nr": 1}, {"job_nr": 2}, {"job_nr": 77}):
-        with world.refused("WRONG_STATE", "FAILED" if wish.get("failed") else "CANCELLED or FAILED"):
+    for wish, words in (
+        ({}, "no job of task t is CANCELLED or FAILED; the task is RUNNING"),
+        ({"failed": True}, "no job of task t is FAILED; the task is RUNNING"),
+        ({"job_nr": 1}, "job 1 of task t is COMPLETED; what is CANCELLED or FAILED can be tried again"),
+        ({"job_nr": 2}, "job 2 of task t is EXTRACTED"),
+        ({"job_nr": 77}, "task t has no job 77 yet, of 2"),
+    ):
+        with world.refused("WRONG_STATE", words):
             retry(world, **wish)
     with world.refused("WRONG_STATE"):
         operations.retry_job(world.core, 1, "ada")

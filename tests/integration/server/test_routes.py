@@ -84,6 +84,7 @@ OPERATORS = {
         *("POST /v1/tokens", "GET /v1/tokens", "POST /v1/tokens/<token>/revoke", "GET /v1/trail"),
         *("POST /v1/accounts", "POST /v1/accounts/<account>"),
         *("POST /v1/groups", "POST /v1/groups/<group>", "POST /v1/groups/<group>/remove"),
+        *("POST /v1/queues/<name>", "POST /v1/queues/<name>/delete"),
         "POST /v1/queues/<name>/drainPilots",
         *("POST /v1/queues/<name>/updatePilots", "POST /v1/pilots/<pilot>/update"),
         "POST /v1/queues/<name>/nodes",
@@ -219,6 +220,13 @@ def test_a_pilots_token_may_be_for_one_queue_only(core: Core, speaker: Speaker) 
         named = pilot.ok("POST", "/v1/registerPilot", {**registration, "queue": queue, "resourceType": "gpu"})
         assert named["name"] == "GPU", "a pilot that names no queue gets that of its token"
     pilot.ok("POST", "/v1/getJob", {**ask, "queue": "GPU", "resourceType": "gpu"})
+
+
+def test_a_pilot_hears_that_its_token_is_no_pilots(core: Core, speaker: Speaker) -> None:
+    registration = {"pilotId": "p1", "node": "n", "version": "1", "queue": "CPU"}
+    admin = speaker.as_(Role.ADMIN).ok("POST", "/v1/registerPilot", registration)
+    assert admin["tokenRole"] == "admin"
+    assert "tokenRole" not in speaker.as_(Role.PILOT).ok("POST", "/v1/registerPilot", registration)
 
 
 # -- what each answers ------------------------------------------------------------------------------------------------------

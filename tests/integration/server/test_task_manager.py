@@ -213,9 +213,12 @@ def test_steps_and_image_of_a_task_reach_each_of_its_jobs(world: World) -> None:
         Step(StepKind.POST, ["gzip", "log"], "pack", {"A": "{job_nr}"}, 60, "/image"),
         Step(StepKind.CO, ["./service"]),
     ]
+    images = {"payload.task_images": "yes"}
+    computing.create_queue(world.core, QueueSpec("BOXES", pilot_settings=images))
     world.ready(2, steps=steps, image="docker://debian:12")
+    world.pilot("p2", "BOXES")
     for _ in range(2):
-        (job,) = world.claim()
+        (job,) = world.claim("p2", queue="BOXES")
         assert (job.steps, job.image) == (steps, "docker://debian:12")
         assert from_wire(JobSpec, json.loads(json.dumps(to_wire(job)))) == job
 

@@ -229,6 +229,16 @@ def test_the_exit_code_of_a_command_is_the_program_s(
         (["task", "lst"], "did you mean 'list'?"),
         (["xyzzy"], "No such command 'xyzzy'"),
         (["task", "list", "--bla"], "No such option: --bla"),
+        (["--bla", "task", "list"], "No such option: --bla"),
+        (["--debg", "task", "list"], "Did you mean --debug?"),
+        (
+            ["--server", "http://h", "task", "list"],
+            "put --server after the verb: pilotage task list --server",
+        ),
+        (["task", "--server=http://h", "list"], "put --server after the verb: pilotage task list --server"),
+        (["--json", "job", "show", "17"], "put --json after the verb: pilotage job show --json"),
+        (["--state", "/srv", "audit"], "put --state after the verb: pilotage audit --state"),
+        (["pilot", "-q", "CPU", "run"], "put -q after the verb: pilotage pilot run -q"),
         (["job", "show"], "Missing argument"),
     ],
 )

@@ -182,6 +182,12 @@ def test_each_gpu_is_told_and_slots_without_one_are_warned_about(tmp_path: Path)
     assert warned[0] == ("warning", "2 GPUs for 3 slots: some slots have none")
 
 
+def test_more_slots_than_cores_are_warned_about(tmp_path: Path) -> None:
+    assert told(examined(tmp_path, node_settings__slots="8"), "cores") == []
+    [(level, words)] = told(examined(tmp_path, node_settings__slots="9"), "cores")
+    assert (level, words[:30]) == ("warning", "8 cores for 9 slots (--slots):")
+
+
 def test_a_mistake_in_a_plugin_is_no_finding(tmp_path: Path) -> None:
     class Broken(ExperimentPlugin):
         def check_node(self, node: Node) -> None:

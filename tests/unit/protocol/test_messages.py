@@ -165,7 +165,7 @@ def _is_from_outside(cls: Any) -> bool:
             "Heartbeat",
         ),
         *("HeldAttempt", "PilotEnd", "TaskSpec", "FileSpec", "DatasetSpec", "FileList", "QueueSpec"),
-        *("QueueStateSpec", "StorageSpec"),
+        *("QueueStateSpec", "QueueChange", "StorageSpec"),
     }
 
 

@@ -44,6 +44,10 @@ def test_what_is_offered_fits(needs: Dict[str, Any]) -> None:
         ({"queue": "OTHER"}, "it is bound to the queue OTHER"),
         ({"label": "test"}, "its label is test and the pilot takes only user"),
         ({"resource_type": ResourceType.GPU}, "it needs a gpu queue and CPU is a cpu queue"),
+        (
+            {"image": True},
+            "it names a container image, and CPU runs no containers for tasks (payload.task_images)",
+        ),
     ],
 )
 def test_what_is_not_offered_is_told_in_words(needs: Dict[str, Any], reason: str) -> None:

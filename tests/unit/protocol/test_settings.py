@@ -476,6 +476,22 @@ def test_a_table_that_contradicts_itself_is_a_mistake_in_the_program(rows: list[
         Table("pilot", rows)
 
 
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("90s", 90), ("5m", 300), ("2h", 7200), ("1d", 86_400), ("1w", 604_800)]
+)
+def test_a_time_is_in_seconds_or_has_its_unit(node: Node, text: str, seconds: int) -> None:
+    loaded = node.load(environ={"PILOTAGE_LIMITS__LOOPING_SECONDS": text})
+    assert loaded.number("limits", "looping_seconds") == seconds
+
+
+@pytest.mark.parametrize(("key", "text"), [("LIMITS__LOOPING_SECONDS", "5x"), ("NODE_SETTINGS__PORT", "5m")])
+def test_a_unit_that_is_none_and_a_number_that_is_no_time_are_refused(
+    node: Node, key: str, text: str
+) -> None:
+    with pytest.raises(PilotageError, match=f"not '{text}'"):
+        node.load(environ={f"PILOTAGE_{key}": text})
+
+
 # -- levels above files ---------------------------------------------------------------------------------------------------------
 
 

@@ -49,7 +49,7 @@ def test_what_is_no_need_makes_no_other_class(changes: dict[str, object]) -> Non
 def test_every_need_makes_another_class() -> None:
     keys = {key(SPEC)}
     changes = {"cores": 2, "memory_mb": 1, "disk_mb": 1, "walltime_seconds": 1, "gpus": 1, "queue": "Q"}
-    changes |= {"site": "S", "working_group": "W", "country_group": "C", "requires": ["root"]}
+    changes |= {"site": "S", "working_group": "W", "country_group": "C", "requires": ["root"], "image": "i"}
     for name, value in (*changes.items(), ("prod_source_label", "x"), ("resource_type", ResourceType.GPU)):
         keys.add(key(dataclasses.replace(SPEC, **{name: value})))
     assert len(keys) == 1 + len(dataclasses.fields(Needs))

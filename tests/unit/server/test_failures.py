@@ -53,6 +53,23 @@ def place(node: str, site: str = "JINR") -> Place:
     return Place(node, f"{site}-CPU", f"{site}-disk", site)
 
 
+@pytest.mark.parametrize(
+    ("texts", "shown"),
+    [
+        (["exit code 3; run 42 of 'mu'", "exit code 3; run 42 of 'mu'"], "exit code 3; run 42 of 'mu'"),
+        (["exit code 3; event 17 of 2", "exit code 3; event 4 of 2"], "exit code 3; event N of N"),
+        (["exit code 3", "exit code 35"], "exit code N"),
+        (["KeyError: 'energy'", "KeyError: 'mass'"], "KeyError: <name>"),
+        (["17 of 4", "3 of 4"], "N of N"),
+        (["", ""], ""),
+    ],
+)
+def test_98_what_all_failures_say_is_shown_as_they_say_it(texts: list[str], shown: str) -> None:
+    found = Failures("PAYLOAD_FAILED", signature(texts[0]), min(texts), max(texts))
+    assert found.text == shown
+    assert signature(found.text) == found.signature
+
+
 def failures(places: dict[Place, int], error: str = "PAYLOAD_FAILED", **numbers: int) -> Failures:
     n = sum(places.values())
     return Failures(error, "", places=Counter(places), n_attempts=n, **{"n_jobs": n, **numbers})
@@ -89,6 +106,14 @@ def test_98_where_no_place_stands_out_the_catalogue_says_whose_fault_it_is() -> 
     found = failures({place("n1"): 5, place("n2"): 5}, "NO_LOCAL_SPACE")
     assert propose(found, FINE, False).kind == "node"
     assert not propose(found, FINE, False).where
+
+
+def test_98_where_one_node_alone_has_worked_its_place_is_no_evidence() -> None:
+    found = failures({place("n1"): 5}, "NO_LOCAL_SPACE")
+    alone = propose(found, Counter({place("n1"): 5}), False)
+    assert "n1 alone has worked for the task" in alone.why
+    assert propose(found, Counter(), False).why == alone.why
+    assert "alone" not in propose(found, FINE, False).why
 
 
 def test_98_one_failure_of_one_job_accuses_no_node() -> None:

@@ -12,6 +12,9 @@ from protocol.errors import BY_NAME, CATALOGUE, PilotageError, Retry
 from server import dispatcher, healing, settings
 from server.healing import Healing, Rule, stepped
 
+OWN = {"QUEUE_WITHOUT_CONTAINERS": Rule(Retry.ELSEWHERE, times=2, avoid_queue=True)}
+"""Without an operator's word: where no node of the same queue would do better."""
+
 
 def rules(tmp_path: Path, text: str) -> Healing:
     path = tmp_path / "rules.ini"
@@ -21,7 +24,12 @@ def rules(tmp_path: Path, text: str) -> Healing:
 
 def test_98_without_rules_the_catalogue_says_how_each_error_is_tried_again() -> None:
     for entry in CATALOGUE:
-        assert Healing().rule_for(entry) == Rule(entry.retry)
+        assert Healing().rule_for(entry) == OWN.get(entry.name, Rule(entry.retry))
+
+
+def test_98_a_rule_goes_before_the_servers_own(tmp_path: Path) -> None:
+    found = rules(tmp_path, "[QUEUE_WITHOUT_CONTAINERS]\nretry = never\n")
+    assert found.rule_for(BY_NAME["QUEUE_WITHOUT_CONTAINERS"]).retry is Retry.NEVER
 
 
 def test_98_a_rule_for_an_error_goes_before_one_for_its_blame(tmp_path: Path) -> None:

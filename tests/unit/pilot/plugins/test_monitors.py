@@ -23,6 +23,7 @@ from pilot.node import Share
 from pilot.plugins import monitors
 from pilot.plugins.monitors import Look, Monitor, Monitors, Payload, credentials, memory
 from pilot.process import Process
+from protocol import pilot_settings
 from protocol.errors import PilotageError
 from protocol.messages import JobSpec, OutputFile
 from tests.waiting import wait_until
@@ -55,8 +56,8 @@ def one(name: str) -> Any:
 
 
 def test_the_monitors_of_the_folder_are_those_that_are_on_by_default() -> None:
-    assert set(monitors.names()) == set(tables.MONITORS)
-    assert all(issubclass(kind, Monitor) for kind in monitors.load(tables.MONITORS))
+    assert set(monitors.names()) == set(pilot_settings.MONITORS)
+    assert all(issubclass(kind, Monitor) for kind in monitors.load(pilot_settings.MONITORS))
 
 
 def test_an_unknown_monitor_is_refused_with_those_there_are() -> None:
@@ -65,7 +66,7 @@ def test_an_unknown_monitor_is_refused_with_those_there_are() -> None:
     assert caught.value.name == "BAD_SETTINGS"
 
 
-@pytest.mark.parametrize("name", tables.MONITORS)
+@pytest.mark.parametrize("name", pilot_settings.MONITORS)
 def test_a_monitor_finds_nothing_wrong_with_a_payload_that_sleeps_and_none_once_it_has_ended(
     name: str, watched: Callable[..., Payload]
 ) -> None:
