@@ -25,6 +25,7 @@ from server.app import create_app
 from server.core import Core, Limits
 from server.daemons import Daemons
 from server.database import Database, told
+from server.parent import end_with
 from server.waiting.keeper import WaitingProcess
 
 if TYPE_CHECKING:
@@ -259,6 +260,8 @@ class _Gunicorn(BaseApplication):
         logger.info("the server is ready", extra={"url": url, "state": str(self._directory)})
 
     def _forked(self, arbiter: Any, worker: Any) -> None:
+        # A server that is killed is gone at once: nobody else may start while a worker of it has the state directory.
+        end_with(arbiter.pid, signal.SIGKILL)
         self._waiting.forget()
 
     def _worker_started(self, worker: Any) -> None:

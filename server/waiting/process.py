@@ -8,7 +8,6 @@ listening sockets, and with its settings as JSON on standard input.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import json
 import logging
 import os
@@ -30,6 +29,7 @@ from urllib.parse import parse_qsl
 from protocol import logs
 from protocol.errors import PilotageError
 from protocol.messages import ErrorReply, WaitReply, to_wire
+from server.parent import end_with
 from server.waiting import tickets, wake
 from server.waiting.board import Board, Place
 from server.waiting.gate import Gate
@@ -62,7 +62,6 @@ _STATUS = {
 _ERRORS = {"BAD_REQUEST": 400, "NOT_FOUND": 404, "METHOD_NOT_ALLOWED": 405, "SERVER_UNAVAILABLE": 503}
 _HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)")
 _REQUEST_LINE = re.compile(r"([A-Z]{1,20}) (/[!-~]*) HTTP/1\.([01])")
-_PR_SET_PDEATHSIG = 1
 
 # Its reading buffer is 256 KiB for each connection; ours never say as much as a page.
 sslproto.SSLProtocol.max_size = 4096  # type: ignore[attr-defined]
@@ -416,19 +415,12 @@ def _raise_file_limit() -> int:
     return hard if hard != resource.RLIM_INFINITY else 1_000_000
 
 
-def _end_with(parent: int) -> None:
-    """Be told to end when the parent does, however it ends."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != parent:
-        sys.exit(1)
-
-
 def main(settings: Mapping[str, Any]) -> None:
     config = Config(**settings)
     # A terminal's Ctrl-C and its end are for the dispatcher, which then ends us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    _end_with(config.parent)
+    end_with(config.parent, signal.SIGTERM)
     logs.set_up(
         config.log_level,
         Path(config.log_file) if config.log_file else None,

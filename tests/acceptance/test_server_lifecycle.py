@@ -8,7 +8,7 @@ import re
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -264,13 +264,14 @@ def test_a_port_that_is_taken_is_told_in_one_line_and_leaves_no_server(world: Wo
     assert world.cli("server", "status", "--state", state).returncode == 1
 
 
+@pytest.mark.parametrize("kill", [os.killpg, os.kill], ids=["all of it", "its first process"])
 def test_a_killed_server_leaves_nothing_that_keeps_the_next_one_from_starting(
-    world: World, state: str
+    world: World, state: str, kill: Callable[[int, int], None]
 ) -> None:
     started = world.pilotage("server", "start", "--state", state, "--port", "0")
     found = re.search(r"http://127\.0\.0\.1:(\d+) \(process (\d+)\)", started)
     assert found
-    os.killpg(int(found[2]), signal.SIGKILL)  # its own session, which `server start` made for it
+    kill(int(found[2]), signal.SIGKILL)  # its own session, which `server start` made for it
     world.until(
         lambda: world.cli("server", "status", "--state", state).returncode == 1, "the end of the server"
     )
