@@ -72,7 +72,7 @@ def _title(job: JobView, attempt: AttemptView) -> str:
 def _no_log(attempt: AttemptView) -> str:
     if attempt.ended is None:
         return "    The attempt has not ended: its log comes then."
-    return "    The attempt left no log archive: its pilot was lost or could not store it."
+    return "    The attempt left no log archive: its pilot stored none (it was lost, could not, or keeps none, as MiniPilot)."
 
 
 def _show(archive: Path, save: Path | None) -> None:

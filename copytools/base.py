@@ -141,6 +141,9 @@ class FileTool(CopyTool):
     not_for_jobs: Tuple[str, ...] = ()
     """How paths begin, with / at their end, that are the pilot's own: neither inputs nor places for outputs."""
 
+    storage: str = ""
+    """The URL of the storage for outputs. Its directory has to be there: what is made in its place lies on the node's own disk."""
+
     def __init__(self, options: Mapping[str, object]) -> None:
         super().__init__(options)
         directories = self.options["directories"]
@@ -163,7 +166,20 @@ class FileTool(CopyTool):
             led_to = os.path.join(os.path.realpath(path.parent), path.name, "")
             if led_to.startswith(self.not_for_jobs):
                 raise PilotageError("BAD_PATH", f"{shown(path)} is the pilot's own")
+        missing = self.missing_storage()
+        if missing is not None and missing in path.parents:
+            raise PilotageError("NODE_MOUNT_MISSING", f"there is no directory {shown(missing)} on this node")
         return path
+
+    def missing_storage(self) -> Optional[Path]:
+        """The directory of the storage if it is not there."""
+        if not self.storage:
+            return None
+        try:
+            directory = Path(local_path(self.storage, as_text(self.options["data_root"])))
+        except PilotageError:
+            return None  # an address that says nothing here: so will each file's
+        return None if directory.is_dir() else directory
 
 
 def shown(what: object) -> str:

@@ -215,8 +215,11 @@ def sections(settings: Mapping[str, object]) -> dict[str, dict[str, object]]:
     return found
 
 
-def tools(settings: Settings, environ: Mapping[str, str]) -> Tools:
-    """Those that the settings name, else all there are; what is the pilot's own they do not take for a file of a job."""
+def tools(settings: Settings, environ: Mapping[str, str], storage_url: str = "") -> Tools:
+    """Those that the settings name, else all there are; what is the pilot's own they do not take for a file of a job.
+
+    `storage_url`: where the outputs of the queue go.
+    """
     data_root = settings.optional_path("node_settings", "script_prefix")
     prefix = {"data_root": str(data_root)} if data_root is not None else {}
     names = settings.items("copytools", "names") or copytools.names()
@@ -227,6 +230,7 @@ def tools(settings: Settings, environ: Mapping[str, str]) -> Tools:
     for tool in found.usable:
         if isinstance(tool, FileTool):
             tool.not_for_jobs = own
+            tool.storage = storage_url if storage_url.startswith("file:") else ""
     return found
 
 

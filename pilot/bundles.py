@@ -77,11 +77,13 @@ class Cache:
         fetch: Callable[[Path], None],
         seconds: float = FETCH_SECONDS,
         check: Callable[[], None] = lambda: None,
+        what: str = "bundle",
     ) -> BinaryIO:
         """The archive with this checksum, as sha256:…, open and verified; fetched if it is not here, by one pilot at a time.
 
-        `fetch` writes it into a new file. Who waits for another pilot that fetches it calls `check` now and then, and raises
-        Timeout after `seconds`. Mismatch if something else was fetched; OSError if the node's disk does not do it.
+        `fetch` writes it into a new file; `what` it is, for the log. Who waits for another pilot that fetches it calls `check`
+        now and then, and raises Timeout after `seconds`. Mismatch if something else was fetched; OSError if the node's disk does
+        not do it.
         """
         algorithm, _, digest = wanted.partition(":")
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -91,9 +93,11 @@ class Cache:
         archive = self._verified(path, algorithm, digest)
         if archive is None:
             with self._alone(path, seconds, check):
-                archive = self._verified(path, algorithm, digest) or self._fetched(
-                    path, algorithm, digest, fetch
-                )
+                archive = self._verified(path, algorithm, digest)
+                if archive is None:
+                    archive = self._fetched(path, algorithm, digest, fetch)
+                    size = os.fstat(archive.fileno()).st_size
+                    logger.info(f"{what} is fetched", extra={"digest": digest, "bytes": size})
         self._tidy(path)
         return archive
 
@@ -139,7 +143,6 @@ class Cache:
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
-        logger.info("bundle is fetched", extra={"digest": digest, "bytes": os.fstat(file.fileno()).st_size})
         return file
 
     def _tidy(self, used: Path) -> None:

@@ -84,7 +84,7 @@ def look(settings: Settings, environ: Mapping[str, str], secrets: Secrets) -> Re
     else:
         findings.append(Finding("server", Level.OK, f"{client.url} takes pilots of the queue {answer.name}"))
     settings, plugin = building.as_others_say(settings, answer)
-    tools = building.tools(settings, environ)
+    tools = building.tools(settings, environ, answer.storage_url if answer else "")
     findings += fitness.examine(
         settings,
         here,

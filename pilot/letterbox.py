@@ -17,6 +17,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import logging
+import math
 import os
 import re
 import secrets
@@ -28,11 +30,15 @@ from typing import Any, NamedTuple, Optional, Union
 
 from protocol.errors import PilotageError
 
+logger = logging.getLogger(__name__)
+
 REQUESTS, ANSWERS, LOCK = "requests", "answers", "bridge.lock"
 LARGEST_HEAD = 4096
 LARGEST_REQUEST = 16 * 1024 * 1024 + LARGEST_HEAD
 LARGEST_ANSWER = 64 * 1024 * 1024 + LARGEST_HEAD
 """Bytes of a file: as much as a server takes, and as a pilot takes from it."""
+WARN_SECONDS = 5.0
+"""After so long without an answer it is told that one is awaited, once for each request; after half of its time if that is sooner."""
 FIRST_LOOK_SECONDS = 0.02
 """After a request; each further look comes twice as late, up to `directory_poll_seconds`."""
 
@@ -165,7 +171,7 @@ class Letterbox:
                     make(self._client, answers)  # a bridge that was away for long may have tidied it away
                 write(requests, name, Letter(head, body))
                 try:
-                    return self._await(root, number, time.monotonic() + seconds)
+                    return self._await(root, number, seconds)
                 finally:
                     remove(requests, name)
                     self._remove_answer(root, number)
@@ -181,13 +187,20 @@ class Letterbox:
             with opened(self._directory) as root, opened(ANSWERS, root) as answers:
                 os.rmdir(self._client, dir_fd=answers)
 
-    def _await(self, root: int, number: str, deadline: float) -> Answer:
-        pause = FIRST_LOOK_SECONDS
+    def _await(self, root: int, number: str, seconds: float) -> Answer:
+        began, pause = time.monotonic(), FIRST_LOOK_SECONDS
+        deadline, warn_at = began + seconds, began + min(WARN_SECONDS, seconds / 2)
         while True:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise TimeoutError
             time.sleep(min(pause, left))
+            if time.monotonic() >= warn_at:
+                warn_at = math.inf
+                logger.warning(
+                    "no bridge has answered yet; does one run?",
+                    extra={"directory": str(self._directory), "asks_again_in": round(left, 1)},
+                )
             with contextlib.suppress(FileNotFoundError), self._answers(root) as answers:
                 return _answer(read(answers, number, LARGEST_ANSWER))
             pause = min(2 * pause, self._poll_seconds)

@@ -130,7 +130,7 @@ def _run(
         cached = settings.optional_path("node_settings", "cache_directory") or work / BUNDLES
         if settings.items("payload", "users"):
             directory.let_through()
-        tools = building.tools(settings, environ)
+        tools = building.tools(settings, environ, answer.storage_url)
         steps.utilities(settings)  # a wrong one ends the pilot here, and not each of its jobs
         context = Context(
             settings=settings,
@@ -418,7 +418,8 @@ def _register(client: ServerClient, word: PilotRegistration, settings: Settings)
     seconds = min(
         settings.integer("connection", "give_up_seconds"), settings.integer("limits", "lifetime_seconds")
     )
-    return insist(lambda: client.register(word), backoff, seconds)
+    until = time.monotonic() + seconds
+    return insist(lambda: client.register(word, until - time.monotonic()), backoff, seconds)
 
 
 # -- how it ends ------------------------------------------------------------------------------------------------------------

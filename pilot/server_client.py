@@ -12,6 +12,7 @@ import http.client
 import io
 import json
 import logging
+import math
 import platform
 import random
 import socket
@@ -60,6 +61,7 @@ T = TypeVar("T")
 
 LARGEST_REPLY = 64 * 1024 * 1024
 LARGEST_WAIT_REPLY = 64 * 1024
+LEAST_SECONDS = 1.0
 ANSWER_SECONDS = 10.0
 """The answer to a wait may come so much later than it should."""
 PASSING = frozenset(
@@ -112,10 +114,28 @@ class Backoff:
         self._failures = 0
 
 
-def insist(call: Callable[[], T], backoff: Backoff, give_up_seconds: float) -> T:
+def _warn(error: PilotageError, wait: float, until: str) -> None:
+    logger.warning(
+        "the server does not answer; is its address right?",
+        extra={
+            "error": error.name,
+            "detail": error.detail,
+            "again_in": round(wait, 1),
+            "gives_up_at": until,
+        },
+    )
+
+
+def insist(
+    call: Callable[[], T],
+    backoff: Backoff,
+    give_up_seconds: float,
+    warn: Callable[[PilotageError, float, str], None] = _warn,
+) -> T:
     """Say it again and again while the server does not answer; the last failure when it is given up.
 
     A refused token, a certificate that is not trusted and http instead of https are failures at once: they have to be put right.
+    `warn` tells of each failure that is not the last, with the seconds to the next try and the time of giving up.
     """
     give_up_at = time.monotonic() + give_up_seconds
     shown = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + give_up_seconds))
@@ -128,15 +148,7 @@ def insist(call: Callable[[], T], backoff: Backoff, give_up_seconds: float) -> T
             if hopeless or left <= 0:
                 raise
             wait = min(backoff.next(error), left)
-            logger.warning(
-                "the server does not answer; is its address right?",
-                extra={
-                    "error": error.name,
-                    "detail": error.detail,
-                    "again_in": round(wait, 1),
-                    "gives_up_at": shown,
-                },
-            )
+            warn(error, wait, shown)
             time.sleep(wait)
 
 
@@ -172,11 +184,13 @@ class ServerClient:
 
     # -- the messages -------------------------------------------------------------------------------------------------------
 
-    def register(self, word: PilotRegistration) -> QueueForPilot:
-        return _read(QueueForPilot, self._post("/v1/registerPilot", word))
+    def register(self, word: PilotRegistration, patience: float = math.inf) -> QueueForPilot:
+        """`patience`: seconds until the caller gives the server up; no answer is awaited for longer, but for a second at least."""
+        return _read(QueueForPilot, self._post("/v1/registerPilot", word, self._within(patience)))
 
-    def get_job(self, word: GetJobRequest) -> GetJobReply:
-        reply = _read(GetJobReply, self._post("/v1/getJob", word))
+    def get_job(self, word: GetJobRequest, patience: float = math.inf) -> GetJobReply:
+        """`patience` as for `register`."""
+        reply = _read(GetJobReply, self._post("/v1/getJob", word, self._within(patience)))
         # Who has only a letterbox cannot reach the address to wait at.
         return reply if self._letterbox is None else replace(reply, ticket=None)
 
@@ -231,6 +245,9 @@ class ServerClient:
 
     # -- the connection -----------------------------------------------------------------------------------------------------
 
+    def _within(self, patience: float) -> float:
+        return min(self._read_seconds, max(LEAST_SECONDS, patience))
+
     def _post(self, path: str, word: Any, seconds: Optional[float] = None) -> Mapping[str, Any]:
         body = json.dumps(to_wire(word), separators=(",", ":")).encode()
         asked_at = time.time()
@@ -261,7 +278,9 @@ class ServerClient:
             return urllib3.HTTPResponse(
                 io.BytesIO(answer.body), answer.headers, answer.status, preload_content=False
             )
-        timeout = self._timeout if seconds is None else urllib3.Timeout(seconds)
+        timeout = self._timeout
+        if seconds is not None:
+            timeout = urllib3.Timeout(seconds, connect=min(seconds, self._connect_seconds))
         for last in (False, True):
             headers = (
                 {**self._headers, "Content-Type": "application/json"} if body is not None else self._headers

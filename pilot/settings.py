@@ -49,7 +49,13 @@ DAEMON_TABLE = Table(
     sisters=ROWS,
 )
 
-BRIDGE_TABLE = Table("bridge", (*_BRIDGE, *CONNECTION_ROWS, *LOGGING_ROWS), sisters=(*ROWS, *_DAEMON))
+_OF_BRIDGE = ("connect_timeout_seconds", "read_timeout_seconds", "directory_poll_seconds")
+"""A bridge repeats nothing by itself, and waits for the server as long as it runs."""
+BRIDGE_TABLE = Table(
+    "bridge",
+    (*_BRIDGE, *(row for row in CONNECTION_ROWS if row.key in _OF_BRIDGE), *LOGGING_ROWS),
+    sisters=(*ROWS, *_DAEMON),
+)
 
 
 def load(

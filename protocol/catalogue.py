@@ -9,6 +9,12 @@ from __future__ import annotations
 Row = tuple[str, int, str, str, str, str, str]
 """Name, number, blame, budget, retry, text, advice."""
 
+_AGAIN = (
+    "restore the file, or make it again if a job made it: 'pilotage file list --lfn NAME' names that job, 'pilotage job show'"
+    " its inputs; submit a task over these"
+)
+_AT_ITS_ADDRESS = "check the storage, and the file at its address: pilotage file list --lfn NAME"
+
 # fmt: off
 FOUND: tuple[Row, ...] = (
     # the job on its worker node: PanDA's numbers
@@ -20,13 +26,13 @@ FOUND: tuple[Row, ...] = (
      "free the pilot's work directory or ask for less disk"),
     ("STAGE_IN_FAILED", 1099, "storage", "infrastructure", "later",
      "an input file could not be copied",
-     "check the storage and the file's replica"),
+     _AT_ITS_ADDRESS),
     ("REPLICA_NOT_FOUND", 1100, "storage", "infrastructure", "later",
      "the catalogue knows no replica of an input file",
-     "register the file again or replicate its dataset"),
+     "register the file in another dataset: pilotage dataset register"),
     ("INPUT_NOT_FOUND", 1103, "storage", "infrastructure", "later",
      "an input file is not where the catalogue says",
-     "restore the file or mark its replica lost"),
+     _AGAIN),
     ("WORK_DIRECTORY_TOO_LARGE", 1104, "payload", "payload", "never",
      "the job's work directory grew beyond its limit",
      "ask for more disk or let the payload clean up"),
@@ -53,7 +59,7 @@ FOUND: tuple[Row, ...] = (
      "nothing: somebody cancelled the job or it was taken back"),
     ("STAGE_IN_MD5_MISMATCH", 1145, "storage", "infrastructure", "fresh input",
      "the MD5 checksum of an input file differs from the registered one",
-     "the file changed or is damaged: check the replica"),
+     f"the file changed or is damaged: {_AGAIN}"),
     ("SOFTWARE_NOT_FETCHED", 1149, "storage", "infrastructure", "later",
      "the software that the task names could not be fetched",
      "check the address of the software and what serves it"),
@@ -77,7 +83,7 @@ FOUND: tuple[Row, ...] = (
      "give each job fewer files, or raise the limit of the queue"),
     ("STAGE_IN_ADLER32_MISMATCH", 1171, "storage", "infrastructure", "fresh input",
      "the adler32 checksum of an input file differs from the registered one",
-     "the file changed or is damaged: check the replica"),
+     f"the file changed or is damaged: {_AGAIN}"),
     ("STAGE_OUT_ADLER32_MISMATCH", 1172, "storage", "infrastructure", "later",
      "the adler32 checksum of a stored output differs from the local one",
      "check the storage"),
@@ -144,9 +150,9 @@ FOUND: tuple[Row, ...] = (
     ("CHECKSUM_NOT_SUPPORTED", 1242, "node", "infrastructure", "elsewhere",
      "a checksum algorithm is not supported here",
      "use adler32, md5 or blake3; install the extra pilotage[fast] on the node"),
-    ("NOT_SUPPORTED", 1300, "pilot", "infrastructure", "elsewhere",
+    ("NOT_SUPPORTED", 1300, "pilot", "infrastructure", "later",
      "this pilot cannot do something that the job asks for",
-     "let the queue's pilots be newer, or keep such jobs from it by a tag"),
+     "start a pilot that can (pilot.pyz, of this version), or keep such jobs from this one's queue by a tag"),
     ("PILOT_EXCEPTION", 1301, "pilot", "infrastructure", "later",
      "a part of the pilot stopped with an exception",
      "read the pilot's log and report it"),
@@ -261,10 +267,10 @@ FOUND: tuple[Row, ...] = (
      "ask for more memory; with several slots, look whether another payload took what was there"),
     ("INPUT_SIZE_MISMATCH", 3002, "storage", "infrastructure", "fresh input",
      "the size of an input file differs from the registered one",
-     "the file changed or is damaged: check the replica"),
+     f"the file changed or is damaged: {_AGAIN}"),
     ("STAGE_IN_BLAKE3_MISMATCH", 3003, "storage", "infrastructure", "fresh input",
      "the BLAKE3 checksum of an input file differs from the registered one",
-     "the file changed or is damaged: check the replica"),
+     f"the file changed or is damaged: {_AGAIN}"),
     ("STAGE_OUT_MISMATCH", 3004, "storage", "infrastructure", "later",
      "size or checksum of a stored output differs from the local one",
      "check the storage"),
@@ -294,7 +300,7 @@ FOUND: tuple[Row, ...] = (
      "install the program that the detail names"),
     ("NODE_MOUNT_MISSING", 3013, "node", "infrastructure", "elsewhere",
      "a file system that the queue needs is not mounted on the node",
-     "mount what the detail names"),
+     "mount what the detail names; make the directory if it is that of a new storage"),
     ("NODE_GPU_MISSING", 3014, "node", "infrastructure", "elsewhere",
      "the node shows fewer GPUs than it should",
      "look at nvidia-smi or rocm-smi on the node"),
@@ -541,7 +547,7 @@ SAID_BY_PAYLOADS: tuple[Row, ...] = (
      "correct its name or address"),
     ("REMOTE_FILE_NOT_OPENED", 1361, "storage", "infrastructure", "later",
      "the payload could not open a file on a storage",
-     "check the storage and the file's replica"),
+     _AT_ITS_ADDRESS),
     ("REMOTE_OPEN_TIMEOUT", 1368, "storage", "infrastructure", "later",
      "opening a file on a storage took the payload too long",
      "check the load of the storage"),

@@ -209,6 +209,8 @@ class QueueForPilot:
     """The pilot asks for no further job after this time; 0: until its lifetime ends."""
     pilot_settings: Dict[str, str] = bounded(dict)
     """What the queue wants otherwise than its pilots' settings: section.key → value."""
+    storage_url: str = ""
+    """Where its outputs go; a directory has to be there, and is not made by pilots: where it is missing, it is not mounted."""
     token_role: Optional[str] = None
     """The role of the token that the pilot has shown, if that is no pilot's."""
 

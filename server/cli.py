@@ -130,12 +130,26 @@ def _start_in_background(settings: Settings, directory: Path, options: dict[str,
             start_new_session=True,
             env=environment,
         )
-    if not _answers(process, directory):
+    try:
+        is_up = _answers(process, directory)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_given_up(process)) from None
+    if not is_up:
         process.terminate()
         lines = said.read_text(errors="replace").strip().splitlines()
         said_so = [line.partition(": ")[2] for line in lines if line.startswith(("Error: ", "Next: "))]
         raise PilotageError("SERVER_NOT_STARTED", f"{'; '.join(said_so or lines[-5:])} (log: {log})")
     click.echo(f"State and tokens: {directory}; log: {log}")
+
+
+def _given_up(process: subprocess.Popen[bytes]) -> str:
+    """End a server that somebody did not want to wait for, as it is in a session of its own; what became of it."""
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        return f"process {process.pid}, which was to be the server, has been told to end and does not yet"
+    return "the server that was being started has ended"
 
 
 def _answers(process: subprocess.Popen[bytes], directory: Path) -> bool:
@@ -218,6 +232,7 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except click.exceptions.Abort:
+    except click.exceptions.Abort as error:
+        click.echo(f"Interrupted: {error.__cause__}".rstrip(": "), err=True)
         sys.exit(130)
     sys.exit(code if isinstance(code, int) else 0)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from peewee import fn
@@ -12,6 +14,7 @@ from peewee import fn
 import copytools
 from protocol import __version__, pilot_settings
 from protocol.errors import PilotageError
+from protocol.files import local_path
 from protocol.messages import (
     GpuKind,
     NodeStateSpec,
@@ -59,6 +62,7 @@ def set_up_defaults(core: Core, storage_url: str) -> None:
         return
     Site.get_or_create(name=LOCAL)
     Storage.get_or_create(name=LOCAL, defaults={"url": storage_url})
+    _make_directory(storage_url)
     for name, resource_type in DEFAULT_QUEUES.items():
         Queue.create(
             name=name,
@@ -414,7 +418,16 @@ def create_storage(core: Core, spec: StorageSpec) -> StorageView:
             raise PilotageError("NOT_FOUND", f"no site {spec.site}; see 'pilotage site list'")
         return Storage.create(name=spec.name, url=spec.url.rstrip("/"), site=spec.site or None)
 
-    return _storage_view(core.database.write(work))
+    storage = core.database.write(work)
+    _make_directory(storage.url)
+    return _storage_view(storage)
+
+
+def _make_directory(url: str) -> None:
+    """That of a new storage, if this machine has the one in which it is to lie: pilots make none, lest a mount is missing there."""
+    if url.startswith("file:///"):
+        with contextlib.suppress(OSError, PilotageError):
+            Path(local_path(url)).mkdir(exist_ok=True)
 
 
 def storages() -> Page:
@@ -431,7 +444,7 @@ def _storage_view(storage: Storage) -> StorageView:
 def register_pilot(core: Core, word: PilotRegistration) -> QueueForPilot:
     """Know a pilot from now on, and tell it about its queue; said again, it changes nothing but what the pilot has."""
 
-    def work() -> Queue:
+    def work() -> tuple[Queue, str]:
         queue = find_queue(word.queue) if word.queue else _default_queue(word.resource_type)
         if queue.resource_type != word.resource_type.value:
             raise PilotageError(
@@ -463,9 +476,9 @@ def register_pilot(core: Core, word: PilotRegistration) -> QueueForPilot:
         )
         if not list(known.returning(Pilot.pilot_id).tuples().execute()):
             raise PilotageError("ALREADY_EXISTS", f"a pilot {word.pilot_id} is registered from another node")
-        return queue
+        return queue, queue.storage.url
 
-    queue = core.database.write(work)
+    queue, storage_url = core.database.write(work)
     return QueueForPilot(
         name=queue.name,
         site=queue.site_id,
@@ -476,6 +489,7 @@ def register_pilot(core: Core, word: PilotRegistration) -> QueueForPilot:
         heartbeat_seconds=queue.heartbeat_seconds,
         timefloor_seconds=queue.timefloor_seconds,
         pilot_settings=json.loads(queue.pilot_settings),
+        storage_url=storage_url,
     )
 
 

@@ -98,7 +98,6 @@ class Pilot:
         until = time.monotonic() + seconds * random.uniform(0.8, 1.2)
         while not self.signal and time.monotonic() < until:
             time.sleep(0.1)
-        time.sleep(0.1)
 
     def ask(self, verb, body, patience=GIVE_UP_SECONDS):
         """Again and again until there is an answer; a Failure that `passes` when the patience is over (seconds)."""
@@ -126,7 +125,7 @@ class Pilot:
             if not failure.passes or time.monotonic() > min(give_up_at, self.until):
                 raise failure
             wait = min(30.0, 2 * wait)
-            self.pause(wait)
+            time.sleep(1.0) if self.signal else self.pause(wait)
 
     def tell(self, *states, **more):
         """A word about the attempt, which enters these states."""
@@ -177,6 +176,7 @@ class Pilot:
             if failure.passes is None:  # else it is not ours any more
                 with contextlib.suppress(Failure):
                     self.tell("FAILED", error=failure.name, errorDetail=failure.detail, exitCode=self.code)
+                    self.pause(POLL_SECONDS if failure.name == "NOT_SUPPORTED" else 0)  # more are of its kind
         finally:
             self.fence = None
             with contextlib.suppress(RecursionError):  # it is deeper than this can remove

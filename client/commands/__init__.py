@@ -110,9 +110,9 @@ class Root(LazyGroup):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            # Not left to click, which would add an empty line.
-            return ctx.exit(interrupted())
+        except KeyboardInterrupt as error:
+            # Not left to click, which would add an empty line. A command that cleaned up says what it did.
+            return ctx.exit(interrupted(str(error)))
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except Exception as error:  # noqa: BLE001, the top of the program: whatever it was, it is told and ends

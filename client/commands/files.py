@@ -17,6 +17,7 @@ COLUMNS = (
     Column("dataset", lambda file: file.dataset),
     Column("size", lambda file: tables.size(file.size), right=True),
     Column("checksum", lambda file: _shortest(file.checksums)),
+    Column("of job", lambda file: file.job_id, right=True),
     Column("address", lambda file: file.url),
 )
 

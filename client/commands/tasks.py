@@ -9,6 +9,7 @@ import pkgutil
 import re
 import shlex
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from client.commands.common import (
     say_next,
     with_session,
 )
+from client.interruption import interrupted
 from client.session import Session
 from client.tables import Column
 from protocol.errors import PilotageError
@@ -35,7 +37,7 @@ from protocol.files import NAME
 from protocol.messages import FailureView, RetrySpec, StepKind, TaskSpec, TaskView, wire_name
 from protocol.redaction import one_line
 from protocol.resources import ResourceType
-from protocol.states import TaskState
+from protocol.states import DatasetState, TaskState
 from protocol.values import nearest
 
 LARGEST_FILE = 1 << 20
@@ -178,7 +180,7 @@ def submit(
     if as_json:
         tables.show(view)
     else:
-        tables.write(f"Task {view.task_id} ({view.name}): {_size_of(view)}.")
+        tables.write(f"Task {view.task_id} ({view.name}): {_size_of(session, view)}.")
         say_next(f"pilotage task watch {view.name}")
     return 0
 
@@ -304,16 +306,36 @@ def _name(command: Any) -> str:
     return f"{program[:100]}-{now:%Y%m%d-%H%M%S}-{now.microsecond // 1000:03d}"
 
 
-def _size_of(view: TaskView) -> str:
+def _size_of(session: Session, view: TaskView) -> str:
     jobs = tables.some(view.n_jobs, "job")
-    return f"{jobs} over {view.input_dataset}" if view.input_dataset else jobs
+    if not view.input_dataset:
+        return jobs
+    try:
+        given = session.dataset(view.input_dataset)
+    except PilotageError:  # the task is there all the same
+        return f"{jobs} over {view.input_dataset}"
+    if given.state != DatasetState.OPEN.value:
+        return f"{jobs} over {view.input_dataset}"
+    return f"{jobs if given.n_files else 'no job'} so far over {view.input_dataset}; more as files come"
 
 
 def _wait(session: Session, view: TaskView, as_json: bool) -> int:
-    (view,) = watch.follow(session, [str(view.task_id)], quiet=as_json)
+    try:
+        (view,) = watch.follow(session, [str(view.task_id)], quiet=as_json)
+    except KeyboardInterrupt:
+        return _go_on([view.name])
     if as_json:
         tables.show(view)
     return 0 if view.state == TaskState.COMPLETED.value else 1
+
+
+def _go_on(tasks: Sequence[str]) -> int:
+    """After Ctrl-C: only the watching has ended."""
+    code = interrupted(
+        one_line(f"task {tasks[0]} goes on" if len(tasks) == 1 else "only the watching; the tasks go on")
+    )
+    say_next(f"pilotage task watch {' '.join(tasks)}")
+    return code
 
 
 @task.command("list", epilog=examples("pilotage task list", "pilotage task list --state RUNNING --json"))
@@ -354,6 +376,7 @@ def show(session: Session, *, task: str, as_json: bool) -> None:
             "type": f"{view.resource_type}, priority {view.priority}"
             + (f" + {view.boost}" if view.boost else ""),
             "group": view.working_group,
+            **_wishes(view.spec or {}),
             "after": ", ".join((view.spec or {}).get("after", [])),
             "command": shlex.join((view.spec or {}).get("command", [])),
             "input": view.input_dataset,
@@ -375,6 +398,16 @@ def show(session: Session, *, task: str, as_json: bool) -> None:
     return None
 
 
+def _wishes(spec: dict[str, Any]) -> dict[str, Any]:
+    """Where and how often its jobs run, if the user has said so."""
+    copies = spec.get(wire_name("replicate"), 1)
+    return {
+        "queue": spec.get("queue"),
+        "site": spec.get("site"),
+        "copies": f"{copies} of each job, on different nodes (--replicate)" if copies > 1 else None,
+    }
+
+
 @task.command("watch", epilog=examples("pilotage task watch hello", "pilotage task watch md5 blake3"))
 @click.argument("tasks", nargs=-1, required=True, metavar="TASK...")
 @click.option(
@@ -387,7 +420,10 @@ def watch_tasks(session: Session, *, tasks: tuple[str, ...], interval: float, as
 
     Ctrl-C ends the watching only: the tasks go on.
     """
-    views = watch.follow(session, tasks, interval=interval, quiet=as_json)
+    try:
+        views = watch.follow(session, tasks, interval=interval, quiet=as_json)
+    except KeyboardInterrupt:
+        return _go_on(tasks)
     if as_json:
         tables.show(views)
     return 0 if all(view.state == TaskState.COMPLETED.value for view in views) else 1

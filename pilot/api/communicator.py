@@ -21,7 +21,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -43,6 +43,7 @@ from protocol.messages import (
     QueueForPilot,
 )
 from protocol.states import JobState
+from protocol.values import Bounds, Places, Type, parse
 
 __all__ = [
     "Communicator",
@@ -60,6 +61,10 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 CONNECT_SECONDS, READ_SECONDS, LAST_WORD_SECONDS = 10.0, 60.0, 5.0
+FURTHER = frozenset(("bundle", "image", "pilot_settings", "software", "steps"))
+"""What a job may ask for beside its command and its files: fields of JobSpec. Who overlooks one runs something else than was wanted."""
+REST_SECONDS = 5.0
+"""After a job was given back that cannot be done here: the others may be of its kind."""
 
 
 class Communicator:
@@ -77,8 +82,17 @@ class Communicator:
         ca_file: Optional[Path] = None,
         ca_path: Optional[Path] = None,
         give_up_seconds: float = 600.0,
+        can: Iterable[str] = (),
     ) -> None:
-        """`give_up_seconds`: how long a server that does not answer is asked again, before the call raises."""
+        """BAD_SETTINGS for a `url` that is none. `give_up_seconds`: how long a server that does not answer is asked again, before
+        the call raises. `can`: which of `FURTHER` the program does itself; jobs that ask for another are given back.
+        """
+        self._can = frozenset(can)
+        if unknown := self._can - FURTHER:
+            raise PilotageError(
+                "BAD_SETTINGS", f"can: there is no {min(unknown)!a}; known are {', '.join(sorted(FURTHER))}"
+            )
+        url = _address(url)
         tls = None
         if url.startswith("https:"):
             tls = certificates.context(certificates.search(ca_file, ca_path, os.environ, os.geteuid()))
@@ -123,7 +137,7 @@ class Communicator:
     def get_jobs(
         self, n_jobs: int = 1, *, wait_seconds: float = 0.0, directory: Optional[Path] = None, **offer: Any
     ) -> list[JobRun]:
-        """Take up to so many jobs, and acknowledge them; none if there are none within `wait_seconds`.
+        """Take up to so many jobs, and acknowledge them; none if there are none within `wait_seconds` that this program can do.
 
         `offer`: other fields of GetJobRequest than the registration has, as prod_source_label. `directory`: where the paths in
         a job's command lie; nothing is made there.
@@ -133,13 +147,17 @@ class Communicator:
         try:
             while not self.drained:
                 reply = self._insist(partial(self.client.get_job, self._request(n_jobs, offer)))
-                if reply.jobs:
-                    return [self._taken(spec, directory or Path.cwd()) for spec in reply.jobs]
+                taken = [self._taken(spec, directory or Path.cwd()) for spec in reply.jobs]
+                if jobs := [job for job in taken if not self._gives_back(job)]:
+                    return jobs
                 self.drained = self.drained or reply.drain
                 left = until - time.monotonic()
                 if left <= 0:
                     break
-                self._await_work(waiting, reply, left)
+                if taken:
+                    time.sleep(min(left, REST_SECONDS))
+                else:
+                    self._await_work(waiting, reply, left)
         finally:
             waiting.close()
         return []
@@ -179,7 +197,7 @@ class Communicator:
     # -- inside -------------------------------------------------------------------------------------------------------------
 
     def _insist(self, call: Callable[[], T]) -> T:
-        return insist(call, Backoff(1.0, 60.0), self._give_up_seconds)
+        return insist(call, Backoff(1.0, 60.0), self._give_up_seconds, _warn)
 
     def _request(self, n_jobs: int, offer: dict[str, Any]) -> GetJobRequest:
         who = self.who
@@ -196,6 +214,7 @@ class Communicator:
             site_name=who.site_name,
             node=who.node,
             tags=who.tags,
+            images="image" in self._can,
         )
         return replace(request, **offer)
 
@@ -205,6 +224,17 @@ class Communicator:
         job.enter(JobState.OBTAINED)
         self.tell(job)
         return job
+
+    def _gives_back(self, job: JobRun) -> bool:
+        """Whether the job asks for something that the program cannot do, and therefore is given back."""
+        lacking = [name for name in sorted(FURTHER - self._can) if getattr(job.spec, name)]
+        if not lacking:
+            return False
+        why = f"this program cannot do what the job asks for: {', '.join(lacking)}"
+        logger.warning("job %d is given back: %s", job.spec.job_id, why)
+        job.fail(PilotageError("NOT_SUPPORTED", why))
+        self.tell(job)
+        return True
 
     def _await_work(self, waiting: Waiting, reply: GetJobReply, seconds: float) -> None:
         """Asleep where the server tells of new jobs, or until it is time to ask again."""
@@ -221,4 +251,17 @@ class Communicator:
             try:
                 self.heartbeat()
             except PilotageError as error:
-                logger.warning("no heartbeat", extra={"error": error.name, "detail": error.detail})
+                logger.warning("no heartbeat: %s", error)
+
+
+def _address(url: str) -> str:
+    """As the pilot takes it; BAD_SETTINGS."""
+    try:
+        return str(parse(Type.URL, url, Bounds(), Places(None, None)))
+    except ValueError as error:
+        raise PilotageError("BAD_SETTINGS", f"the server's address {error}") from None
+
+
+def _warn(error: PilotageError, wait: float, until: str) -> None:
+    """All of it is text: the formatters of most programs show no further fields."""
+    logger.warning("%s: %s; it is asked again in %.1f s, until %s", error.name, error, wait, until)

@@ -146,12 +146,13 @@ class Asking:
         """
         request: Optional[GetJobRequest] = None
         while not self._is_through():
+            asked = time.monotonic()
             try:
                 if request is None:
                     request = self._request(slot, n_jobs, self._unanswered.pop(slot, secrets.token_hex(16)))
-                reply = self._context.client.get_job(request)
+                reply = self._context.client.get_job(request, self._patience(asked))
             except PilotageError as error:
-                if not self._bear(error):
+                if not self._bear(error, asked):
                     return ()
                 continue
             self._backoff.reset()
@@ -236,16 +237,20 @@ class Asking:
         held = [job for job in self._context.jobs.in_work() if job.slot == slot and not job.has_ended]
         return sum(1 if job.is_brisk else job.spec.walltime_seconds for job in held)
 
-    def _bear(self, error: PilotageError) -> bool:
-        """Wait after a failure and go on, or say why not."""
+    def _patience(self, now: float) -> float:
+        """Seconds until the server is given up that does not answer from now on, or has not since earlier."""
+        since = self._failing_since or now
+        return since + self._context.settings.integer("connection", "give_up_seconds") - now
+
+    def _bear(self, error: PilotageError, asked: float) -> bool:
+        """Wait after a failure and go on, or say why not; `asked`: when the request was made."""
         self.detail = error.detail
-        now = time.monotonic()
-        self._failing_since = self._failing_since or now
+        self._failing_since = self._failing_since or asked
         if error.name == "NODE_UNFIT":
             self.why = Why.UNFIT
         elif error.name in CREDENTIALS:
             self.why = Why.CREDENTIALS
-        elif now - self._failing_since >= self._context.settings.integer("connection", "give_up_seconds"):
+        elif self._patience(time.monotonic()) <= 0:
             self.why = Why.UNREACHABLE
         elif is_passing(error) or self._is_unknown_pilot(error):
             wait = self._backoff.next(error)

@@ -144,7 +144,7 @@ def _archive(context: Context, job: JobRun) -> BinaryIO:
     seconds = float(context.settings.integer("copytools", "timeout_seconds"))
     fetch = _fetcher(context, job, seconds)
     try:
-        return context.bundles.open(job.spec.software_checksum, fetch, seconds, job.check)
+        return context.bundles.open(job.spec.software_checksum, fetch, seconds, job.check, "software")
     except Mismatch as error:
         wanted = job.spec.software_checksum
         raise PilotageError("SOFTWARE_MISMATCH", f"{address}: {error}; the task names {wanted}") from None

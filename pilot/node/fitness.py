@@ -68,6 +68,7 @@ def examine(
         *_clock(clock_skew, settings.integer("validation", "clock_skew_seconds")),
         *_programs(settings.items("validation", "tools")),
         *_mounts(settings.items("validation", "mounts")),
+        *_storage(tools),
         *_copytools(settings.items("copytools", "names"), unusable_tools),
         *_cores(here, settings.integer("node_settings", "slots")),
         *_gpus(here, settings.integer("node_settings", "slots"), settings.flag("validation", "gpu")),
@@ -152,6 +153,17 @@ def _mounts(names: Iterable[str]) -> Iterator[Finding]:
     for name in names:
         reason = why_no_mount(Path(name))
         yield Finding("mount", Level.UNFIT if reason else Level.OK, reason or f"{name} is there")
+
+
+def _storage(tools: Sequence[CopyTool]) -> Iterator[Finding]:
+    """No more than a warning: not all jobs have outputs."""
+    missing = (each.missing_storage() for each in tools if isinstance(each, FileTool))
+    if directory := next(filter(None, missing), None):
+        yield Finding(
+            "storage",
+            Level.WARNING,
+            f"there is no directory {directory}: jobs with outputs will fail; mount it, or make it if it is new",
+        )
 
 
 def why_no_mount(path: Path) -> str:

@@ -26,6 +26,10 @@ class Check:
 
 
 _CALL = "report it with this output, for nothing that the server does leads there"
+AGAIN = (
+    "restore the file from a backup of its storage, or make it again: submit a task over the inputs of the job that made it"
+    " ('pilotage job show ID')"
+)
 _VERDICT = f"{_CALL}; the history of the job is in 'pilotage job show ID'"
 
 # fmt: off
@@ -74,7 +78,7 @@ CHECKS: dict[str, Check] = {check.name: check for check in (
           "nothing: when the lease has run out, another pilot gets the job", is_note=True),
     Check("outputs", "jobs",
           "a job that completed has exactly the outputs that its task declares, all of them available",
-          "submit a task over the job's input again, and report it with this output"),
+          "submit a task over the job's inputs again ('pilotage job show ID'), and report it with this output"),
     Check("published", "files",
           "a file that a job made is in the catalogue only if that job completed",
           f"do not use the file; {_CALL}"),
@@ -98,17 +102,17 @@ CHECKS: dict[str, Check] = {check.name: check for check in (
           "mount it on this machine and look again, or look at the database alone: --no-storage"),
     Check("lost-file", "files",
           "each output of the catalogue is a plain file on its storage",
-          "bring it back from a backup of the storage, or submit a task over the job's input again"),
+          AGAIN),
     Check("wrong-size", "files",
           "its size is the registered one",
-          "the storage has cut it or somebody has changed it: as for a lost file"),
+          f"the storage has cut it or somebody has changed it: {AGAIN}"),
     Check("wrong-checksum", "files",
           "its bytes have the registered checksum",
-          "the storage has damaged it or somebody has changed it: as for a lost file"),
+          f"the storage has damaged it or somebody has changed it: {AGAIN}"),
     Check("orphan", "files on disk",
-          "each file on a storage is an output or a log of an attempt",
-          "if it is somebody else's, give storages a directory of their own; if it has the number of an attempt behind "
-          "its name, nothing refers to it: 'pilotage db reconcile' says where it comes from and can move it away"),
+          "each file on a storage is an output or a log of an attempt, or registered by its address",
+          "if it is somebody else's, give storages a directory of their own; if not, nothing refers to it: "
+          "'pilotage db reconcile' says where it comes from, and with --quarantine DIR moves it away"),
     Check("garbage", "files on disk",
           "no file was left behind by an attempt that failed or was cancelled",
           "nothing: nothing refers to it, and the server removes it a while after its job went into the archive", is_note=True),
@@ -170,6 +174,16 @@ class Report:
     def n_findings(self) -> int:
         """Without what is only to be known."""
         return sum(tally.n_findings for name, tally in self.tallies.items() if not CHECKS[name].is_note)
+
+    @property
+    def n_outputs(self) -> int:
+        """Outputs that were looked for on the storages."""
+        return self.tallies["lost-file"].looked_at if "lost-file" in self.tallies else 0
+
+    @property
+    def n_compared(self) -> int:
+        """Those of them whose bytes were compared with their checksums."""
+        return self.tallies["wrong-checksum"].looked_at if "wrong-checksum" in self.tallies else 0
 
     @property
     def findings(self) -> list[Finding]:

@@ -135,7 +135,8 @@ def _copies(job: Job) -> str:
 def _ready(core: Core, job: Job, task: Task) -> Explanation:
     needs = broker.needs_in(job.job_class.key)
     told = _about(job, task, job.changed, [])
-    told.queues = _fits(needs)
+    avoids = job if (job.avoid_until or 0) > lease_clock() else None
+    told.queues = _fits(needs, avoids)
     if task.paused:
         told.reasons.append(f"its task is paused; 'pilotage task resume {task.name}' lets it go on")
     elif job.ready_after is not None:
@@ -149,12 +150,12 @@ def _ready(core: Core, job: Job, task: Task) -> Explanation:
             f"pilot {silent.pilot_id} on node {silent.node} fell silent with it: the first pilot that asks gets it, "
             "and that one keeps it if it speaks before"
         )
-    if job.avoid_node is not None and (job.avoid_until or 0) > lease_clock():
+    if avoids is not None and job.avoid_node is not None:
         told.reasons.append(
             f"for {job.avoid_until - lease_clock()} s it avoids the node {job.avoid_node}, "
             f"by whose fault it failed{_with_error(job)}"
         )
-    if job.avoid_queue is not None and (job.avoid_until or 0) > lease_clock():
+    if avoids is not None and job.avoid_queue is not None:
         told.reasons.append(
             f"for {job.avoid_until - lease_clock()} s it avoids the queue {job.avoid_queue}, by the server's rule"
         )
@@ -218,25 +219,30 @@ def _in_words(n: int) -> str:
 # -- queues -----------------------------------------------------------------------------------------------------------------
 
 
-def _fits(needs: Needs) -> list[QueueFit]:
-    """What each queue has to say, those that could take the job first."""
+def _fits(needs: Needs, avoids: Job | None = None) -> list[QueueFit]:
+    """What each queue has to say, those that could take the job first; `avoids`: a job that keeps away from a node or a queue."""
     aside = {(row.queue_id, row.name): row for row in Node.select().where(Node.set_aside.is_null(False))}
-    found = [_fit(needs, queue, aside) for queue in Queue.select(Queue, Site).join(Site).order_by(Queue.name)]
+    queues = Queue.select(Queue, Site).join(Site).order_by(Queue.name)
+    found = [_fit(needs, queue, aside, avoids) for queue in queues]
     return sorted(found, key=lambda fit: (bool(fit.missing), not fit.n_fitting, fit.queue))
 
 
-def _fit(needs: Needs, queue: Queue, aside: dict[tuple[str, str], Node]) -> QueueFit:
+def _fit(needs: Needs, queue: Queue, aside: dict[tuple[str, str], Node], avoids: Job | None) -> QueueFit:
     told = QueueFit(
         queue.name, queue.site_id, _state_of(queue), missing=misfits(needs, computing.as_offer(queue, needs))
     )
     pilots = list(Pilot.select().where(Pilot.queue == queue.name, computing.alive()).limit(MOST_PILOTS))
     told.n_pilots = len(pilots)
+    if avoids is not None and avoids.avoid_queue == queue.name:
+        told.missing.append("the job avoids this queue for a while")
     if told.missing:
         return told
     reasons: Counter[str] = Counter()
     for pilot in pilots:
         node = aside.get((queue.name, pilot.node))
         wrong = misfits(needs, computing.as_offer(queue, needs, pilot))
+        if avoids is not None and avoids.avoid_node == pilot.node:
+            wrong.append(f"the job avoids the node {pilot.node} for a while")
         if pilot.draining:
             wrong.append("the pilot is draining")
         if node is not None:

@@ -59,17 +59,14 @@ EPILOG = (
 @click.option(
     "--checksums",
     type=click.Choice(["none", "sample", "all"]),
-    default="sample",
-    show_default=True,
-    help="Files that are read for their checksums.",
+    help="Outputs whose bytes are compared with their checksums.  [default: all where that is cheap: up to"
+    f" {storage_checks.WHOLE_FILES:,} outputs of {storage_checks.WHOLE_BYTES >> 30} GiB together; else a sample]",
 )
 @click.option(
     "--sample",
     type=click.IntRange(min=1),
-    default=storage_checks.Options.checksums,
-    show_default=True,
     metavar="N",
-    help="How many a sample is.",
+    help=f"Compare a sample of N.  [default: {storage_checks.Options.checksums}]",
 )
 @click.option(
     "--data-root",
@@ -124,12 +121,19 @@ def audit(
         tables.show(as_facts(report))
     else:
         _print(report)
+        tables.write(f"\n{_verdict(report, wish)}")
     context.exit(DAMAGE if report.n_findings else 0)
 
 
-def _storages(checksums: str, sample: int, data_root: str, grace_hours: float) -> storage_checks.Options:
+def _storages(
+    checksums: str | None, sample: int | None, data_root: str, grace_hours: float
+) -> storage_checks.Options:
+    if sample is not None and checksums in ("none", "all"):
+        raise click.UsageError(f"--sample and --checksums {checksums} exclude each other")
+    n_sampled = sample or storage_checks.Options.checksums
     return storage_checks.Options(
-        checksums={"none": 0, "sample": sample, "all": None}[checksums],
+        checksums={"none": 0, "all": None}.get(checksums or "", n_sampled),
+        all_if_few=checksums is None and sample is None,
         data_root=data_root,
         grace_seconds=grace_hours * 3600,
     )
@@ -161,6 +165,7 @@ def as_facts(report: Report) -> dict[str, Any]:
             {**dataclasses.asdict(found), "advice": CHECKS[found.check].advice, "isNote": found.is_note}
             for found in report.findings
         ],
+        "outputs": {"lookedAt": report.n_outputs, "bytesCompared": report.n_compared},
         "notLookedAt": report.not_looked_at,
     }
 
@@ -183,7 +188,19 @@ def _print(report: Report) -> None:
         tables.write("\nNot looked at:")
         for reason in report.not_looked_at:
             tables.write(f"  {tables.cell(reason)}")
-    tables.write(f"\n{tables.some(report.n_findings, 'finding') if report.n_findings else 'All is well.'}")
+
+
+def _verdict(report: Report, wish: Options) -> str:
+    """The last line; it says of how much it is true."""
+    if report.n_findings:
+        return tables.some(report.n_findings, "finding")
+    if wish.storages is None:
+        return "All is well in the database; no file was looked at (--no-storage)."
+    n, of = report.n_compared, report.n_outputs
+    if n == of:
+        return "All is well." + (f" The bytes of all outputs ({of}) were compared." if of else "")
+    rest = "; --checksums all compares all of them" if wish.storages.checksums is not None else ""
+    return f"All is well. The bytes of {n} of {tables.some(of, 'output')} were compared{rest}."
 
 
 def _print_findings(name: str, tally: Tally) -> None:

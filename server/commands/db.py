@@ -358,18 +358,20 @@ def reconcile_command(
     files, and after when. The server may run.
     """
     with installation.database():
-        findings = reconcile.look(data_root, quarantine)
+        findings = reconcile.look(installation.url, data_root, quarantine)
         tasks = reconcile.open_tasks(list(findings.reruns))
     if as_json:
         tables.show(
             {
                 "nFiles": findings.n_files,
                 "strays": [
-                    {**dataclasses.asdict(stray), "path": str(stray.path)} for stray in findings.strays
+                    {**dataclasses.asdict(stray), "path": str(stray.path), "place": str(stray.place)}
+                    for stray in findings.strays
                 ],
                 "reruns": findings.reruns,
                 "notReached": findings.not_reached,
                 "moved": findings.moved,
+                "notMoved": findings.not_moved,
             }
         )
         return
@@ -382,8 +384,10 @@ def reconcile_command(
             f"Dataset {tables.cell(dataset)}{task}: {tables.some(len(ids), 'job')} run again: {shown}"
         )
     for name, why in findings.not_reached.items():
-        tables.write(f"Storage {name} was not looked at: {tables.cell(why)}")
+        tables.write(f"Not looked at: {tables.cell(name)}: {tables.cell(why)}")
+    for name, why in findings.not_moved.items():
+        tables.write(f"Not moved: {tables.cell(name)}: {tables.cell(why)}")
     tables.write(
-        f"{tables.some(findings.n_files, 'output file')} looked at, {tables.some(len(findings.strays), 'stray')}"
+        f"{tables.some(findings.n_files, 'file')} looked at, {tables.some(len(findings.strays), 'stray')}"
         + (f", {findings.moved} moved." if quarantine else ".")
     )

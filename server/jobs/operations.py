@@ -14,7 +14,7 @@ from itertools import islice
 
 from protocol.errors import PilotageError
 from protocol.messages import RetryReply, RetrySpec
-from protocol.states import FINAL, Actor, DatasetState, JobState, sources
+from protocol.states import FINAL, Actor, DatasetState, JobState, TaskState, sources
 from server import task_manager
 from server.access import trail
 from server.brokerage import dependencies
@@ -104,11 +104,7 @@ def _wish(core: Core, id_or_name: str, who: str, action: str, detail: str = "", 
     def work() -> Task:
         task = task_manager.find(id_or_name)
         if task.ended is not None:
-            raise PilotageError(
-                "WRONG_STATE",
-                f"task {task.name} has ended",
-                advice=f"what ended badly can be tried again: pilotage task retry {task.name}",
-            )
+            raise _too_late(task)
         Task.update(unsettled=True, **wish).where(Task.id == task.id).execute()
         trail.note(who, action, task.name, detail)
         return task
@@ -116,6 +112,14 @@ def _wish(core: Core, id_or_name: str, who: str, action: str, detail: str = "", 
     task = core.database.write(work)
     settle(core, task.id)
     return Task.get_by_id(task.id)
+
+
+def _too_late(task: Task) -> PilotageError:
+    state = task_manager.state_of(task)
+    advice = f"what ended badly can be tried again: pilotage task retry {task.name}"
+    if state is TaskState.COMPLETED:
+        advice = "nothing: every job of it has completed"
+    return PilotageError("WRONG_STATE", f"task {task.name} has ended as {state.value}", advice=advice)
 
 
 def settle_all(core: Core) -> int:
@@ -249,7 +253,12 @@ def _nothing_to_retry(task: Task, states: Iterable[JobState], job_nr: int | None
         None,
     )
     if job is None:
-        return f"task {task.name} has no job {job_nr} yet, of {expected_jobs(task)}; {with_state}"
+        n_jobs = expected_jobs(task)
+        if job_nr <= n_jobs:
+            return f"job {job_nr} of task {task.name} is not formed; {with_state}"
+        so_far = "" if task.all_formed or task.input_dataset_id is None else " so far"
+        jobs = f"{n_jobs} job{'' if n_jobs == 1 else 's'}"
+        return f"task {task.name} has {jobs}{so_far}, numbered from 1, and no job {job_nr}; {with_state}"
     return f"job {job_nr} of task {task.name} is {job.state}; what is {ended} can be tried again"
 
 

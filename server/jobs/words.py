@@ -188,8 +188,9 @@ def _take_single(core: Core, word: Word) -> tuple[UpdateReply, int | None]:
         entry = _entry(word.said.error)
         if copied is None or not copies.goes_on(copied, without=row["id"]):
             retrying.end_failed(core, row, word.said, entry)
-        seconds = now() - row["extracted_at"]
-        nodes.note_failure(core, row["id"], row["queue"], row["node"], seconds, entry.suspect)
+        if entry.name != "NOT_SUPPORTED":  # another pilot on the same node may do it
+            seconds = now() - row["extracted_at"]
+            nodes.note_failure(core, row["id"], row["queue"], row["node"], seconds, entry.suspect)
     return UpdateReply(row["id"], row["state"]), row["job_id"]
 
 

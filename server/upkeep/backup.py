@@ -462,7 +462,7 @@ def _begin_epoch_on_sqlite(manifest: Manifest) -> tuple[int, int]:
 
 def _record(manifest: Manifest, epoch: int) -> None:
     AdminEvent.create(
-        who="operator", action="db.restore", subject=f"backup of {manifest.made}", detail=f"epoch {epoch}"
+        who="operator", action="db restore", subject=f"backup of {manifest.made}", detail=f"epoch {epoch}"
     )
 
 

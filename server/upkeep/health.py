@@ -13,6 +13,7 @@ from typing import Any
 
 from peewee import fn
 
+from server.access import trail
 from server.core import Core
 from server.database import Database, proxy
 from server.models import TABLES, AdminEvent, ArchivedJob, Attempt, Bundle, Job, JobClass, Pilot, Task, Token
@@ -168,9 +169,20 @@ class Pruned:
 def prune(core: Core, older_than_seconds: float, dry_run: bool) -> list[Pruned]:
     """Remove what nobody asks for any more, in short transactions; a server on Postgres may run meanwhile.
 
-    Tasks, datasets, files and `Usage` stay: what was used and what there is is known for ever.
+    Tasks, datasets, files and `Usage` stay: what was used and what there is is known for ever. The trail of administrative
+    actions, which loses entries by this, says so from before the first one goes.
     """
     before = time.time() - older_than_seconds
+    found = _prune(core, before, dry_run=True)
+    if dry_run:
+        return found
+    counts = ", ".join(f"{each.n} {each.what}" for each in found if each.n)
+    age = f"older than {older_than_seconds / DAY_SECONDS:g} days"
+    core.database.write(lambda: trail.note("operator", "db prune", age, counts or "nothing"))
+    return _prune(core, before, dry_run=False)
+
+
+def _prune(core: Core, before: float, dry_run: bool) -> list[Pruned]:
     rows = [(what, _rows(core, table, condition, dry_run)) for what, table, condition in _old_rows(before)]
     files = [
         ("bundles that no task names", _bundles(core, before, dry_run)),

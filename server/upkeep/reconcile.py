@@ -3,33 +3,30 @@
 An output's physical name ends with the number of the attempt that wrote it, and the catalogue's row publishes it. A file that
 no row names was written by an attempt of the lost time, or by one that failed. Nobody can say that it is whole: the checksum
 that its pilot had told the server is lost. So nothing is taken over; jobs that the database shows as not done run again,
-under new numbers, and are in nobody's way.
+under new numbers, and are in nobody's way. Which files these are is what the audit says too (`auditing.strangers`).
 """
 
 from __future__ import annotations
 
+import errno
 import functools
 import itertools
 import os
-import re
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from protocol.errors import PilotageError
 from protocol.files import local_path
 from protocol.states import FINAL
-from server.models import Attempt, Dataset, File, Job, Replica, Storage, Task
+from server.auditing.snapshot import Snapshot
+from server.auditing.strangers import LOG, LOGS, Kind, Place, Stranger, Strangers, files_below, others
+from server.models import Attempt, Dataset, File, Job, Storage, Task
 from server.paging import iso
 from server.upkeep import garbage
 
 BATCH = 500
 """Files looked up at once."""
-_OUTPUT = re.compile(r"(?P<lfn>.+)\.(?P<attempt>[0-9]{1,18})", re.DOTALL)
-_LOG = re.compile(r"job-(?P<job>[0-9]{1,18})\.(?P<attempt>[0-9]{1,18})\.tar\.gz")
-LOGS = "log"
-"""The folder of a storage with the attempts' log archives."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +35,13 @@ class Stray:
 
     storage: str
     path: Path
+    place: Path
+    """Where it lies below the storage's directory."""
     size: int
     dataset: str
     lfn: str
-    attempt_id: int
+    attempt_id: int | None
+    """None if its name is none that an attempt gives."""
     why: str
     proof: str = ""
     """What speaks for it: the log archive of its attempt says that the attempt came to its end."""
@@ -61,139 +61,145 @@ class Findings:
     n_files: int = 0
     strays: list[Stray] = field(default_factory=list)
     not_reached: dict[str, str] = field(default_factory=dict)
+    """Storages, and directories in them, that were not looked at, with the reason."""
     moved: int = 0
+    not_moved: dict[str, str] = field(default_factory=dict)
+    """Files that stay although they should have gone, with the reason."""
+
+    def pass_over(self, what: str, why: str | None) -> None:
+        self.not_reached[what] = why or "it cannot be read"
 
     @property
     def reruns(self) -> dict[str, list[int]]:
         """Jobs that run again although they may have been done, by the dataset that they fill."""
         found: dict[str, set[int]] = {}
         for stray in self.strays:
-            if stray.rerun and stray.job_id is not None:
+            if stray.rerun and stray.dataset and stray.job_id is not None:
                 found.setdefault(stray.dataset, set()).add(stray.job_id)
         return {dataset: sorted(ids) for dataset, ids in sorted(found.items())}
 
 
-def look(data_root: str = "", quarantine: Path | None = None) -> Findings:
+def look(url: str, data_root: str = "", quarantine: Path | None = None) -> Findings:
     """Look at every storage of this machine; with `quarantine`, strays of attempts that are over are moved there.
 
-    Within `Database.reading`. Files are listed before they are looked up: whoever writes one now is known by then.
+    `url` is that of the database; within `Database.reading`. BAD_PATH for a quarantine that is in a storage itself.
     """
     findings = Findings()
+    places = _places(data_root, findings)
+    if quarantine is not None:
+        _refuse_within(quarantine, places)
+    with Snapshot(url) as snapshot:
+        strangers = Strangers(snapshot, data_root, grace_seconds=0.0)
+        for place in places:
+            logs = functools.cache(functools.partial(_logs, place.root))
+            files = files_below(place.root, others(place, places), findings.pass_over)
+            while batch := list(itertools.islice(files, BATCH)):
+                findings.n_files += len(batch)
+                snapshot.renew()  # listed before they are looked up: whoever writes one now is known by then
+                for each in strangers.among([(place, path) for path in batch]):
+                    findings.strays.append(_stray(each, logs()))
+    findings.strays.sort(key=lambda stray: (stray.storage, stray.path))
+    if quarantine is not None:
+        for stray in findings.strays:
+            if not stray.open:
+                _move(stray, quarantine, findings)
+    return findings
+
+
+def _places(data_root: str, findings: Findings) -> list[Place]:
+    places = []
     for storage in Storage.select().order_by(Storage.name):
         try:
             root = Path(local_path(storage.url, data_root))
         except PilotageError as error:
-            findings.not_reached[storage.name] = error.detail
+            findings.pass_over(storage.name, error.detail)
             continue
-        if not root.is_dir():
-            findings.not_reached[storage.name] = f"{root} is not there"
-            continue
-        _look_at(storage.name, root, data_root, findings)
-    if quarantine is not None:
-        findings.moved = sum(_move(stray, quarantine) for stray in findings.strays if not stray.open)
-    return findings
+        if root.is_dir():
+            places.append(Place(storage.name, root))
+        else:
+            findings.pass_over(storage.name, f"{root} is not there")
+    return places
 
 
-def _look_at(storage: str, root: Path, data_root: str, findings: Findings) -> None:
-    logs = functools.cache(lambda: _logs(root))
-    for folder in sorted(path for path in root.iterdir() if path.is_dir() and path.name != LOGS):
-        files = _outputs(folder)
-        while batch := list(itertools.islice(files, BATCH)):
-            findings.n_files += len(batch)
-            for path, lfn, attempt_id in _unregistered(folder.name, batch, data_root):
-                findings.strays.append(_stray(storage, folder.name, path, lfn, attempt_id, logs()))
-
-
-def _outputs(folder: Path) -> Iterator[tuple[Path, str, int]]:
-    """Files with an attempt's number at the end: path, logical name, number."""
-    for place, folders, names in os.walk(folder):
-        folders.sort()
-        for name in sorted(names):
-            found = None if name.startswith(".") else _OUTPUT.fullmatch(name)
-            if found:
-                path = Path(place, name)
-                lfn = str(path.relative_to(folder))[: -len(found["attempt"]) - 1]
-                yield path, lfn, int(found["attempt"])
+def _refuse_within(quarantine: Path, places: list[Place]) -> None:
+    for place in places:
+        if quarantine.resolve().is_relative_to(place.root.resolve()):
+            raise PilotageError(
+                "BAD_PATH",
+                f"{quarantine} is within storage {place.name} ({place.root}), where its files would be strays again;"
+                " name a directory elsewhere",
+            )
 
 
 def _logs(root: Path) -> dict[int, int]:
     """The job of each attempt that has left a log archive."""
-    found = (_LOG.fullmatch(path.name) for path in root.glob(f"{LOGS}/task-*/job-*.tar.gz"))
+    found = (LOG.fullmatch(path.name) for path in root.glob(f"{LOGS}/task-*/job-*.tar.gz"))
     return {int(each["attempt"]): int(each["job"]) for each in found if each}
 
 
-def _unregistered(
-    dataset: str, batch: list[tuple[Path, str, int]], data_root: str
-) -> Iterator[tuple[Path, str, int]]:
-    lfns = {lfn for _, lfn, _ in batch}
-    rows = (
-        Replica.select(Replica.url)
-        .join(File)
-        .join(Dataset)
-        .where(Dataset.name == dataset, File.scope == Dataset.scope, File.lfn.in_(lfns))
-        .tuples()
-    )
-    registered = {_path(url, data_root) for (url,) in rows}
-    for path, lfn, attempt_id in batch:
-        if path not in registered:
-            yield path, lfn, attempt_id
-
-
-def _path(url: str, data_root: str) -> Path | None:
-    try:
-        return Path(local_path(url, data_root))
-    except PilotageError:
-        return None
-
-
-def _stray(storage: str, dataset: str, path: Path, lfn: str, attempt_id: int, logs: dict[int, int]) -> Stray:
-    attempt = Attempt.get_or_none(Attempt.id == attempt_id)
-    file = File.select().join(Dataset).where(Dataset.name == dataset, File.lfn == lfn).first()
-    job_id = file.job_id if file else attempt.job_id if attempt else logs.get(attempt_id)
+def _stray(stranger: Stranger, logs: dict[int, int]) -> Stray:
+    name, path = stranger.name, stranger.path
+    attempt = Attempt.get_or_none(Attempt.id == name.attempt) if name.attempt else None
+    file = None
+    if name.lfn:
+        file = File.select().join(Dataset).where(Dataset.name == name.dataset, File.lfn == name.lfn).first()
+    known = file.job_id if file else attempt.job_id if attempt else None
+    job_id = known or name.job or logs.get(name.attempt)
     job = Job.get_or_none(Job.id == job_id) if job_id else None
-    due = garbage.due(path, attempt_id)
+    due = garbage.due(path, name.attempt) if name.attempt else None
+    has_log = name.attempt in logs and not name.is_log
     try:
-        size = path.stat().st_size
+        size = path.lstat().st_size
     except OSError:
         size = 0  # it is gone again
     return Stray(
-        storage=storage,
+        storage=stranger.place.name,
         path=path,
+        place=path.relative_to(stranger.place.root),
         size=size,
-        dataset=dataset,
-        lfn=lfn,
-        attempt_id=attempt_id,
-        why=_why(attempt, file, attempt_id),
-        proof=f"the log of its attempt is there (job {logs[attempt_id]})" if attempt_id in logs else "",
-        open=attempt is not None and attempt.ended_at is None,
+        dataset=name.dataset,
+        lfn=name.lfn,
+        attempt_id=name.attempt or None,
+        why=_why(stranger, attempt, file),
+        proof=f"the log of its attempt is there (job {logs[name.attempt]})" if has_log else "",
+        open=stranger.kind is Kind.OPEN,
         job_id=job_id,
         rerun=job is not None and job.state not in {state.value for state in FINAL},
         removed_after=None if due is None else iso(due),
     )
 
 
-def _why(attempt: Attempt | None, file: File | None, attempt_id: int) -> str:
-    if attempt is not None and attempt.ended_at is None:
-        return f"attempt {attempt_id} has not ended"
+def _why(stranger: Stranger, attempt: Attempt | None, file: File | None) -> str:
+    name = stranger.name
+    if not name.attempt:
+        return "no attempt gives a file such a name in such a place"
+    if stranger.kind is Kind.OPEN:
+        return f"attempt {name.attempt} has not ended"
+    if attempt is not None and name.is_log and attempt.job_id != name.job:
+        return f"attempt {name.attempt} is one of job {attempt.job_id}"
     if attempt is not None:
-        return f"attempt {attempt_id} ended as {attempt.state}" + (
-            f" ({attempt.error})" if attempt.error else ""
-        )
-    if file is None:
-        return f"neither its dataset and name nor attempt {attempt_id} are known"
-    if file.state == "available":
-        return f"attempt {attempt_id} is not the one whose output was registered"
-    return f"attempt {attempt_id} is not known"
+        error = f" ({attempt.error})" if attempt.error else ""
+        return f"attempt {name.attempt} ended as {attempt.state}{error}"
+    if file is None and name.lfn:
+        return f"neither its dataset and name nor attempt {name.attempt} are known"
+    if file is not None and file.state == "available":
+        return f"attempt {name.attempt} is not the one whose output was registered"
+    return f"attempt {name.attempt} is not known"
 
 
-def _move(stray: Stray, quarantine: Path) -> bool:
-    """Out of the storage, under its storage and dataset; a file that is gone or in the way stays as it is."""
-    place = quarantine / stray.storage / stray.dataset / f"{stray.lfn}.{stray.attempt_id}"
-    if place.exists() or not stray.path.is_file():
-        return False
-    place.parent.mkdir(parents=True, exist_ok=True)
-    shutil.move(stray.path, place)
-    return True
+def _move(stray: Stray, quarantine: Path, findings: Findings) -> None:
+    """Out of the storage, to the same place below the storage's name; one that is gone or in the way stays as it is."""
+    place = quarantine / stray.storage / stray.place
+    try:
+        if os.path.lexists(place):
+            raise FileExistsError(errno.EEXIST, f"{place} is there already")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(stray.path, place)
+        findings.moved += 1
+    except FileNotFoundError:
+        pass  # gone meanwhile
+    except OSError as error:
+        findings.not_moved[str(stray.path)] = error.strerror or str(error)
 
 
 def open_tasks(datasets: list[str]) -> dict[str, str]:

@@ -152,14 +152,19 @@ def test_173_files_that_are_not_as_they_should_be_are_found(world: World, change
 
 def test_173_what_it_cannot_do_goes_back_and_is_not_the_payloads_fault(world: World) -> None:
     queue = world.queue()
-    task = world.submit(queue, ["true"], steps=[Step(StepKind.PRE, ["true"])])
-    await_ready(world, task.task_id)
-    assert minipilot(world, queue, "--max-jobs", "1").wait(20) == 0
-    job = world.attempt_ended(task)
-    assert errors(job) == ["NOT_SUPPORTED"]
-    assert "steps" in str((job.attempts or [])[0].error_detail)
-    assert job.state == JobState.READY.value
-    world.session.cancel_task(task.task_id)
+    task = world.submit(queue, ["true"], n_jobs=2, steps=[Step(StepKind.PRE, ["true"])])
+    await_ready(world, task.task_id, 2)
+    pilot = minipilot(world, queue)
+    pilot.says("NOT_SUPPORTED: .*steps")
+    pilot.says("FAILED")
+    pilot.signal(signal.SIGTERM)
+    assert pilot.wait(8) == 143
+    assert [errors(job) for job in world.jobs(task)] == [["NOT_SUPPORTED"], []], "it takes no other at once"
+    assert world.pilot(queue, "--max-jobs", "2").wait(40) == 0, "another pilot on this node may do both soon"
+    assert world.ended(task).state == "COMPLETED"
+    assert [errors(job) for job in world.jobs(task)] == [["NOT_SUPPORTED", None], [None]]
+    shown = world.pilotage("job", "log", str(world.jobs(task)[0].job_id), "--attempt", "1")
+    assert "its pilot stored none" in shown
 
 
 def test_173_it_asks_for_no_job_with_a_container(world: World) -> None:
@@ -204,6 +209,22 @@ def test_173_f20_sigterm_ends_the_payload_and_gives_the_job_back(world: World) -
 def proxy(shared_server: RunningServer) -> Iterator[Proxy]:
     with between(shared_server.url) as proxy:
         yield proxy
+
+
+def test_173_told_to_end_while_nobody_answers_it_does_not_storm_the_server(
+    world: World, proxy: Proxy
+) -> None:
+    queue = world.queue()
+    task = world.submit_shell(queue, "exec sleep 1000")
+    await_ready(world, task.task_id)
+    pilot = minipilot(world, queue, url=proxy.url)
+    world.reached(task, JobState.RUNNING)
+    proxy.lose.update({UPDATE: 1000})
+    pilot.signal(signal.SIGTERM)
+    assert pilot.wait(15) == 143
+    assert 2 <= proxy.lost[UPDATE] <= 8
+    assert errors(world.attempt_ended(task)) == ["PILOT_SIGTERM"], "the first word came through"
+    world.session.cancel_task(task.task_id)
 
 
 def test_173_f07_f08_lost_answers_are_asked_for_again_and_count_once(world: World, proxy: Proxy) -> None:

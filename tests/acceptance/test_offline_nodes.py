@@ -12,6 +12,7 @@ import pytest
 
 from pilot import letterbox
 from pilot.bridge import VERBS
+from protocol.errors import PilotExit
 from protocol.messages import TaskView, from_wire
 from protocol.states import SUCCESS, JobState
 from server.access.tokens import Role
@@ -107,6 +108,24 @@ def test_121_heartbeats_cancellation_and_sigterm_go_through_the_bridge(world: Wo
     assert errors(world.job(task)) == ["CANCELLED_BY_USER"]
     world.session.cancel_task(second.task_id)
     assert left(world) == []
+
+
+def test_121_a_pilot_gives_up_as_it_was_told_to_where_no_bridge_runs(world: World) -> None:
+    """By default an answer is awaited for a minute."""
+    queue, shared = world.queue(), world.directory / "shared"
+    for each in (shared, shared / letterbox.REQUESTS, shared / letterbox.ANSWERS):
+        letterbox.make(each)
+    options = ("-m", "pilot", "--bridge", str(shared), "-q", queue, "-a", "work", "--give-up", "2")
+    extra = {**QUICK, "PILOTAGE_HEARTBEAT__POLL_SECONDS": "0.2", "PILOTAGE_HEARTBEAT__POLL_MAX_SECONDS": "1"}
+    alone = world.start(*options, extra=extra)
+    assert alone.wait(15) == PilotExit.SERVER_UNREACHABLE
+    assert "no bridge has answered yet; does one run?" in alone.text and "BRIDGE_SILENT" in alone.text
+    now = working_bridge(world)
+    idle = world.start(*options, extra=extra)
+    world.until(lambda: world.session.pilots(queue=queue), "a pilot that is registered")
+    now.kill()
+    assert idle.wait(20) == PilotExit.SERVER_UNREACHABLE
+    assert "no bridge has answered yet; does one run?" in idle.text and "BRIDGE_SILENT" in idle.text
 
 
 @pytest.mark.component("unshare")

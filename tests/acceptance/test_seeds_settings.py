@@ -146,6 +146,7 @@ def mounts(world: World) -> list[Path]:
 def _queue_on_the_shared_file_system(world: World) -> str:
     storage = world.unique("storage")
     world.session.create_storage(StorageSpec(storage, "file:outputs"))
+    Path(world.data_root, "outputs").mkdir()
     return world.queue(storage=storage)
 
 

@@ -12,7 +12,7 @@ import pytest
 from client.session import Session
 from pilot.server_client import ServerClient
 from protocol.errors import BY_NAME
-from protocol.messages import DebugView, GpuKind, PilotRegistration, TaskSpec
+from protocol.messages import DebugView, FileView, GpuKind, PilotRegistration, TaskSpec
 from protocol.resources import ResourceType
 from protocol.share import shared_path
 from protocol.states import JobState
@@ -524,3 +524,39 @@ def test_a_pilot_s_token_makes_no_queue(pilotage: Pilotage, server: Server) -> N
         "queue", "create", "X", "--server", server.url, "--token-file", server.state / "pilot.token"
     )
     assert done.code == 1 and done.err.startswith("Error: the token's role does not allow this")
+
+
+def test_a_task_over_an_open_dataset_has_so_many_jobs_so_far(
+    pilotage: Pilotage, session: Session, tmp_path: Path
+) -> None:
+    (tmp_path / "a.spd").write_bytes(b"a")
+    assert pilotage("dataset", "register", "growing", tmp_path / "a.spd", "--no-close").code == 0
+    pilotage("task", "submit", "--name", "step1", "--input", "growing", "--output", "{stem}.o", "--", "true")
+    words = ("task", "submit", "--name")
+    open_ = pilotage(*words, "growing-1", "--input", "growing", "--", "true")
+    assert open_.out.endswith("(growing-1): 1 job so far over growing; more as files come.\n")
+    none = pilotage(*words, "growing-2", "--input", "step1.out", "--", "true")
+    assert none.out.endswith("(growing-2): no job so far over step1.out; more as files come.\n")
+    assert pilotage("dataset", "close", "growing").code == 0
+    closed = pilotage(*words, "growing-3", "--input", "growing", "--", "true")
+    assert closed.out.endswith("(growing-3): 1 job over growing.\n")
+
+
+def test_a_task_shows_where_and_how_often_its_jobs_are_to_run(pilotage: Pilotage) -> None:
+    words = ("task", "submit", "--jobs", 1, "--name")
+    pilotage(*words, "choosy", "--queue", "CPU", "--site", "LOCAL", "--replicate", 2, "--", "true")
+    rows = {line.split()[0]: line.split()[1:] for line in pilotage("task", "show", "choosy").out.splitlines()}
+    assert (rows["queue"], rows["site"]) == (["CPU"], ["LOCAL"])
+    assert rows["copies"] == ["2", "of", "each", "job,", "on", "different", "nodes", "(--replicate)"]
+    pilotage(*words, "easy", "--", "true")
+    rows = {line.split()[0]: line.split()[1:] for line in pilotage("task", "show", "easy").out.splitlines()}
+    assert not {"queue", "site", "copies"} & set(rows)
+
+
+def test_the_job_that_made_a_file_is_listed_with_it(
+    pilotage: Pilotage, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = FileView("a.o", "t.out", "t.out", 3, {"md5": "0" * 32}, "file:///s/t.out/a.o.9", "available", 4711)
+    monkeypatch.setattr(Session, "files", lambda *_, **__: iter([made]))
+    titles, row = pilotage("file", "list", "--lfn", "a.o").out.splitlines()
+    assert "of job" in titles and row.split()[-2:] == ["4711", "file:///s/t.out/a.o.9"]

@@ -148,7 +148,7 @@ def test_reconcile_tells_strays(pilotage: Pilotage, state: Path, tmp_path: Path)
     told = pilotage("db", "reconcile", "--state", state)
     assert told.code == 0, told.err
     assert "a.o.17" in told.out
-    assert "1 output file looked at, 1 stray." in told.out
+    assert "1 file looked at, 1 stray." in told.out
     facts = json.loads(
         pilotage("db", "reconcile", "--state", state, "--quarantine", tmp_path / "q", "--json").out
     )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pilot.api import communicator
 from pilot.api.communicator import Communicator, JobOver, JobState, OutputReport, PilotRegistration
 from protocol.errors import PilotageError, PilotExit
+from protocol.messages import BundleRef, Step, StepKind
 from tests.fakes.dispatcher import TOKEN, Dispatcher
 from tests.waiting import wait_until
 
@@ -122,6 +125,84 @@ def test_a_refused_token_is_no_reason_to_wait(dispatcher: Dispatcher) -> None:
     with pytest.raises(PilotageError) as caught, agent(dispatcher, token="nobodys"):
         pass
     assert caught.value.name == "UNAUTHENTICATED" and len(dispatcher.said) == 1
+
+
+WANTED: dict[str, Any] = {
+    "bundle": BundleRef("a" * 64, 1),
+    "image": "docker://debian:12",
+    "pilot_settings": {"limits.looping_seconds": "60"},
+    "software": "https://server/software.tar.gz",
+    "steps": [Step(StepKind.PRE, ["true"])],
+}
+
+
+@pytest.mark.parametrize("name", WANTED)
+def test_157_a_job_that_asks_for_what_the_program_cannot_do_is_given_back_and_the_others_are_taken(
+    dispatcher: Dispatcher, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = dispatcher.add("true", **{name: WANTED[name]}), dispatcher.add("true")
+    with agent(dispatcher) as server:
+        [job] = server.get_jobs(2)
+        assert job.spec.attempt_id == second
+        end = dispatcher.attempt(first).end
+        assert end is not None and (end.error, name in end.error_detail) == ("NOT_SUPPORTED", True)
+        assert [held.spec.attempt_id for held in server.jobs.held()] == [second]
+        job.complete()
+        server.tell(job)
+    assert any(f"job {1000 + first} is given back" in text and name in text for text in caplog.messages)
+    assert [body["images"] for body in dispatcher.bodies("getJob")] == [False]
+
+
+def test_157_a_program_that_says_what_it_can_do_gets_such_jobs(dispatcher: Dispatcher) -> None:
+    dispatcher.add("true", **WANTED)
+    with agent(dispatcher, can=WANTED) as server:
+        [job] = server.get_jobs()
+        assert job.spec.bundle == WANTED["bundle"]
+        job.complete()
+        server.tell(job)
+    assert [body["images"] for body in dispatcher.bodies("getJob")] == [True]
+    with pytest.raises(PilotageError, match="known are bundle, image"):
+        agent(dispatcher, can=["bundles"])
+
+
+def test_157_after_a_job_that_it_cannot_do_a_program_takes_no_other_at_once(
+    dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(communicator, "REST_SECONDS", 0.1)
+    for _ in range(3):
+        dispatcher.add("true", software="/cvmfs/x")
+    with agent(dispatcher) as server:
+        assert server.get_jobs() == []
+        assert len(dispatcher.bodies("getJob")) == 1, "who does not want to wait asks once"
+        dispatcher.add("true")
+        [job] = server.get_jobs(wait_seconds=20)
+        job.complete()
+        server.tell(job)
+    assert len(dispatcher.bodies("getJob")) == 4
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("nonsense", "did you mean http://nonsense "),
+        ("ftp://h:1", "must begin with http"),
+        ("", "http://HOST"),
+    ],
+)
+def test_157_what_is_no_address_is_refused_at_once(url: str, words: str) -> None:
+    with pytest.raises(PilotageError, match=words) as caught:
+        Communicator(url, TOKEN, ME)
+    assert caught.value.name == "BAD_SETTINGS"
+
+
+def test_157_a_server_that_does_not_answer_is_told_of_at_each_try_in_plain_text(
+    dispatcher: Dispatcher, caplog: pytest.LogCaptureFixture
+) -> None:
+    dispatcher.misbehave("registerPilot", times=2, status=503)
+    with caplog.at_level(logging.WARNING), agent(dispatcher):
+        pass
+    told = [text for text in caplog.messages if text.startswith("SERVER_UNAVAILABLE: ")]
+    assert len(told) == 2 and all("it is asked again in" in text for text in told), caplog.messages
 
 
 def test_a_program_may_wait_for_work(dispatcher: Dispatcher) -> None:

@@ -494,10 +494,33 @@ def test_a_file_with_other_bytes_is_named(lives: World, url: str) -> None:
 
 def test_how_many_files_are_read_is_chosen(lives: World, url: str) -> None:
     def read(checksums: int | None) -> int:
-        options = Options(storages=storage_checks.Options(checksums, pause_seconds=0.0))
+        options = Options(storages=storage_checks.Options(checksums, all_if_few=False, pause_seconds=0.0))
         return audit(url, options).tallies["wrong-checksum"].looked_at
 
     assert [read(0), read(1), read(None)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("few", "small", "n_read"), [(2, 2 * len(CONTENT), 2), (1, 2**30, 1), (2, 2 * len(CONTENT) - 1, 1)]
+)
+@pytest.mark.parametrize("task", ["", "t"])
+def test_where_it_is_cheap_all_files_are_read(
+    lives: World, url: str, monkeypatch: pytest.MonkeyPatch, few: int, small: int, n_read: int, task: str
+) -> None:
+    monkeypatch.setattr(storage_checks, "WHOLE_FILES", few)
+    monkeypatch.setattr(storage_checks, "WHOLE_BYTES", small)
+    options = Options(task=task, storages=storage_checks.Options(1, pause_seconds=0.0))
+    report = audit(url, options)
+    assert (report.n_compared, report.n_outputs) == (n_read, 2)
+
+
+def test_bytes_that_no_program_here_can_compare_do_not_count_as_compared(lives: World, url: str) -> None:
+    plant(lives, lambda: File.update(checksums='{"sha999": "00"}').where(File.job_id == 1).execute())
+    report = audit(url, Options(storages=storage_checks.Options(None, pause_seconds=0.0)))
+    assert (report.n_findings, report.n_compared, report.n_outputs) == (0, 1, 2)
+    code, output = command("--database", url, "--checksums", "all")
+    assert code == 0
+    assert output.endswith("All is well. The bytes of 1 of 2 outputs were compared.\n")
 
 
 def test_a_file_without_a_row_is_named(lives: World, url: str, storage: Path) -> None:
@@ -911,8 +934,24 @@ def command(*arguments: str) -> tuple[int, str]:
 def test_the_command_ends_with_0_when_all_is_well(lives: World, url: str) -> None:
     code, output = command("--database", url)
     assert code == 0, output
-    assert "All is well." in output
+    assert output.endswith("All is well. The bytes of all outputs (2) were compared.\n")
     assert "completed-attempt" in output
+
+
+@pytest.mark.parametrize("task", [(), ("--task", "t")])
+def test_the_command_says_of_how_many_outputs_the_bytes_were_compared(
+    lives: World, url: str, task: tuple[str, ...]
+) -> None:
+    code, output = command("--database", url, "--sample", "1", *task)
+    assert code == 0, output
+    assert output.endswith(
+        "All is well. The bytes of 1 of 2 outputs were compared; --checksums all compares all of them.\n"
+    )
+    facts = json.loads(command("--database", url, "--sample", "1", "--json", *task)[1])
+    assert facts["outputs"] == {"lookedAt": 2, "bytesCompared": 1}
+    assert "The bytes of 0 of 2" in command("--database", url, "--checksums", "none", *task)[1]
+    assert "no file was looked at (--no-storage)" in command("--database", url, "--no-storage", *task)[1]
+    assert command("--sample", "1", "--checksums", "all")[0] == 2
 
 
 def test_the_command_ends_with_1_and_says_what_is_wrong_and_what_to_do(lives: World, url: str) -> None:

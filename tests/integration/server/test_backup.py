@@ -98,7 +98,7 @@ def test_what_is_restored_is_what_was_there(machine: Machine, file: Path) -> Non
     backup.restore(machine.url, machine.directory, file, replace=True)
     with machine as world:
         assert pictures(world) == before
-        assert AdminEvent.select().where(AdminEvent.action == "db.restore").exists()
+        assert AdminEvent.select().where(AdminEvent.action == "db restore").exists()
     assert (machine.directory / "server.key").read_text() == key
     assert (machine.directory / "server.key").stat().st_mode & 0o777 == 0o600
     assert (machine.directory / "bundles" / BUNDLE).read_bytes() == b"code"

@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
-from protocol.messages import Explanation, QueueChange, QueueFit, QueueSpec, QueueStateSpec, RetrySpec
+from protocol.messages import (
+    Explanation,
+    PilotRegistration,
+    QueueChange,
+    QueueFit,
+    QueueSpec,
+    QueueStateSpec,
+    RetrySpec,
+)
 from protocol.resources import ResourceType
 from protocol.states import JobState
 from server import computing, job_executor, task_manager
@@ -224,11 +232,25 @@ def test_a_job_that_pauses_says_for_how_long_and_why(world: World) -> None:
 def test_a_job_that_avoids_a_node_says_which(world: World) -> None:
     world.ready(1)
     Job.update(avoid_node="node1", avoid_until=300, error="SETUP_FAILED").execute()
-    assert "for 300 s it avoids the node node1, by whose fault it failed with SETUP_FAILED" in said(
-        why(world)
-    )
+    told = why(world)
+    assert "for 300 s it avoids the node node1, by whose fault it failed with SETUP_FAILED" in said(told)
+    assert "nobody can take it now: CPU: the job avoids the node node1 for a while" in said(told)
+    assert (fit(told, "CPU").n_pilots, fit(told, "CPU").n_fitting) == (1, 0)
+    computing.register_pilot(world.core, PilotRegistration("p2", "node2", "1", queue="CPU"))
+    assert "queues that can take it: CPU (1 of 2 pilots)" in said(why(world))
     world.pass_seconds(301)
+    computing.register_pilot(world.core, PilotRegistration("p1", "node1", "1", queue="CPU"))
     assert "avoids" not in said(why(world))
+    assert fit(why(world), "CPU").missing == []
+
+
+def test_a_job_that_avoids_a_queue_counts_none_of_its_pilots(world: World) -> None:
+    world.ready(1)
+    Job.update(avoid_queue="CPU", avoid_until=300, error="SETUP_FAILED").execute()
+    told = why(world)
+    assert "for 300 s it avoids the queue CPU, by the server's rule" in said(told)
+    assert "nobody can take it now: CPU: the job avoids this queue for a while" in said(told)
+    assert fit(told, "CPU").missing == ["the job avoids this queue for a while"]
 
 
 def test_a_job_whose_pilot_fell_silent_says_so(world: World) -> None:

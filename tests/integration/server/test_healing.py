@@ -139,6 +139,40 @@ def test_98_a_job_whose_container_a_queue_does_not_run_leaves_that_queue_and_end
     assert not Node.select().exists(), "no node is at fault"
 
 
+def test_98_what_a_pilot_cannot_do_another_one_on_the_same_node_does_soon(world: World) -> None:
+    ready(world, memory_mb=0)
+    world.pilot("p2")
+    world.fail(world.claim()[0], "NOT_SUPPORTED")
+    pause = world.core.limits.retry_seconds
+    assert history(world) == [f"NOT_SUPPORTED: later, in {pause} s"]
+    assert world.claim() == world.claim("p2") == [], "nobody gets it again and again within a second"
+    world.pass_seconds(pause)
+    world.form()
+    [job] = world.claim("p2")
+    world.complete(job)
+    assert world.state() is S.COMPLETED
+    assert (world.job().payload_failures, world.job().losses) == (0, 1)
+
+
+def test_98_what_no_pilot_can_do_ends_by_its_budget(world: World) -> None:
+    ready(world, memory_mb=0, max_losses=2)
+    for _ in range(3):
+        assert world.state() is S.READY
+        world.fail(world.claim()[0], "NOT_SUPPORTED")
+        world.pass_seconds(60)
+        world.form()
+    assert (world.state(), world.job().error) == (S.FAILED, "NOT_SUPPORTED")
+
+
+def test_98_a_node_is_not_at_fault_for_what_one_of_its_pilots_cannot_do(world: World) -> None:
+    n = 3 * world.core.limits.black_hole_failures
+    world.core.database.write(lambda: world.ready(n + 1))
+    for job in world.claim(n_jobs=n):
+        world.fail(job, "NOT_SUPPORTED")
+    assert not Node.select().exists()
+    assert len(world.claim()) == 1
+
+
 def test_98_a_failure_by_its_nodes_fault_is_told_with_the_node_that_is_avoided(world: World) -> None:
     ready(world)
     world.fail(world.claim(memory_mb=1000)[0], "NO_LOCAL_SPACE")

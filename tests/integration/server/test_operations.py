@@ -121,8 +121,18 @@ def test_pausing_twice_is_pausing_once_and_a_task_that_has_ended_is_refused(worl
     run(world, {})
     world.close_tasks()
     for change in (operations.pause, operations.resume):
-        with world.refused("WRONG_STATE", "has ended"):
+        with pytest.raises(PilotageError, match="has ended as COMPLETED") as refused, world.unchanged():
             change(world.core, "t", "ada")
+        assert refused.value.next_step == "nothing: every job of it has completed"
+
+
+def test_of_a_task_that_has_ended_badly_the_retry_is_told(world: World) -> None:
+    world.ready(2, max_attempts=1)
+    run(world, {1: "PAYLOAD_FAILED"})
+    world.close_tasks()
+    with pytest.raises(PilotageError, match="has ended as PARTIAL") as refused, world.unchanged():
+        operations.pause(world.core, "t", "ada")
+    assert refused.value.next_step.endswith("pilotage task retry t")
 
 
 # -- priority ---------------------------------------------------------------------------------------------------------------
@@ -342,7 +352,7 @@ def test_what_has_not_ended_badly_is_not_tried_again(world: World) -> None:
         ({"failed": True}, "no job of task t is FAILED; the task is RUNNING"),
         ({"job_nr": 1}, "job 1 of task t is COMPLETED; what is CANCELLED or FAILED can be tried again"),
         ({"job_nr": 2}, "job 2 of task t is EXTRACTED"),
-        ({"job_nr": 77}, "task t has no job 77 yet, of 2"),
+        ({"job_nr": 77}, "task t has 2 jobs, numbered from 1, and no job 77; the task is RUNNING"),
     ):
         with world.refused("WRONG_STATE", words):
             retry(world, **wish)

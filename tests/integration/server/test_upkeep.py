@@ -189,6 +189,18 @@ def test_what_is_old_goes_and_the_rest_stays(old: World, monkeypatch: pytest.Mon
     assert set(counts(health.prune(old.core, 90 * DAY, dry_run=False)).values()) == {0}
 
 
+def test_a_prune_of_the_trail_is_in_the_trail(old: World) -> None:
+    health.prune(old.core, 90 * DAY, dry_run=True)
+    assert not AdminEvent.select().where(AdminEvent.action == "db prune").exists()
+    health.prune(old.core, 90 * DAY, dry_run=False)
+    entry = AdminEvent.get(AdminEvent.action == "db prune")
+    assert (entry.who, entry.subject) == ("operator", "older than 90 days")
+    assert "4 archived jobs" in entry.detail and "1 administrative actions" in entry.detail
+    health.prune(old.core, 0, dry_run=False)
+    last = AdminEvent.select().order_by(AdminEvent.id.desc()).first()
+    assert (last.action, last.subject) == ("db prune", "older than 0 days"), "it leaves itself"
+
+
 def test_the_archived_past_of_a_job_that_is_tried_again_stays(old: World) -> None:
     row = ArchivedJob.select().where(ArchivedJob.task_id == 1).first()
     old.core.database.write(lambda: archive.revive([row]))

@@ -65,7 +65,9 @@ def test_one_attempt_can_be_chosen(tmp_path: Path, capsys: pytest.CaptureFixture
         joblog.show(job(attempt(1, url)), number=3)
 
 
-@pytest.mark.parametrize(("ended", "words"), [(False, "has not ended"), (True, "left no log archive")])
+@pytest.mark.parametrize(
+    ("ended", "words"), [(False, "has not ended"), (True, "left no log archive: its pilot stored none")]
+)
 def test_an_attempt_without_a_log_says_why(
     ended: bool, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -51,6 +51,18 @@ def test_a_relative_allowed_directory_is_refused() -> None:
     assert refusal(FileTool, directories="/data, scratch").name == "BAD_SETTINGS"
 
 
+@pytest.mark.parametrize("root", ["/", "relative to the node's data root"])
+def test_below_a_storage_that_is_missing_there_are_no_paths(root: str, tmp_path: Path) -> None:
+    tool = FileTool({} if root == "/" else {"data_root": str(tmp_path)})
+    tool.storage = f"file://{tmp_path}/out" if root == "/" else "file:out"
+    with pytest.raises(PilotageError, match="there is no directory") as caught:
+        tool.path_of(f"{tool.storage}/task/file.1")
+    assert caught.value.name == "NODE_MOUNT_MISSING"
+    assert tool.path_of(f"file://{tmp_path}/input") == tmp_path / "input", "others are none of its business"
+    (tmp_path / "out").mkdir()
+    assert tool.path_of(f"{tool.storage}/task/file.1") == tmp_path / "out" / "task" / "file.1"
+
+
 def test_a_tool_for_one_job_stops_alone() -> None:
     tool = Slow({})
     for_one_job = tool.until(lambda: True)

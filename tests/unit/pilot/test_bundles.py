@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import logging
 import os
 import threading
 from pathlib import Path
@@ -131,6 +132,16 @@ def test_what_is_here_is_fetched_by_one_of_those_who_want_it_at_once(tmp_path: P
         thread.join()
     assert opened == [data] * 8
     assert len(fetched) == 1
+
+
+def test_the_log_says_what_was_fetched(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cache, server = Cache(tmp_path / "cache", Server().fetch, 1), Server(tar(("tool", b"x")))
+    wanted = f"sha256:{hashlib.sha256(b'x').hexdigest()}"
+    with caplog.at_level(logging.INFO):
+        for _ in range(2):
+            cache.open(wanted, lambda path: path.write_bytes(b"x"), what="software").close()  # type: ignore[arg-type]
+        Cache(tmp_path / "other", server.fetch, 1).unpack(server.ref(), tmp_path / "a")
+    assert caplog.messages == ["software is fetched", "bundle is fetched"]
 
 
 def test_who_waits_for_another_pilot_does_so_no_longer_than_it_may(tmp_path: Path) -> None:

@@ -40,6 +40,11 @@ def call(*words: str) -> Result:
     return CliRunner().invoke(cli.run, words)
 
 
+def test_a_bridge_has_no_option_of_pilots_that_does_nothing_there() -> None:
+    said = CliRunner().invoke(cli.bridge, ["--help"]).output
+    assert "--directory" in said and "give-up" not in said
+
+
 @pytest.mark.parametrize("option", [*PILOT_2, *OURS])
 def test_every_option_of_pilot_2_and_ours_is_taken_and_has_help(option: str) -> None:
     parameter = next(each for each in cli.run.params if option in each.opts)

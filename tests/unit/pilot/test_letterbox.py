@@ -100,6 +100,14 @@ def test_what_is_no_answer_is_not_taken_for_one(shared: Path, content: bytes) ->
     assert caught.value.name == "BRIDGE_SILENT"
 
 
+def test_who_waits_for_a_bridge_says_so_once_for_each_request(
+    shared: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(PilotageError):
+        Letterbox(shared, 0.01).ask("POST", "/v1/getJob", b"{}", 0.3)
+    assert caplog.messages == ["no bridge has answered yet; does one run?"]
+
+
 def test_a_file_system_that_fails_counts_as_a_bridge_that_is_silent(shared: Path) -> None:
     box = Letterbox(shared, 0.05)
     (shared / letterbox.REQUESTS).rmdir()

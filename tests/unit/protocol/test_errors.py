@@ -231,3 +231,10 @@ def test_exit_codes_fit_into_a_byte_and_have_a_sentence() -> None:
     assert (PilotExit.INTERRUPTED, PilotExit.TERMINATED) == (128 + 2, 128 + 15), (
         "what a shell expects of a signal"
     )
+
+
+@pytest.mark.parametrize("name", ["INPUT_NOT_FOUND", "INPUT_SIZE_MISMATCH", "STAGE_IN_MD5_MISMATCH"])
+def test_a_lost_input_is_restored_or_made_again_by_another_job_than_the_one_that_misses_it(name: str) -> None:
+    advice = BY_NAME[name].advice_for(17)
+    assert "restore the file, or make it again" in advice
+    assert "17" not in advice, "the job that made it is another one"
