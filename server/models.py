@@ -188,6 +188,8 @@ class Task(Table):
     ended = DoubleField(null=True, index=True)
     archived = BooleanField(default=False)
     """Whether all of its jobs have left the hot tables."""
+    pruned = BooleanField(default=False)
+    """Its jobs have left the archive too, or are leaving it: only its counters tell of them."""
 
     @property
     def job_priority(self) -> int:

@@ -91,7 +91,7 @@ QUERIES = (
             FROM (SELECT task_id, job_nr FROM job WHERE task_id BETWEEN :low AND :high UNION ALL
                   SELECT x.task_id, x.job_nr FROM archived_job x WHERE x.task_id BETWEEN :low AND :high AND {cold}) AS every
             GROUP BY task_id) AS n ON n.task_id = t.id
-        WHERE {range} AND (COALESCE(n.jobs, 0) <> t.n_formed OR n.numbers <> n.jobs OR n.lowest <> 1 OR n.highest <> n.jobs)
+        WHERE {range} AND NOT t.pruned AND (COALESCE(n.jobs, 0) <> t.n_formed OR n.numbers <> n.jobs OR n.lowest <> 1 OR n.highest <> n.jobs)
         """,
     ),
     Query(
@@ -102,7 +102,7 @@ QUERIES = (
         SELECT t.id AS task, f.lfn AS file
         FROM task t JOIN file f ON f.dataset_id = t.input_dataset_id
              LEFT JOIN job_input i ON i.task_id = t.id AND i.file_id = f.id LEFT JOIN job j ON j.id = i.job_id
-        WHERE {range} AND f.state = 'available' AND (t.all_formed OR f.id <= t.last_file_id)
+        WHERE {range} AND NOT t.pruned AND f.state = 'available' AND (t.all_formed OR f.id <= t.last_file_id)
               AND (j.id IS NULL OR j.task_id <> t.id)
               AND NOT EXISTS (SELECT 1 FROM archived_job x WHERE x.task_id = t.id)
         """,
@@ -123,7 +123,7 @@ QUERIES = (
                   SELECT x.task_id, x.state, x.attempt_nr FROM archived_job x
                   WHERE x.task_id BETWEEN :low AND :high AND {{cold}}) AS every
             GROUP BY task_id) AS n ON n.task_id = t.id
-        WHERE {{range}} AND (t.n_completed <> COALESCE(n.completed, 0) OR t.n_failed <> COALESCE(n.failed, 0)
+        WHERE {{range}} AND NOT t.pruned AND (t.n_completed <> COALESCE(n.completed, 0) OR t.n_failed <> COALESCE(n.failed, 0)
               OR t.n_cancelled <> COALESCE(n.cancelled, 0) OR t.n_attempts <> COALESCE(n.attempts, 0))
         """,
     ),
@@ -344,6 +344,7 @@ QUERIES = (
         FROM file f LEFT JOIN job j ON j.id = f.job_id LEFT JOIN archived_job x ON x.id = f.job_id
         WHERE {{range}} AND f.state = 'available' AND f.job_id IS NOT NULL
               AND COALESCE(j.state, x.state, '') <> '{JobState.COMPLETED.value}'
+              AND NOT EXISTS (SELECT 1 FROM dataset d JOIN task t ON t.id = d.task_id WHERE d.id = f.dataset_id AND t.pruned)
         """,
     ),
     Query(

@@ -22,6 +22,7 @@ from server.auditing.snapshot import Row, Snapshot
 
 LOGS = "log"
 """The folder of a storage with the attempts' log archives."""
+_TASK = re.compile("task-[0-9]{1,18}")
 LOG = re.compile(r"job-(?P<job>[0-9]{1,18})\.(?P<attempt>[0-9]{1,18})\.tar\.gz")
 _OUTPUT = re.compile(r"(?P<lfn>.+)\.(?P<attempt>[0-9]{1,18})", re.DOTALL)
 
@@ -51,6 +52,8 @@ class Name:
     lfn: str = ""
     attempt: int = 0
     job: int = 0
+    folder: str = ""
+    """Of a log: task-N."""
     is_log: bool = False
     is_unfinished: bool = False
     whole: str = ""
@@ -68,6 +71,7 @@ class Name:
             return Name(
                 attempt=int(log["attempt"]),
                 job=int(log["job"]),
+                folder=folders[1],
                 is_log=not unfinished,
                 is_unfinished=bool(unfinished),
                 whole=name,
@@ -104,11 +108,17 @@ class Strangers:
         attempts = self._attempts(names.values())
         archived = self._archived_jobs(names.values())
         past = self._archived_datasets(names.values())
+        pruned = self._pruned(names.values())
         garbage = self._garbage(names.values())
         found = []
         for place, path in files:
             name = names[path]
-            if path in published or name.job in archived or path.name.startswith(".nfs"):
+            if (
+                path in published
+                or name.job in archived
+                or name.folder in pruned
+                or path.name.startswith(".nfs")
+            ):
                 continue  # the last is what NFS calls a file that was removed while somebody has it open
             if path.with_name(name.whole) in garbage:
                 facts = {"storage": place.name, "path": str(path), "attempt": name.attempt}
@@ -187,9 +197,16 @@ class Strangers:
         datasets = sorted({name.dataset for name in names if name.dataset})
         sql = """
             SELECT d.name FROM dataset d WHERE d.name IN :datasets
-            AND EXISTS (SELECT 1 FROM archived_job x WHERE x.task_id = d.task_id)
+            AND (EXISTS (SELECT 1 FROM archived_job x WHERE x.task_id = d.task_id)
+                OR EXISTS (SELECT 1 FROM task t WHERE t.id = d.task_id AND t.pruned))
         """
         return {row["name"] for row in self._snapshot.rows(sql, datasets=datasets)} if datasets else set()
+
+    def _pruned(self, names: Iterable[Name]) -> set[str]:
+        """Folders of the logs of tasks whose jobs have left the archive as well; the logs stay."""
+        ids = sorted({int(name.folder.partition("-")[2]) for name in names if _TASK.fullmatch(name.folder)})
+        sql = "SELECT t.id FROM task t WHERE t.id IN :ids AND t.pruned"
+        return {f"task-{row['id']}" for row in self._snapshot.rows(sql, ids=ids)} if ids else set()
 
     def _garbage(self, names: Iterable[Name]) -> set[Path]:
         """What attempts of archived jobs may have left behind, and is to be removed."""

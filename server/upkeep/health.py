@@ -183,6 +183,8 @@ def prune(core: Core, older_than_seconds: float, dry_run: bool) -> list[Pruned]:
 
 
 def _prune(core: Core, before: float, dry_run: bool) -> list[Pruned]:
+    if not dry_run:
+        core.database.write(lambda: Task.update(pruned=True).where(_ended(before)).execute())
     rows = [(what, _rows(core, table, condition, dry_run)) for what, table, condition in _old_rows(before)]
     files = [
         ("bundles that no task names", _bundles(core, before, dry_run)),
@@ -191,14 +193,19 @@ def _prune(core: Core, before: float, dry_run: bool) -> list[Pruned]:
     return [Pruned(what, n, not dry_run) for what, n in (*rows, *files)]
 
 
+def _ended(before: float) -> Any:
+    """Tasks of which nothing is left but the archive, whole: of one that goes on, none of the jobs goes."""
+    return Task.archived & (Task.ended < before)
+
+
 def _old_rows(before: float) -> tuple[tuple[str, Any, Any], ...]:
-    hot = Job.select(Job.id).where(Job.id == ArchivedJob.id)
+    past = Task.select(Task.id).where(_ended(before))
     held = Attempt.select(Attempt.id).where(Attempt.pilot_id == Pilot.pilot_id, Attempt.ended_at.is_null())
     wanted = Task.select(Task.id).where(Task.job_class == JobClass.id)
     used = Job.select(Job.id).where(Job.job_class == JobClass.id)
     ended = (Pilot.ended < before) | (Pilot.ended.is_null() & (Pilot.last_seen < before) & ~fn.EXISTS(held))
     return (
-        ("archived jobs", ArchivedJob, (ArchivedJob.ended_at < before) & ~fn.EXISTS(hot)),
+        ("archived jobs", ArchivedJob, ArchivedJob.task_id.in_(past)),
         ("pilots that ended or were lost", Pilot, ended),
         ("administrative actions", AdminEvent, AdminEvent.at < before),
         ("tokens that expired or were revoked", Token, (Token.expires < before) | (Token.revoked < before)),

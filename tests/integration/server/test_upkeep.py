@@ -28,6 +28,7 @@ from server.models import (
 )
 from server.upkeep import archive, health
 from server.upkeep.health import Pruned
+from tests.auditing import look
 from tests.integration.server.lived import live
 from tests.integration.server.world import World
 
@@ -117,6 +118,7 @@ def old(world: World) -> World:
 
     def work() -> None:
         ArchivedJob.update(ended_at=LONG_AGO).where(ArchivedJob.task_id == 1).execute()
+        Task.update(ended=LONG_AGO).where(Task.id == 1).execute()
         world.pilot("gone")
         world.pilot("silent")
         Pilot.update(ended=LONG_AGO).where(Pilot.pilot_id == "gone").execute()
@@ -187,6 +189,24 @@ def test_what_is_old_goes_and_the_rest_stays(old: World, monkeypatch: pytest.Mon
     assert names == {"bb" * 32, "cc" * 32, "ee" * 32, ".incoming-y"}
     assert {row.digest for row in Bundle.select()} == {"bb" * 32, "cc" * 32}
     assert set(counts(health.prune(old.core, 90 * DAY, dry_run=False)).values()) == {0}
+
+
+def test_after_a_prune_the_audit_finds_no_more_than_before(old: World, url: str, storage: Path) -> None:
+    Task.update(ended=LONG_AGO).where(Task.id == 2).execute()
+    for row in ArchivedJob.select():
+        log = storage / "log" / f"task-{row.task_id}" / f"job-{row.id}.{row.id}.tar.gz"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_bytes(b"log")
+    before = set(map(str, look(url).findings))
+    health.prune(old.core, 90 * DAY, dry_run=False)
+    assert not ArchivedJob.select().exists()
+    assert set(map(str, look(url).findings)) <= before
+
+
+def test_jobs_of_a_task_that_goes_on_are_not_pruned(old: World) -> None:
+    Task.update(ended=None).where(Task.id == 1).execute()
+    assert counts(health.prune(old.core, 90 * DAY, dry_run=False))["archived jobs"] == 0
+    assert {row.task_id for row in ArchivedJob.select()} == {1, 2}
 
 
 def test_a_prune_of_the_trail_is_in_the_trail(old: World) -> None:
