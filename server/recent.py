@@ -14,7 +14,8 @@ from peewee import JOIN
 from protocol import pilot_settings
 from protocol.messages import BundleRef, TaskSpec
 from protocol.states import QueueState
-from server.models import Bundle, Dataset, Pilot, Queue, Site, Storage, Task
+from server.database import Chain, Database, Part
+from server.models import Bundle, Dataset, Queue, Site, Storage, Task
 from server.specs import spec_of
 
 T = TypeVar("T")
@@ -113,20 +114,31 @@ def queue_facts(recent: Recent, name: str) -> QueueFacts | None:
 
 @dataclass(frozen=True)
 class PilotFacts:
-    """What a claim needs to know of a pilot."""
+    """What a claim, and a heartbeat, need to know of a pilot."""
 
+    queue: str
     node: str
     draining: bool
     updating: bool
     tags: tuple[str, ...]
 
 
-def pilot_facts(recent: Recent, pilot_id: str) -> PilotFacts | None:
-    """None if there is no such pilot."""
+_PILOT = Chain(
+    Part(
+        "known", "SELECT queue_id, node, draining, updating, tags FROM pilot WHERE pilot_id = :pilot_id", {}
+    ),
+    result="known",
+)
+
+
+def pilot_facts(database: Database, recent: Recent, pilot_id: str) -> PilotFacts | None:
+    """None if there is no such pilot; within `Database.reading`. Each heartbeat asks, so the statement is a compiled one."""
 
     def load() -> PilotFacts | None:
-        row = Pilot.get_or_none(Pilot.pilot_id == pilot_id)
-        return row and PilotFacts(row.node, row.draining, row.updating, tuple(json.loads(row.tags)))
+        rows = database.run(_PILOT, pilot_id=pilot_id)
+        for queue, node, draining, updating, tags in rows:
+            return PilotFacts(queue, node, bool(draining), bool(updating), tuple(json.loads(tags)))
+        return None
 
     return recent.get(("pilot", pilot_id), load)
 

@@ -61,7 +61,7 @@ def _who(core: Core, request: GetJobRequest) -> tuple[QueueFacts, PilotFacts]:
             "WRONG_STATE",
             f"{queue.name} is a {queue.resource_type} queue and this pilot is of type {request.resource_type}",
         )
-    pilot = pilot_facts(core.recent, request.pilot_id)
+    pilot = pilot_facts(core.database, core.recent, request.pilot_id)
     if pilot is None:
         core.recent.forget()
         raise PilotageError(

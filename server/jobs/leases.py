@@ -18,9 +18,9 @@ from server.jobs import copies, debugging, moves, series, statements
 from server.jobs.moves import reply
 from server.jobs.statements import PAYLOAD_STATES
 from server.leaseclock import lease_clock
-from server.models import Attempt, Job, Pilot, now
+from server.models import Attempt, Job, now
 from server.pace import Pace
-from server.recent import queue_facts, task_facts
+from server.recent import pilot_facts, queue_facts, task_facts
 
 EXPIRE_CHUNK = 25
 """Attempts whose lease ran out in one transaction."""
@@ -42,12 +42,13 @@ def heartbeat(core: Core, word: Heartbeat) -> list[UpdateReply]:
 
 
 def _heartbeat(core: Core, word: Heartbeat) -> list[UpdateReply]:
-    pilot = Pilot.get_or_none(Pilot.pilot_id == word.pilot_id)
+    pilot = pilot_facts(core.database, core.recent, word.pilot_id)
     if pilot is None:
+        core.recent.forget()
         raise PilotageError(
             "NOT_FOUND", f"no pilot {word.pilot_id} is registered; a pilot's first word is registerPilot"
         )
-    queue = queue_facts(core.recent, pilot.queue_id)
+    queue = queue_facts(core.recent, pilot.queue)
     genuine: dict[int, str] = {}
     words, reports = [], []
     for held in word.attempts:
