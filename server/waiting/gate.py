@@ -6,7 +6,7 @@ import os
 from collections import deque
 from collections.abc import Callable
 
-WAKES_PER_CORE = 50
+WAKES_PER_CORE = 30
 """A second; a getJob takes a few milliseconds of a core, and half of each is left to others."""
 AT_ONCE_SECONDS = 0.1
 """What may pass without waiting, as a part of a second's."""
