@@ -184,7 +184,7 @@ def prune(core: Core, older_than_seconds: float, dry_run: bool) -> list[Pruned]:
 
 def _prune(core: Core, before: float, dry_run: bool) -> list[Pruned]:
     if not dry_run:
-        core.database.write(lambda: Task.update(pruned=True).where(_ended(before)).execute())
+        core.database.write(lambda: Task.update(pruned=True).where(_ended(before), ~Task.pruned).execute())
     rows = [(what, _rows(core, table, condition, dry_run)) for what, table, condition in _old_rows(before)]
     files = [
         ("bundles that no task names", _bundles(core, before, dry_run)),
