@@ -45,7 +45,7 @@ from server.core import Core
 from server.leaseclock import lease_clock
 from server.models import Attempt, Job, JobClass, Node, Pilot, Queue, Site, Storage, Task, Token, now
 from server.paging import iso
-from server.recent import PilotFacts, pilot_facts, runs_images
+from server.recent import pilot_facts, runs_images
 from server.urls import check_url
 from server.waiting import news
 
@@ -528,19 +528,14 @@ def _gpu_kind(kind: GpuKind) -> Any:
 
 def is_draining(core: Core, pilot_id: str) -> bool:
     """Whether a pilot is to take no further job; as of a second ago at most."""
-    facts = _facts(core, pilot_id)
+    facts = pilot_facts(core.database, core.recent, pilot_id)
     return facts is not None and facts.draining
 
 
 def is_updating(core: Core, pilot_id: str) -> bool:
     """Whether it is to be replaced then."""
-    facts = _facts(core, pilot_id)
+    facts = pilot_facts(core.database, core.recent, pilot_id)
     return facts is not None and facts.updating
-
-
-def _facts(core: Core, pilot_id: str) -> PilotFacts | None:
-    with core.database.reading():
-        return pilot_facts(core.database, core.recent, pilot_id)
 
 
 def drain_pilot(core: Core, pilot_id: str, who: str, update: bool = False) -> None:

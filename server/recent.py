@@ -132,10 +132,11 @@ _PILOT = Chain(
 
 
 def pilot_facts(database: Database, recent: Recent, pilot_id: str) -> PilotFacts | None:
-    """None if there is no such pilot; within `Database.reading`. Each heartbeat asks, so the statement is a compiled one."""
+    """None if there is no such pilot. Each heartbeat asks, so the statement is a compiled one."""
 
     def load() -> PilotFacts | None:
-        rows = database.run(_PILOT, pilot_id=pilot_id)
+        with database.reading():
+            rows = database.run(_PILOT, pilot_id=pilot_id)
         for queue, node, draining, updating, tags in rows:
             return PilotFacts(queue, node, bool(draining), bool(updating), tuple(json.loads(tags)))
         return None
