@@ -2,7 +2,7 @@
 
 Whatever is wrong with a file is found before anything is registered, and told for every file. A dataset of up to `BATCH`
 files comes into being with all of them or not at all; a larger one is open until its last file is in, and the files are sent
-as a stream: what is known of them waits in a file meanwhile, not in memory.
+as a stream: what is known of them waits in files meanwhile, not in memory.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import glob
 import json
 import os
 import re
+import sqlite3
 import stat
 import tempfile
 import threading
@@ -21,6 +22,7 @@ from concurrent.futures import TimeoutError as NotYet
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import quote
 
 from client import progress, tables
@@ -45,6 +47,8 @@ TOLD = 20
 """Most problems that are told one by one."""
 
 Check = Callable[[], None]
+Stamp = tuple[int, int, int]
+"""Size, modification time and inode: what changes when somebody still writes to a file."""
 
 
 @dataclass(frozen=True)
@@ -63,22 +67,55 @@ class Options:
     quiet: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(NamedTuple):
     """A file to be registered."""
 
-    path: Path
+    lfn: str
+    path: str
     url: str
-    stamp: tuple[int, int, int]
-    """Size, modification time and inode: what changes when somebody still writes to it."""
+    size: int
+    changed_ns: int
+    inode: int
 
     @property
-    def lfn(self) -> str:
-        return self.path.name
+    def stamp(self) -> Stamp:
+        return self.size, self.changed_ns, self.inode
+
+
+class Inventory:
+    """The files that were found, each name once, in the order of the numbers in their names.
+
+    They lie in a database of SQLite in a temporary file, which goes with this object: of a million files little is in memory.
+    """
+
+    def __init__(self) -> None:
+        self._rows = sqlite3.connect("", isolation_level=None)
+        self._rows.execute(f"PRAGMA cache_size = -{SPOOL_BYTES // 1024}")
+        self._rows.execute(
+            "CREATE TABLE found (lfn TEXT PRIMARY KEY, path TEXT, url TEXT, size INT, changed_ns INT, inode INT, place TEXT)"
+        )
+        self._rows.execute("BEGIN")
+
+    def add(self, found: Found) -> str:
+        """Take in a file; the path of that which has its name already, or its own."""
+        self._rows.execute(
+            "INSERT INTO found VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            (*found, natural(found.lfn)),
+        )
+        row = self._rows.execute("SELECT path FROM found WHERE lfn = ?", (found.lfn,)).fetchone()
+        return str(row[0])
+
+    def __len__(self) -> int:
+        return int(self._rows.execute("SELECT COUNT(*) FROM found").fetchone()[0])
+
+    def __iter__(self) -> Iterator[Found]:
+        columns = ", ".join(Found._fields)
+        return map(Found._make, self._rows.execute(f"SELECT {columns} FROM found ORDER BY place, lfn"))
 
     @property
     def size(self) -> int:
-        return self.stamp[0]
+        """Of all files together, in bytes."""
+        return int(self._rows.execute("SELECT COALESCE(SUM(size), 0) FROM found").fetchone()[0])
 
 
 def register(
@@ -105,54 +142,57 @@ def register(
 # -- what there is ------------------------------------------------------------------------------------------------
 
 
-def find(paths: Sequence[str | Path], url_prefix: str = "") -> list[Found]:
-    """The files that these paths mean, in the order of the numbers in their names; raises if one of them cannot be registered."""
+def find(paths: Sequence[str | Path], url_prefix: str = "") -> Inventory:
+    """The files that these paths mean; raises if one of them cannot be registered."""
     problems: list[PilotageError] = []
     given = [path for text in paths for path in _expand(str(text), problems)]
-    listed = [path for path in given for path in _listed(path, problems)]
     root = _root(given)
-    found = []
-    for path in dict.fromkeys(listed):
+    inventory = Inventory()
+    wrong: set[str] = set()
+    for path in (file for each in given for file in _listed(each, problems)):
         try:
-            found.append(Found(path, _url(path, root, url_prefix), _stamp(path)))
-            check_lfn(path.name)
+            url, stamp = _url(path, root, url_prefix), _stamp(path)
+            there = inventory.add(Found(check_lfn(os.path.basename(path)), path, url, *stamp))
+            if there != path:
+                raise PilotageError("ALREADY_EXISTS", f"has the same name as {one_line(there)}")
         except PilotageError as error:
-            problems.append(PilotageError(error.name, f"{one_line(str(path))}: {error.detail}"))
-    problems += _duplicates(found)
-    _raise(problems, len(set(listed)))
-    return sorted(found, key=lambda each: natural(each.lfn))
+            if path not in wrong:
+                wrong.add(path)
+                problems.append(PilotageError(error.name, f"{one_line(path)}: {error.detail}"))
+    _raise(problems, len(inventory) + len(wrong))
+    return inventory
 
 
-def natural(name: str) -> tuple[tuple[int, int, str], ...]:
-    """A key that sorts numbers in names as numbers: chunk 99999 of a run before chunk 100000."""
-    parts = re.split(r"([0-9]+)", name)
-    return tuple(
-        (0, int(part), part) if part[:1].isdigit() and part.isascii() else (1, 0, part)
-        for part in parts
-        if part
-    )
+def natural(name: str) -> str:
+    """A key that sorts numbers in names as numbers (chunk 99999 of a run before chunk 100000), and before text."""
+
+    def number(match: re.Match[str]) -> str:
+        digits = match[0].lstrip("0")
+        return f"\x01{len(digits):03}{digits}"
+
+    return re.sub("[0-9]+", number, name)
 
 
-def _expand(text: str, problems: list[PilotageError]) -> list[Path]:
+def _expand(text: str, problems: list[PilotageError]) -> list[str]:
     """What a path stands for; a glob that the shell left alone (it was quoted) is expanded here."""
     if os.path.lexists(text):
-        return [Path(text)]
+        return [str(Path(text))]
     matches = sorted(glob.glob(text, recursive=True)) if glob.has_magic(text) else []
     if not matches:
         what = "matches no file" if glob.has_magic(text) else "does not exist"
         problems.append(PilotageError("BAD_PATH", f"{one_line(text) or 'an empty path'} {what}"))
-    return [Path(match) for match in matches]
+    return [str(Path(match)) for match in matches]
 
 
-def _listed(path: Path, problems: list[PilotageError]) -> Iterator[Path]:
+def _listed(path: str, problems: list[PilotageError]) -> Iterator[str]:
     """A file itself; of a directory all files below it (builder directories, say) but hidden ones, which are unfinished."""
-    if not path.is_dir():
+    if not os.path.isdir(path):
         yield path
         return
 
     def note(error: OSError) -> None:
         problems.append(
-            PilotageError("BAD_PATH", f"{one_line(str(error.filename))} cannot be read: {error.strerror}")
+            PilotageError("BAD_PATH", f"{one_line(error.filename)} cannot be read: {error.strerror}")
         )
 
     empty = True
@@ -167,24 +207,24 @@ def _listed(path: Path, problems: list[PilotageError]) -> Iterator[Path]:
         for name in sorted(names):
             if not name.startswith("."):
                 empty = False
-                yield Path(folder, name)
+                yield str(Path(folder, name))
     if empty and not problems:
-        problems.append(PilotageError("BAD_PATH", f"{one_line(str(path))} holds no file"))
+        problems.append(PilotageError("BAD_PATH", f"{one_line(path)} holds no file"))
 
 
-def _root(given: Sequence[Path]) -> str:
+def _root(given: Sequence[str]) -> str:
     """The common parent of the given paths, a directory counting as its own."""
-    parents = [os.path.abspath(path if path.is_dir() else path.parent) for path in given]
+    parents = [os.path.abspath(path if os.path.isdir(path) else os.path.dirname(path)) for path in given]
     return os.path.commonpath(parents) if parents else "/"
 
 
-def _url(path: Path, root: str, prefix: str) -> str:
+def _url(path: str, root: str, prefix: str) -> str:
     """Copytools open no link, for what it leads to may change; a link to a file is registered where it leads to."""
     absolute = os.path.abspath(path)
     try:
         if not prefix:
-            return f"file://{quote(os.path.realpath(path) if path.is_symlink() else absolute)}"
-        if path.is_symlink():
+            return f"file://{quote(os.path.realpath(path) if os.path.islink(path) else absolute)}"
+        if os.path.islink(path):
             raise PilotageError(
                 "BAD_PATH", "is a link, which --url-prefix cannot follow; name the file itself"
             )
@@ -193,28 +233,17 @@ def _url(path: Path, root: str, prefix: str) -> str:
         raise PilotageError("BAD_PATH", "the path is not UTF-8") from None
 
 
-def _stamp(path: Path) -> tuple[int, int, int]:
+def _stamp(path: str) -> Stamp:
     try:
         status = os.stat(path)
     except OSError as error:
-        broken = "is a link that leads nowhere" if path.is_symlink() else error.strerror
+        broken = "is a link that leads nowhere" if os.path.islink(path) else error.strerror
         raise PilotageError("BAD_PATH", str(broken)) from None
     if not stat.S_ISREG(status.st_mode):
         raise PilotageError("BAD_PATH", "is not a regular file")
     if not os.access(path, os.R_OK):
         raise PilotageError("BAD_PATH", "may not be read (Permission denied)")
     return status.st_size, status.st_mtime_ns, status.st_ino
-
-
-def _duplicates(found: Sequence[Found]) -> list[PilotageError]:
-    first: dict[str, Path] = {}
-    problems = []
-    for each in found:
-        other = first.setdefault(each.lfn, each.path)
-        if other != each.path:
-            text = f"{one_line(str(each.path))} has the same name as {one_line(str(other))}"
-            problems.append(PilotageError("ALREADY_EXISTS", text))
-    return problems
 
 
 def _raise(problems: Sequence[PilotageError], of: int) -> None:
@@ -235,7 +264,7 @@ def _raise(problems: Sequence[PilotageError], of: int) -> None:
 # -- checksums ----------------------------------------------------------------------------------------------------
 
 
-def _specs(found: Sequence[Found], options: Options, check: Check) -> Iterator[FileSpec]:
+def _specs(found: Inventory, options: Options, check: Check) -> Iterator[FileSpec]:
     """What is known of each file, in their order; raises at the end if one of them cannot be registered."""
     if NO_CHECKSUM in options.algorithms:
         yield from (FileSpec(each.lfn, each.size, each.url) for each in found)
@@ -243,7 +272,7 @@ def _specs(found: Sequence[Found], options: Options, check: Check) -> Iterator[F
     yield from _hashed(found, options, check)
 
 
-def _hashed(found: Sequence[Found], options: Options, check: Check) -> Iterator[FileSpec]:
+def _hashed(found: Inventory, options: Options, check: Check) -> Iterator[FileSpec]:
     """Every file with its checksums; several files are read at the same time, and few are waiting for it."""
     algorithms = options.algorithms or checksum.available()
     stop = threading.Event()
@@ -253,7 +282,7 @@ def _hashed(found: Sequence[Found], options: Options, check: Check) -> Iterator[
     rest = iter(found)
     reading: deque[tuple[Found, Future[FileSpec]]] = deque()
     try:
-        with progress.in_bytes(title, sum(each.size for each in found), options.quiet) as advance:
+        with progress.in_bytes(title, found.size, options.quiet) as advance:
             while True:
                 for each in islice(rest, AHEAD * options.threads - len(reading)):
                     reading.append((each, pool.submit(_hash, each, algorithms, advance, stop)))
@@ -263,7 +292,7 @@ def _hashed(found: Sequence[Found], options: Options, check: Check) -> Iterator[
                 try:
                     yield _patiently(future, check)
                 except PilotageError as error:
-                    problems.append(PilotageError(error.name, f"{one_line(str(each.path))}: {error.detail}"))
+                    problems.append(PilotageError(error.name, f"{one_line(each.path)}: {error.detail}"))
     finally:
         # On Ctrl-C too: the readers stop at their next block.
         stop.set()
@@ -315,9 +344,9 @@ def _is_changed(each: Found) -> bool:
         return True
 
 
-def _changed(path: Path) -> PilotageError:
+def _changed(path: str) -> PilotageError:
     return PilotageError(
-        "BAD_PATH", f"{one_line(str(path))} changed while it was read: is it still being written?"
+        "BAD_PATH", f"{one_line(path)} changed while it was read: is it still being written?"
     )
 
 

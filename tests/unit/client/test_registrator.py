@@ -7,6 +7,7 @@ import os
 import random
 import tempfile
 import threading
+import tracemalloc
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List
 import pytest
 
 from client import registrator
-from client.registrator import Options, find, natural, register
+from client.registrator import Found, Options, find, natural, register
 from copytools import checksum
 from protocol.errors import PilotageError
 from protocol.messages import DatasetSpec, DatasetView, FileSpec
@@ -87,6 +88,10 @@ def make(folder: Path, *names: str) -> Path:
     return folder
 
 
+def first(path: object) -> Found:
+    return next(iter(find([str(path)])))
+
+
 def lfns(*paths: object) -> List[str]:
     return [found.lfn for found in find([str(path) for path in paths])]
 
@@ -148,7 +153,7 @@ def test_hidden_files_of_a_directory_are_left_out_since_they_are_unfinished(tmp_
 def test_a_link_to_a_file_is_that_file_under_its_own_name(tmp_path: Path) -> None:
     make(tmp_path / "real", "a.spd")
     (tmp_path / "link.spd").symlink_to(tmp_path / "real" / "a.spd")
-    found = find([tmp_path / "link.spd"])[0]
+    found = first(tmp_path / "link.spd")
     assert (found.lfn, found.url) == ("link.spd", f"file://{tmp_path}/real/a.spd")
     server = Server()
     go(server, "d", tmp_path / "link.spd")
@@ -168,7 +173,7 @@ def test_a_link_has_no_place_below_a_prefix(tmp_path: Path) -> None:
 def test_an_address_is_the_absolute_path_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path, "a b#1.spd")
     monkeypatch.chdir(tmp_path)
-    assert find(["a b#1.spd"])[0].url == f"file://{tmp_path}/a%20b%231.spd"
+    assert first("a b#1.spd").url == f"file://{tmp_path}/a%20b%231.spd"
 
 
 @pytest.mark.parametrize("prefix", ["root://eos//daq", "root://eos//daq/"])
@@ -249,7 +254,7 @@ def test_every_problem_is_told_at_once(tmp_path: Path) -> None:
 
 def test_the_same_name_in_two_directories_is_refused_with_both_paths(tmp_path: Path) -> None:
     make(tmp_path, "b0/x.spd", "b1/x.spd")
-    with pytest.raises(PilotageError, match="b1/x.spd has the same name as .*b0/x.spd") as caught:
+    with pytest.raises(PilotageError, match="b1/x.spd: has the same name as .*b0/x.spd") as caught:
         find([tmp_path])
     assert caught.value.name == "ALREADY_EXISTS"
 
@@ -292,10 +297,11 @@ def test_a_file_that_is_still_being_written_is_named(
     grow = threading.Event()
     really = registrator._stamp
 
-    def stamp(path: Path) -> Any:
+    def stamp(path: str) -> Any:
         """Called once when the files are looked for, once after each was read, and once before they are sent."""
-        calls[path.name] = calls.get(path.name, 0) + 1
-        if path.name == "a.spd" and calls["a.spd"] == (2 if moment == "while it is read" else 3):
+        name = os.path.basename(path)
+        calls[name] = calls.get(name, 0) + 1
+        if name == "a.spd" and calls["a.spd"] == (2 if moment == "while it is read" else 3):
             with open(path, "a") as file:
                 file.write("more")
             grow.set()
@@ -312,7 +318,7 @@ def test_a_file_that_is_still_being_written_is_named(
 
 def test_a_file_that_shrank_is_no_file_to_register(tmp_path: Path) -> None:
     make(tmp_path, "a.spd")
-    found = find([tmp_path])[0]
+    found = first(tmp_path)
     (tmp_path / "a.spd").write_text("")
     with pytest.raises(PilotageError, match="changed while it was read"):
         registrator._hash(found, ("md5",), lambda more: None, threading.Event())
@@ -325,7 +331,7 @@ def test_each_file_is_read_once_for_all_checksums(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"Pilotage" * 300_000)
     read: List[int] = []
     spec = registrator._hash(
-        find([tmp_path / "a"])[0], ("adler32", "md5", "blake3"), read.append, threading.Event()
+        first(tmp_path / "a"), ("adler32", "md5", "blake3"), read.append, threading.Event()
     )
     assert sum(read) == spec.size == 2_400_000
     assert spec.checksums == {
@@ -352,7 +358,7 @@ def test_ctrl_c_ends_the_reading_at_the_next_block(tmp_path: Path) -> None:
         stop.set()
 
     with pytest.raises(registrator._Stopped):
-        registrator._hash(find([tmp_path / "a"])[0], ("adler32",), advance, stop)
+        registrator._hash(first(tmp_path / "a"), ("adler32",), advance, stop)
     assert len(read) == 1
 
 
@@ -440,3 +446,19 @@ def test_add_needs_an_open_dataset(
     with pytest.raises(PilotageError) as caught:
         go(server, "d", tmp_path, options=quiet(add=True))
     assert caught.value.name == name
+
+
+def test_what_is_found_of_many_files_does_not_fill_the_memory(tmp_path: Path) -> None:
+    """A dataset of a million files is registered from a login node: 1.5 GB would be too much of it."""
+    inventory = registrator.Inventory()
+    n_files = 20_000
+    tracemalloc.start()
+    try:
+        for nr in range(n_files):
+            lfn = f"run-000001-{nr:05d}-00.spd"
+            inventory.add(Found(lfn, f"/daq/{lfn}", f"file:///daq/{lfn}", nr, nr, nr))
+        assert sum(1 for each in inventory if each.size >= 0) == len(inventory) == n_files
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 50 * n_files
