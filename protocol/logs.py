@@ -17,6 +17,7 @@ import json
 import logging
 import math
 import os
+import re
 import stat
 import sys
 import traceback
@@ -24,6 +25,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Optional, TextIO
@@ -56,8 +58,10 @@ LOGGING_ROWS = (
 
 _EMPTY: Mapping[str, object] = MappingProxyType({})
 _bound: contextvars.ContextVar[Mapping[str, object]] = contextvars.ContextVar("bound", default=_EMPTY)
+_PLAIN = re.compile(r"[^ =\"'\[\]]+")
 _RESERVED = frozenset(("time", "level", "logger", "message", "traceback"))
-_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "bound"}
+_LINE = "pilotage_line"
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "bound", _LINE}
 
 
 @contextmanager
@@ -188,6 +192,14 @@ class TextFormatter(_Formatter):
     """
 
     def format(self, record: logging.LogRecord) -> str:
+        """A record that goes to several places, the pilot's log and that of its job, is put into words once."""
+        known: Optional[tuple[Secrets, str]] = vars(record).get(_LINE)
+        if known is None or known[0] is not self._secrets:
+            known = (self._secrets, self._line(record))
+            setattr(record, _LINE, known)
+        return known[1]
+
+    def _line(self, record: logging.LogRecord) -> str:
         parts = [_time(record), f"{record.levelname:7}", record.name]
         fields = _pairs(self._bound(record))
         if fields:
@@ -218,8 +230,13 @@ class JsonFormatter(_Formatter):
 
 
 def _time(record: logging.LogRecord) -> str:
-    moment = datetime.fromtimestamp(record.created, timezone.utc)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    second, milliseconds = divmod(int(record.created * 1000), 1000)
+    return f"{_second(second)}.{milliseconds:03}Z"
+
+
+@lru_cache(maxsize=8)
+def _second(since_epoch: int) -> str:
+    return datetime.fromtimestamp(since_epoch, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def _pairs(fields: Mapping[str, object]) -> str:
@@ -228,8 +245,7 @@ def _pairs(fields: Mapping[str, object]) -> str:
 
 def _quoted(value: object) -> str:
     text = one_line(str(value))
-    plain = text and not any(character in text for character in " =\"'[]")
-    return text if plain else json.dumps(text, ensure_ascii=False)
+    return text if _PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=False)
 
 
 # -- where records go -----------------------------------------------------------------------------------------------------------
