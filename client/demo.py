@@ -28,7 +28,8 @@ from client.session import FIRST_TOKEN, Session, running_server
 from client.tables import Column
 from protocol.errors import PilotageError
 from protocol.files import local_path
-from protocol.messages import FileView, TaskSpec, TaskView
+from protocol.messages.requests import TaskSpec
+from protocol.messages.views import FileView, TaskView
 from protocol.redaction import one_line
 from protocol.resources import ResourceType
 from protocol.settings import ENVIRONMENT_PREFIX, read_secret

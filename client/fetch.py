@@ -12,7 +12,7 @@ from client import progress, tables, transfer
 from client.session import Session
 from protocol.errors import PilotageError
 from protocol.files import check_lfn
-from protocol.messages import FileView
+from protocol.messages.views import FileView
 from protocol.redaction import one_line
 
 THREADS = 4

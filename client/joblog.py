@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 from client import tables, transfer
 from protocol.errors import PilotageError
-from protocol.messages import AttemptView, JobView
+from protocol.messages.views import AttemptView, JobView
 from protocol.redaction import one_line
 
 SHOWN_LINES = 500

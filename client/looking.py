@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from client.session import Session
 from client.watch import AWAY
 from protocol.errors import PilotageError
-from protocol.messages import DebugView, DebugWish, InspectionView
+from protocol.messages.requests import DebugWish
+from protocol.messages.views import DebugView, InspectionView
 from protocol.redaction import lines, one_line
 
 POLL_SECONDS = 1.0

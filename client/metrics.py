@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from protocol.messages import AttemptMetrics, BenchmarkReport
+from protocol.messages.pilots import BenchmarkReport
+from protocol.messages.views import AttemptMetrics
 
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 40

@@ -30,7 +30,9 @@ from client.session import Session
 from copytools import checksum
 from protocol.errors import PilotageError
 from protocol.files import check_lfn, check_name
-from protocol.messages import DatasetSpec, DatasetView, FileSpec, from_wire, to_wire
+from protocol.messages import from_wire, to_wire
+from protocol.messages.requests import DatasetSpec, FileSpec
+from protocol.messages.views import DatasetView
 from protocol.redaction import one_line
 from protocol.states import DatasetState
 

@@ -17,7 +17,7 @@ from rich.text import Text
 from client import tables
 from client.session import Session
 from protocol.errors import PilotageError
-from protocol.messages import TaskView
+from protocol.messages.views import TaskView
 from protocol.redaction import one_line
 from protocol.states import JobState
 

@@ -22,7 +22,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from protocol import errors, messages, settings, states, templates  # noqa: E402  # only now the tree is on the path
+from protocol import errors, settings, states, templates  # noqa: E402  # only now the tree is on the path
+from protocol.messages import wire_name  # noqa: E402
+from protocol.messages.pilots import Step  # noqa: E402
+from protocol.messages.requests import TaskSpec  # noqa: E402
 
 MARKED = re.compile(r"(<!-- table: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -106,23 +109,23 @@ def task_fields() -> str:
         each.name: max(each.opts, key=len) for each in submit.params if each.param_type_name == "option"
     }
     options |= {"command": "-- COMMAND", "bundle": "--ship", "steps": "--pre --co --post"}
-    kinds = typing.get_type_hints(messages.TaskSpec)
+    kinds = typing.get_type_hints(TaskSpec)
     head = ("field", "option", "type", "default", "meaning")
 
     def row(each: dataclasses.Field[Any]) -> tuple[str, ...]:
         kind = _kind(kinds[each.name], each.metadata)
         meaning = each.metadata["description"]
-        return code(messages.wire_name(each.name)), code(options[each.name]), kind, _default(each), meaning
+        return code(wire_name(each.name)), code(options[each.name]), kind, _default(each), meaning
 
-    return table(head, map(row, dataclasses.fields(messages.TaskSpec)))
+    return table(head, map(row, dataclasses.fields(TaskSpec)))
 
 
 def step_fields() -> str:
     """The fields of one step of a task."""
-    kinds = typing.get_type_hints(messages.Step)
+    kinds = typing.get_type_hints(Step)
     rows = (
-        (code(messages.wire_name(each.name)), _kind(kinds[each.name], each.metadata), _default(each), each.metadata["description"])
-        for each in dataclasses.fields(messages.Step)
+        (code(wire_name(each.name)), _kind(kinds[each.name], each.metadata), _default(each), each.metadata["description"])
+        for each in dataclasses.fields(Step)
     )  # fmt: skip
     return table(("field", "type", "default", "meaning"), rows)
 
@@ -133,7 +136,7 @@ def _kind(kind: Any, bounds: Any) -> str:
     if kind is str:
         return "name" if bounds.get("max_length") == 200 else "text"
     if typing.get_origin(kind) is list:
-        return "list of steps" if typing.get_args(kind) == (messages.Step,) else "list of texts"
+        return "list of steps" if typing.get_args(kind) == (Step,) else "list of texts"
     if typing.get_origin(kind) is dict:
         return "names with texts"
     return " or ".join(choice.value for choice in kind)

@@ -25,7 +25,7 @@ from pilot.server_client import ServerClient
 from pilot.settings import server_url
 from protocol import __version__
 from protocol.errors import PilotageError
-from protocol.messages import JobSpec, PilotRegistration, QueueForPilot
+from protocol.messages.pilots import JobSpec, PilotRegistration, QueueForPilot
 from protocol.redaction import Secrets
 from protocol.settings import EXPERIMENT, QUEUE, TASK, Settings, override, read_secret
 

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from copytools import checksum
 from protocol.errors import PilotageError
-from protocol.messages import BundleRef
+from protocol.messages.pilots import BundleRef
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from pilot.node.fitness import Finding, Level
 from pilot.plugins import executors
 from pilot.server_client import ServerClient
 from protocol.errors import PilotageError, PilotExit
-from protocol.messages import PilotEnd, QueueForPilot
+from protocol.messages.pilots import PilotEnd, QueueForPilot
 from protocol.redaction import Secrets
 from protocol.settings import Settings
 

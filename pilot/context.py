@@ -26,7 +26,7 @@ from pilot.server_client import ServerClient
 from pilot.watching import Watches
 from pilot.workdir import JobLogs, PilotDirectory
 from protocol.errors import PilotageError
-from protocol.messages import PilotRegistration, QueueForPilot
+from protocol.messages.pilots import PilotRegistration, QueueForPilot
 from protocol.redaction import Secrets, is_secret_name
 from protocol.settings import Settings
 

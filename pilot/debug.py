@@ -19,7 +19,7 @@ from pilot import diagnosis, proc, workdir
 from pilot.context import Context
 from pilot.jobrun import BUNDLE, INPUTS, STDOUT, JobRun
 from pilot.proc import Stat
-from protocol.messages import (
+from protocol.messages.pilots import (
     INSPECTIONS,
     LONGEST_TAIL,
     DebugOrder,

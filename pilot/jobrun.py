@@ -21,7 +21,7 @@ from protocol import templates
 from protocol.errors import PilotageError
 from protocol.files import check_lfn
 from protocol.logs import bound
-from protocol.messages import (
+from protocol.messages.pilots import (
     AttemptUpdate,
     BenchmarkReport,
     Command,

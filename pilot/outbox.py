@@ -24,7 +24,8 @@ from typing import Optional
 from filelock import FileLock, Timeout
 
 from protocol.errors import PilotageError
-from protocol.messages import AttemptUpdate, from_wire, to_wire
+from protocol.messages import from_wire, to_wire
+from protocol.messages.pilots import AttemptUpdate
 
 logger = logging.getLogger(__name__)
 

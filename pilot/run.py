@@ -35,7 +35,7 @@ from pilot.workdir import JobLogs, PilotDirectory
 from protocol import __version__
 from protocol.errors import BY_NAME, PilotageError, PilotExit
 from protocol.logs import bound
-from protocol.messages import PilotEnd, PilotRegistration, QueueForPilot
+from protocol.messages.pilots import PilotEnd, PilotRegistration, QueueForPilot
 from protocol.redaction import Secrets
 from protocol.settings import Settings
 

@@ -32,7 +32,8 @@ from urllib3.util import Url, parse_url
 
 from protocol import __version__
 from protocol.errors import BY_NAME, PilotageError
-from protocol.messages import (
+from protocol.messages import from_wire, to_wire
+from protocol.messages.pilots import (
     AttemptUpdate,
     AttemptUpdates,
     GetJobReply,
@@ -45,8 +46,6 @@ from protocol.messages import (
     UpdateReplies,
     UpdateReply,
     WaitReply,
-    from_wire,
-    to_wire,
 )
 from protocol.redaction import one_line
 from protocol.tls import wrong_scheme

@@ -25,7 +25,7 @@ from copytools import checksum
 from pilot import memory_report, process
 from protocol.errors import PilotageError
 from protocol.logs import TextFormatter, bound_field
-from protocol.messages import JobSpec
+from protocol.messages.pilots import JobSpec
 from protocol.redaction import Secrets
 
 logger = logging.getLogger(__name__)

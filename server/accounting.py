@@ -11,7 +11,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Iterable
 
-from protocol.messages import UsageView
+from protocol.messages.views import UsageView
 from protocol.states import JobState
 from server.core import Core
 from server.database import Chain, Part, Rows

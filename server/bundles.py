@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from protocol.errors import PilotageError
-from protocol.messages import BundleRef
+from protocol.messages.pilots import BundleRef
 from server.core import Core
 from server.models import Bundle
 

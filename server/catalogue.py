@@ -11,7 +11,8 @@ from itertools import islice
 from peewee import fn
 
 from protocol.errors import PilotageError
-from protocol.messages import DatasetSpec, DatasetView, FileSpec, FileView, Page
+from protocol.messages.requests import DatasetSpec, FileSpec
+from protocol.messages.views import DatasetView, FileView, Page
 from protocol.states import DatasetState
 from server import registration
 from server.core import Core

@@ -15,24 +15,10 @@ import copytools
 from protocol import __version__, pilot_settings
 from protocol.errors import PilotageError
 from protocol.files import local_path
-from protocol.messages import (
-    GpuKind,
-    NodeStateSpec,
-    NodeView,
-    Page,
-    PilotEnd,
-    PilotRegistration,
-    PilotsDrained,
-    QueueChange,
-    QueueForPilot,
-    QueueSpec,
-    QueueStateSpec,
-    QueueView,
-    SiteView,
-    StorageSpec,
-    StorageView,
-    to_wire,
-)
+from protocol.messages import to_wire
+from protocol.messages.pilots import GpuKind, PilotEnd, PilotRegistration, QueueForPilot
+from protocol.messages.requests import NodeStateSpec, QueueChange, QueueSpec, QueueStateSpec, StorageSpec
+from protocol.messages.views import NodeView, Page, PilotsDrained, QueueView, SiteView, StorageView
 from protocol.plugins import check_known
 from protocol.redaction import one_line
 from protocol.resources import Needs, Offer, ResourceType, misfits

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from protocol.errors import BY_NAME
-from protocol.messages import FailureView, TaskFailures
+from protocol.messages.views import FailureView, TaskFailures
 from protocol.states import JobState
 from server import failures, job_manager
 from server.core import Core

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from protocol.errors import PilotageError
-from protocol.messages import AttemptUpdate, GetJobReply, GetJobRequest, UpdateReplies, UpdateReply
+from protocol.messages.pilots import AttemptUpdate, GetJobReply, GetJobRequest, UpdateReplies, UpdateReply
 from server.core import Core
 from server.jobs.cancelling import cancel
 from server.jobs.claiming import claim

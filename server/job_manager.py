@@ -11,7 +11,9 @@ from typing import Any
 from peewee import JOIN, fn
 
 from protocol.errors import BY_NAME, PilotageError
-from protocol.messages import AttemptView, FileView, GpuKind, JobView, Page, PilotView, StateTime, from_wire
+from protocol.messages import from_wire
+from protocol.messages.pilots import GpuKind
+from protocol.messages.views import AttemptView, FileView, JobView, Page, PilotView, StateTime
 from protocol.states import FINAL, HELD, Actor, JobState, PilotState
 from server import catalogue
 from server.job_executor import TAKEN_AWAY, lease_clock

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from protocol.messages import Page
+from protocol.messages.views import Page
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 from peewee import JOIN
 
 from protocol import pilot_settings
-from protocol.messages import BundleRef, TaskSpec
+from protocol.messages.pilots import BundleRef
+from protocol.messages.requests import TaskSpec
 from protocol.states import QueueState
 from server.database import Chain, Database, Part
 from server.models import Bundle, Dataset, Queue, Site, Storage, Task

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from protocol.errors import PilotageError
 from protocol.files import check_checksums, check_lfn
-from protocol.messages import FileSpec
+from protocol.messages.requests import FileSpec
 from server.core import Core
 from server.database import Chain, Part, Rows
 from server.models import Dataset, File, Replica, now

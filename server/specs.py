@@ -7,7 +7,8 @@ import json
 from collections.abc import Sequence
 
 from protocol import templates
-from protocol.messages import TaskSpec, from_wire, to_wire
+from protocol.messages import from_wire, to_wire
+from protocol.messages.requests import TaskSpec
 from server.models import File, Job, JobInput, Task
 
 

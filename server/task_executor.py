@@ -13,7 +13,7 @@ from typing import Any
 
 from peewee import JOIN, fn
 
-from protocol.messages import TaskSpec
+from protocol.messages.requests import TaskSpec
 from protocol.states import DatasetState, JobState
 from server import job_executor
 from server.access import quotas

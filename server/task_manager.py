@@ -12,7 +12,8 @@ from peewee import fn
 from protocol import pilot_settings, templates
 from protocol.errors import PilotageError
 from protocol.files import check_lfn
-from protocol.messages import Page, TaskSpec, TaskView
+from protocol.messages.requests import TaskSpec
+from protocol.messages.views import Page, TaskView
 from protocol.redaction import one_line
 from protocol.resources import ResourceType
 from protocol.settings import TASK

@@ -10,7 +10,7 @@ import tarfile
 from pathlib import Path
 from typing import Dict, List, Optional
 
-from protocol.messages import InputFile
+from protocol.messages.pilots import InputFile
 from tests.fakes.dispatcher import TOKEN, Dispatcher
 
 ROOT = Path(__file__).parent.parent

@@ -9,7 +9,8 @@ from client.commands import Group
 from client.commands.common import examples, json_option, limit_option, print_list, with_session
 from client.session import Session
 from client.tables import Column
-from protocol.messages import AccountChange, AccountSpec, AccountView
+from protocol.messages.requests import AccountChange, AccountSpec
+from protocol.messages.views import AccountView
 
 _COLUMNS = (
     Column("account", lambda view: view.name),

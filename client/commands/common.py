@@ -16,7 +16,8 @@ from click.core import ParameterSource
 from client import settings, tables
 from client.session import Session
 from protocol.errors import PilotageError
-from protocol.messages import Explanation, wire_name
+from protocol.messages import wire_name
+from protocol.messages.views import Explanation
 from protocol.redaction import one_line
 from protocol.values import in_seconds
 

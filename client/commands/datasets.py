@@ -13,7 +13,7 @@ from client.commands.files import COLUMNS as FILE_COLUMNS
 from client.session import Session
 from client.tables import Column
 from protocol.files import ALGORITHMS, check_name
-from protocol.messages import DatasetView
+from protocol.messages.views import DatasetView
 from protocol.redaction import one_line
 from protocol.states import DatasetState
 

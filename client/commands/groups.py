@@ -9,7 +9,8 @@ from client.commands import Group
 from client.commands.common import examples, json_option, with_session
 from client.session import Session
 from client.tables import Column
-from protocol.messages import GroupChange, GroupSpec, GroupView
+from protocol.messages.requests import GroupChange, GroupSpec
+from protocol.messages.views import GroupView
 
 _SHARE = {"metavar": "N", "type": click.IntRange(min=1)}
 _QUOTA = {"metavar": "N", "type": click.IntRange(min=0)}

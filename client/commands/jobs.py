@@ -22,7 +22,7 @@ from client.metrics import benchmark_line, lines_of, sparkline
 from client.session import Session
 from client.tables import Column
 from protocol.errors import BY_NAME
-from protocol.messages import AttemptView, FileView, JobLog, JobMetrics, JobView
+from protocol.messages.views import AttemptView, FileView, JobLog, JobMetrics, JobView
 from protocol.states import FINAL, JobState
 
 _COLUMNS = (

@@ -8,7 +8,7 @@ from client import looking, tables
 from client.commands.common import examples, json_option, say_next, with_session
 from client.session import Session
 from protocol.files import check_inside
-from protocol.messages import DebugWish
+from protocol.messages.requests import DebugWish
 from protocol.redaction import lines, one_line
 
 _ABOUT = {

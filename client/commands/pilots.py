@@ -12,7 +12,8 @@ from client.commands.common import examples, json_option, limit_option, print_li
 from client.metrics import benchmark_line
 from client.session import Session
 from client.tables import Column
-from protocol.messages import GpuKind, PilotsDrained, PilotView
+from protocol.messages.pilots import GpuKind
+from protocol.messages.views import PilotsDrained, PilotView
 from protocol.states import PilotState
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -12,7 +12,8 @@ from client.commands import Group, common
 from client.commands.common import F, examples, json_option, limit_option, print_list, with_session
 from client.session import Session
 from client.tables import Column
-from protocol.messages import QueueChange, QueueSpec, QueueView
+from protocol.messages.requests import QueueChange, QueueSpec
+from protocol.messages.views import QueueView
 from protocol.resources import ResourceType
 from protocol.states import QueueState
 

@@ -9,7 +9,7 @@ from client.commands import Group
 from client.commands.common import examples, json_option, limit_option, print_list, say_next, with_session
 from client.session import Session
 from client.tables import Column
-from protocol.messages import StorageSpec
+from protocol.messages.requests import StorageSpec
 
 _COLUMNS = (
     Column("storage", lambda storage: storage.name),

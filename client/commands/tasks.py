@@ -34,7 +34,10 @@ from client.session import Session
 from client.tables import Column
 from protocol.errors import PilotageError
 from protocol.files import NAME
-from protocol.messages import FailureView, RetrySpec, StepKind, TaskSpec, TaskView, wire_name
+from protocol.messages import wire_name
+from protocol.messages.pilots import StepKind
+from protocol.messages.requests import RetrySpec, TaskSpec
+from protocol.messages.views import FailureView, TaskView
 from protocol.redaction import one_line
 from protocol.resources import ResourceType
 from protocol.states import DatasetState, TaskState

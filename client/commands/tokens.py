@@ -13,7 +13,8 @@ from client.commands.common import Duration, examples, json_option, limit_option
 from client.session import Session
 from client.tables import Column
 from protocol.errors import PilotageError
-from protocol.messages import TokenSpec, TokenView
+from protocol.messages.requests import TokenSpec
+from protocol.messages.views import TokenView
 
 ROLES = ("user", "group", "admin", "pilot")
 

@@ -14,7 +14,8 @@ from client import tables
 from client.commands.common import examples, json_option, with_session
 from client.session import Session
 from client.tables import Column
-from protocol.messages import UsageView, wire_name
+from protocol.messages import wire_name
+from protocol.messages.views import UsageView
 
 
 class Day(click.ParamType):

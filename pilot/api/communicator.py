@@ -32,7 +32,7 @@ from pilot import certificates
 from pilot.jobrun import JobOver, JobRun, Jobs
 from pilot.server_client import Backoff, ServerClient, Waiting, insist, is_passing, last_word
 from protocol.errors import PilotageError, PilotExit
-from protocol.messages import (
+from protocol.messages.pilots import (
     GetJobReply,
     GetJobRequest,
     Heartbeat,

@@ -19,7 +19,7 @@ from protocol import __version__
 from protocol.errors import PilotageError
 from protocol.files import check_lfn
 from protocol.logs import bound_fields
-from protocol.messages import BenchmarkReport
+from protocol.messages.pilots import BenchmarkReport
 from protocol.redaction import one_line, redact
 
 logger = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from pilot.control.payload import pack_log
 from pilot.jobrun import JobOver, JobRun
 from pilot.patience import Patience
 from protocol.errors import PilotageError
-from protocol.messages import LogReport, OutputReport
+from protocol.messages.pilots import LogReport, OutputReport
 from protocol.states import JobState
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ import random
 from pilot.context import Context
 from pilot.debug import Desk
 from protocol.errors import PilotageError
-from protocol.messages import Heartbeat
+from protocol.messages.pilots import Heartbeat
 
 logger = logging.getLogger(__name__)
 

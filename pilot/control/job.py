@@ -23,7 +23,7 @@ from pilot.control.slot import goes_all_the_way
 from pilot.jobrun import BRISK_SECONDS, JobRun
 from pilot.server_client import CREDENTIALS, Backoff, is_passing
 from protocol.errors import PilotageError
-from protocol.messages import GetJobReply, GetJobRequest, JobSpec
+from protocol.messages.pilots import GetJobReply, GetJobRequest, JobSpec
 from protocol.states import JobState
 
 logger = logging.getLogger(__name__)

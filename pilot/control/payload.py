@@ -17,7 +17,7 @@ from pilot.jobrun import INPUTS, JobRun
 from pilot.plugins.executors import Run
 from pilot.text import last_words, tail_of
 from protocol.errors import PilotageError
-from protocol.messages import StepKind
+from protocol.messages.pilots import StepKind
 from protocol.states import JobState
 
 logger = logging.getLogger(__name__)

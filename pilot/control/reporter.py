@@ -23,7 +23,7 @@ from pilot.jobrun import JobRun, is_result
 from pilot.outbox import Leftover
 from pilot.server_client import Backoff, is_passing
 from protocol.errors import BY_NAME, PilotageError
-from protocol.messages import AttemptUpdate, AttemptUpdates, GetJobRequest, UpdateReplies, UpdateReply
+from protocol.messages.pilots import AttemptUpdate, AttemptUpdates, GetJobRequest, UpdateReplies, UpdateReply
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from pilot.process import Process, how_it_ended
 from pilot.text import last_words, tail_of
 from protocol.errors import PilotageError
 from protocol.logs import bound, bound_fields
-from protocol.messages import Step, StepKind
+from protocol.messages.pilots import Step, StepKind
 from protocol.settings import Settings
 
 logger = logging.getLogger(__name__)

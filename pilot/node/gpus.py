@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Optional
 
-from protocol.messages import GpuKind
+from protocol.messages.pilots import GpuKind
 from protocol.redaction import one_line
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from typing import Optional
 from pilot.jobrun import JobRun
 from pilot.node import Node
 from protocol.errors import ErrorEntry
-from protocol.messages import InputFile, Step
+from protocol.messages.pilots import InputFile, Step
 from protocol.settings import Settings
 
 

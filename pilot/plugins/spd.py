@@ -12,7 +12,7 @@ from pilot.jobrun import JobRun
 from pilot.plugins.base import ExperimentPlugin
 from protocol import spd
 from protocol.errors import BY_NAME, ErrorEntry, PilotageError
-from protocol.messages import InputFile
+from protocol.messages.pilots import InputFile
 
 SUFFIX = ".spd"
 RUNTIMES = ("apptainer", "singularity")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from protocol.errors import PilotageError
-from protocol.messages import AccountChange, AccountSpec, AccountView, Page, TokenSpec, TokenView
+from protocol.messages.requests import AccountChange, AccountSpec, TokenSpec
+from protocol.messages.views import AccountView, Page, TokenView
 from server.access import groups, quotas, tokens, trail
 from server.access.tokens import Role
 from server.core import Core

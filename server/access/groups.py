@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from protocol.errors import PilotageError
-from protocol.messages import GroupChange, GroupSpec, GroupView, Page
+from protocol.messages.requests import GroupChange, GroupSpec
+from protocol.messages.views import GroupView, Page
 from server.access import quotas, trail
 from server.access.quotas import chain_of
 from server.access.tokens import Caller, Role

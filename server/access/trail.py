@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any, TypeVar
 
 from protocol.errors import shorten
-from protocol.messages import Page, TrailEntry
+from protocol.messages.views import Page, TrailEntry
 from server.core import Core
 from server.models import AdminEvent
 from server.paging import Cursor, iso, page_of

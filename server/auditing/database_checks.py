@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from protocol.messages import TaskSpec, from_wire
+from protocol.messages import from_wire
+from protocol.messages.requests import TaskSpec
 from protocol.states import FINAL, HELD, JobState
 from server.auditing.findings import Finding, Report, finding
 from server.auditing.snapshot import Snapshot

@@ -15,7 +15,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from protocol.messages import TaskSpec, from_wire, to_wire
+from protocol.messages import from_wire, to_wire
+from protocol.messages.requests import TaskSpec
 from protocol.resources import Needs, Offer, ResourceType, fits
 from server.brokerage import shares
 from server.brokerage.shares import Share

@@ -8,7 +8,7 @@ from typing import Any
 from peewee import fn
 
 from protocol.errors import PilotageError
-from protocol.messages import TaskSpec
+from protocol.messages.requests import TaskSpec
 from server.core import Limits
 from server.models import Dataset, Task, TaskDependency
 

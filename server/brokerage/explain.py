@@ -15,7 +15,8 @@ from typing import Any
 from peewee import fn
 
 from protocol.errors import BY_NAME
-from protocol.messages import Explanation, QueueFit, TaskSpec
+from protocol.messages.requests import TaskSpec
+from protocol.messages.views import Explanation, QueueFit
 from protocol.resources import Needs, fits, misfits
 from protocol.states import FINAL, HELD, MEANING, DatasetState, JobState, QueueState, TaskState
 from server import computing, job_manager, task_manager

@@ -10,7 +10,7 @@ from apispec import APISpec
 from pydantic import TypeAdapter
 
 import protocol
-from protocol.messages import ErrorReply
+from protocol.messages.views import ErrorReply
 from server.access.tokens import Role
 from server.http.wire import JSON_LINES, LONGEST_VALUE, STATUS, Parameter
 from server.routes import Route

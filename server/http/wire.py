@@ -14,20 +14,17 @@ from flask import Request, Response
 from pydantic import TypeAdapter, ValidationError
 
 from protocol.errors import PilotageError
-from protocol.messages import (
+from protocol.messages import NAME_FIELD, OPTIONAL_NAME, to_wire, wire_name
+from protocol.messages.pilots import (
     DIGEST,
     IMAGE,
-    NAME_FIELD,
-    OPTIONAL_NAME,
     SOFTWARE_CHECKSUM,
-    ErrorReply,
     GetJobReply,
     HeartbeatReply,
     UpdateReplies,
     UpdateReply,
-    to_wire,
-    wire_name,
 )
+from protocol.messages.views import ErrorReply
 from server.paging import Cursor
 
 STATUS: dict[str, int] = {

@@ -7,7 +7,8 @@ import json
 import math
 
 from protocol.errors import PilotageError
-from protocol.messages import BenchmarkReport, from_wire, to_wire
+from protocol.messages import from_wire, to_wire
+from protocol.messages.pilots import BenchmarkReport
 from protocol.redaction import one_line, redact
 from server.models import Attempt, Pilot
 

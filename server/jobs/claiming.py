@@ -12,7 +12,7 @@ from urllib.parse import quote
 import peewee
 
 from protocol.errors import PilotageError
-from protocol.messages import GetJobRequest, InputFile, JobSpec, OutputFile
+from protocol.messages.pilots import GetJobRequest, InputFile, JobSpec, OutputFile
 from protocol.resources import Offer
 from protocol.states import QueueState
 from server.access import tokens

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from protocol.messages import TaskSpec
+from protocol.messages.requests import TaskSpec
 from protocol.states import Actor, JobState
 from server.core import Core
 from server.jobs import moves

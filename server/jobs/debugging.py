@@ -13,16 +13,10 @@ from typing import Any
 
 from protocol.errors import PilotageError
 from protocol.files import check_inside
-from protocol.messages import (
-    LONGEST_TAIL,
-    DebugOrder,
-    DebugReport,
-    DebugView,
-    DebugWish,
-    InspectionOrder,
-    InspectionView,
-    from_wire,
-)
+from protocol.messages import from_wire
+from protocol.messages.pilots import LONGEST_TAIL, DebugOrder, DebugReport, InspectionOrder
+from protocol.messages.requests import DebugWish
+from protocol.messages.views import DebugView, InspectionView
 from protocol.redaction import lines, one_line, redact
 from protocol.states import HELD, Actor, JobState
 from server.core import Core

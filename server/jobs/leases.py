@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any
 
 from protocol.errors import PilotageError
-from protocol.messages import Command, Heartbeat, UpdateReply
+from protocol.messages.pilots import Command, Heartbeat, UpdateReply
 from protocol.states import HELD, Actor, JobState
 from server.access import tokens
 from server.core import Core

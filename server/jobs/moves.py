@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from peewee import Case, fn
 
 from protocol.errors import PilotageError, shorten
-from protocol.messages import Command, UpdateReply
+from protocol.messages.pilots import Command, UpdateReply
 from protocol.states import FINAL, Actor, JobState, sources
 from server.core import Core
 from server.leaseclock import lease_clock

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 from protocol.errors import PilotageError
-from protocol.messages import RetryReply, RetrySpec
+from protocol.messages.requests import RetrySpec
+from protocol.messages.views import RetryReply
 from protocol.states import FINAL, Actor, DatasetState, JobState, TaskState, sources
 from server import task_manager
 from server.access import trail

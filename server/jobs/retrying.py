@@ -13,7 +13,7 @@ from typing import Any
 from peewee import fn
 
 from protocol.errors import Budget, ErrorEntry, Retry, shorten
-from protocol.messages import AttemptUpdate
+from protocol.messages.pilots import AttemptUpdate
 from protocol.states import Actor, JobState
 from server.brokerage import broker
 from server.core import Core

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from protocol.messages import AttemptMetrics, JobMetrics, MetricPoint
+from protocol.messages.views import AttemptMetrics, JobMetrics, MetricPoint
 from server.database import Chain, Part, Rows
 from server.models import Attempt
 from server.models import MetricPoint as Point

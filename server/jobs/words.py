@@ -15,7 +15,7 @@ from typing import Any
 
 from protocol.errors import BY_NAME, ErrorEntry, PilotageError, shorten
 from protocol.files import check_checksums
-from protocol.messages import AttemptUpdate, LogReport, OutputReport, UpdateReply
+from protocol.messages.pilots import AttemptUpdate, LogReport, OutputReport, UpdateReply
 from protocol.states import HELD, PILOT_OWNED, JobState
 from server.access import tokens
 from server.brokerage import nodes

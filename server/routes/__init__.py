@@ -25,7 +25,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Route:
-    """One address. `body` and `reply` are the classes of protocol.messages; None: no JSON."""
+    """One address. `body` and `reply` are classes of protocol.messages; None: no JSON."""
 
     method: str
     path: str

@@ -4,17 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from protocol.messages import (
-    AccountChange,
-    AccountSpec,
-    AccountView,
-    GroupChange,
-    GroupSpec,
-    GroupView,
-    Page,
-    TokenSpec,
-    TokenView,
-)
+from protocol.messages.requests import AccountChange, AccountSpec, GroupChange, GroupSpec, TokenSpec
+from protocol.messages.views import AccountView, GroupView, Page, TokenView
 from server.access import accounts, groups, trail
 from server.access.tokens import Role
 from server.http.wire import CURSOR, Parameter, path_id

@@ -10,7 +10,7 @@ from typing import Any
 from flask import send_file
 
 from protocol.errors import PilotageError
-from protocol.messages import (
+from protocol.messages.pilots import (
     AttemptUpdate,
     AttemptUpdates,
     GetJobReply,

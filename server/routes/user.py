@@ -7,34 +7,36 @@ from collections.abc import Iterator
 from typing import Any
 
 from protocol.errors import BY_NAME
-from protocol.messages import (
-    BundleRef,
+from protocol.messages.pilots import BundleRef
+from protocol.messages.requests import (
     DatasetSpec,
-    DatasetView,
-    DebugView,
     DebugWish,
-    Explanation,
     FileList,
     FileSpec,
-    JobMetrics,
-    JobView,
     NodeStateSpec,
-    NodeView,
-    Page,
-    PilotsDrained,
-    PilotView,
     PrioritySpec,
     QueueChange,
     QueueSpec,
     QueueStateSpec,
+    RetrySpec,
+    StorageSpec,
+    TaskSpec,
+)
+from protocol.messages.views import (
+    DatasetView,
+    DebugView,
+    Explanation,
+    JobMetrics,
+    JobView,
+    NodeView,
+    Page,
+    PilotsDrained,
+    PilotView,
     QueueView,
     RetryReply,
-    RetrySpec,
     SiteView,
-    StorageSpec,
     StorageView,
     TaskFailures,
-    TaskSpec,
     TaskView,
 )
 from protocol.states import DatasetState, JobState, PilotState, TaskState

@@ -13,7 +13,7 @@ from typing import Any
 
 from peewee import fn
 
-from protocol.messages import FileView
+from protocol.messages.views import FileView
 from server import accounting, failure_report, job_manager
 from server.core import Core
 from server.jobs import debugging, series

@@ -10,7 +10,8 @@ import base64
 import json
 import zlib
 
-from protocol.messages import JobView, from_wire, to_wire
+from protocol.messages import from_wire, to_wire
+from protocol.messages.views import JobView
 
 SAMPLES = {
     "1": b'{"payloadFailed":"","error":"LOST_HEARTBEAT","errorCode":3100,"errorDetail":"silent since RUNNING; the job was claimed '

@@ -28,7 +28,9 @@ from urllib.parse import parse_qsl
 
 from protocol import logs
 from protocol.errors import PilotageError
-from protocol.messages import ErrorReply, WaitReply, to_wire
+from protocol.messages import to_wire
+from protocol.messages.pilots import WaitReply
+from protocol.messages.views import ErrorReply
 from server.parent import end_with
 from server.waiting import tickets, wake
 from server.waiting.board import Board, Place

@@ -15,7 +15,8 @@ import pytest
 
 from copytools import checksum
 from protocol.errors import PilotageError, PilotExit
-from protocol.messages import DatasetSpec, FileSpec, TaskSpec, wire_name
+from protocol.messages import wire_name
+from protocol.messages.requests import DatasetSpec, FileSpec, TaskSpec
 from protocol.states import JobState
 from tests.acceptance.world import QUICK, WITHOUT_ROOT, World, errors, words
 from tests.running_server import Refused

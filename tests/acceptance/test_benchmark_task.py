@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 from protocol.files import local_path
-from protocol.messages import TaskView, from_wire
+from protocol.messages import from_wire
+from protocol.messages.views import TaskView
 from tests.acceptance.world import World
 from tests.fakes.collector import Collector
 

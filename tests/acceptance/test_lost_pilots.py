@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from protocol.messages import TaskView
+from protocol.messages.views import TaskView
 from protocol.states import JobState
 from tests.acceptance.world import LEASE, Running, World, errors, words
 from tests.running_server import RunningServer

@@ -12,7 +12,8 @@ from typing import Any
 import blake3
 import pytest
 
-from protocol.messages import JobView, TaskView, from_wire
+from protocol.messages import from_wire
+from protocol.messages.views import JobView, TaskView
 from protocol.share import shared_path
 from protocol.states import SUCCESS
 from tests.acceptance.world import World, errors, words

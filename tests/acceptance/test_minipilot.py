@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from pilot import workdir
-from protocol.messages import Step, StepKind, TokenSpec
+from protocol.messages.pilots import Step, StepKind
+from protocol.messages.requests import TokenSpec
 from protocol.states import SUCCESS, JobState
 from tests.acceptance.proxy import Proxy, between
 from tests.acceptance.world import LEASE, Running, World, errors, words

@@ -13,7 +13,8 @@ import pytest
 from pilot import letterbox
 from pilot.bridge import VERBS
 from protocol.errors import PilotExit
-from protocol.messages import TaskView, from_wire
+from protocol.messages import from_wire
+from protocol.messages.views import TaskView
 from protocol.states import SUCCESS, JobState
 from server.access.tokens import Role
 from server.app import DOORS

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from protocol.messages import AttemptView, JobView
+from protocol.messages.views import AttemptView, JobView
 from protocol.states import JobState
 from tests.acceptance.world import QUICK, World, errors, words
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 
-from protocol.messages import Step, StepKind, TaskView, from_wire
+from protocol.messages import from_wire
+from protocol.messages.pilots import Step, StepKind
+from protocol.messages.views import TaskView
 from protocol.states import JobState
 from tests.acceptance.world import World, errors, words
 from tests.running_server import ROOT

@@ -12,7 +12,8 @@ import pytest
 
 from pilot.control.job import Why
 from protocol.errors import PilotExit
-from protocol.messages import GroupSpec, TaskView
+from protocol.messages.requests import GroupSpec
+from protocol.messages.views import TaskView
 from protocol.states import JobState, QueueState
 from tests.acceptance.world import LEASE, QUICK, Running, World, errors, words
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from protocol.errors import PilotExit
-from protocol.messages import PilotView, StorageSpec
+from protocol.messages.requests import StorageSpec
+from protocol.messages.views import PilotView
 from tests.acceptance.world import QUICK, Running, World, errors
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from protocol.errors import PilotExit
-from protocol.messages import TaskView
+from protocol.messages.views import TaskView
 from protocol.states import JobState
 from tests.acceptance.world import LEASE, QUICK, World, errors, words
 

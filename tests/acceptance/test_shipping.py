@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from protocol.messages import TaskView, from_wire
+from protocol.messages import from_wire
+from protocol.messages.views import TaskView
 from tests.acceptance.world import Running, World, errors
 from tests.running_server import serving
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from protocol.messages import StorageSpec
+from protocol.messages.requests import StorageSpec
 from protocol.states import JobState
 from tests.acceptance.world import World, errors
 

@@ -22,7 +22,9 @@ from client.session import Session
 from copytools import checksum
 from protocol.errors import PilotageError
 from protocol.files import local_path
-from protocol.messages import JobView, QueueSpec, TaskSpec, TaskView, wire_name
+from protocol.messages import wire_name
+from protocol.messages.requests import QueueSpec, TaskSpec
+from protocol.messages.views import JobView, TaskView
 from protocol.resources import ResourceType
 from protocol.states import SUCCESS, JobState
 from tests.auditing import assert_clean

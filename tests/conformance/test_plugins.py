@@ -10,7 +10,7 @@ from pilot import plugins
 from pilot import settings as tables
 from pilot.jobrun import JobRun
 from pilot.node import Node
-from protocol.messages import InputFile, JobSpec
+from protocol.messages.pilots import InputFile, JobSpec
 from protocol.resources import ResourceType
 
 PLUGINS = ["generic", "spd"]

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
 from protocol.errors import PilotageError
-from protocol.messages import (
+from protocol.messages import from_wire, to_wire
+from protocol.messages.pilots import (
     AttemptUpdate,
     AttemptUpdates,
     Command,
     DebugOrder,
     DebugReport,
-    ErrorReply,
     GetJobReply,
     GetJobRequest,
     Heartbeat,
@@ -31,9 +31,8 @@ from protocol.messages import (
     QueueForPilot,
     UpdateReplies,
     UpdateReply,
-    from_wire,
-    to_wire,
 )
+from protocol.messages.views import ErrorReply
 from protocol.resources import ResourceType
 from protocol.states import FINAL, JobState
 

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from copytools import checksum
 from pilot.server_client import Backoff, ServerClient, is_passing
 from protocol.errors import PilotageError
-from protocol.messages import (
+from protocol.messages.pilots import (
     AttemptUpdate,
     Command,
     GetJobRequest,

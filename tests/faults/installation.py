@@ -14,7 +14,8 @@ from typing import Any
 
 from client.session import Session
 from protocol.errors import PilotageError
-from protocol.messages import QueueSpec, TaskSpec, TaskView
+from protocol.messages.requests import QueueSpec, TaskSpec
+from protocol.messages.views import TaskView
 from server.auditing.snapshot import Snapshot
 from tests.auditing import assert_clean
 from tests.faults.crew import USUAL, Crew, Habits, tried

@@ -20,7 +20,8 @@ from selectors import EVENT_READ, DefaultSelector
 from typing import Any
 from urllib.parse import urlsplit
 
-from protocol.messages import JobSpec, TaskView
+from protocol.messages.pilots import JobSpec
+from protocol.messages.views import TaskView
 from protocol.states import JobState
 from tests.acceptance.world import World
 from tests.faults.crew import EVERY_STEP, Habits

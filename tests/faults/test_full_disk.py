@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from protocol.messages import StorageSpec
+from protocol.messages.requests import StorageSpec
 from tests.faults.installation import Installation, installed
 from tests.filesystems import mounted
 from tests.running_server import Refused

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from protocol.messages import TaskView
+from protocol.messages.views import TaskView
 from protocol.states import SUCCESS
 from tests.faults import scenarios
 from tests.faults.conftest import Install

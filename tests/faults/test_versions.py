@@ -9,8 +9,7 @@ from typing import Any, Optional
 import pytest
 
 from pilot.server_client import ServerClient
-from protocol import messages
-from protocol.messages import to_wire, wire_name
+from protocol.messages import pilots, to_wire, wire_name
 from tests.faults.crew import EVERY_STEP, Habits
 from tests.faults.installation import Installation
 
@@ -68,6 +67,6 @@ def test_f22_pilots_of_another_version_do_their_jobs(where: Installation, client
 def test_the_fields_that_an_older_pilot_leaves_out_have_defaults() -> None:
     """So that a field which is added later without one is seen here and not in the field."""
     for name, first in FIRST_FIELDS.items():
-        for each in dataclasses.fields(getattr(messages, name)):
+        for each in dataclasses.fields(getattr(pilots, name)):
             has_default = (each.default, each.default_factory) != (dataclasses.MISSING,) * 2
             assert each.name in first or has_default, f"{name}.{each.name}"

@@ -12,7 +12,9 @@ import pytest
 from client.session import Session
 from pilot.server_client import ServerClient
 from protocol.errors import BY_NAME
-from protocol.messages import DebugView, FileView, GpuKind, PilotRegistration, TaskSpec
+from protocol.messages.pilots import GpuKind, PilotRegistration
+from protocol.messages.requests import TaskSpec
+from protocol.messages.views import DebugView, FileView
 from protocol.resources import ResourceType
 from protocol.share import shared_path
 from protocol.states import JobState

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from client.commands import usage as usage_command
-from protocol.messages import UsageView
+from protocol.messages.views import UsageView
 from server import state_directory
 from server.upkeep.backup import known_migrations
 from tests.integration.client.conftest import Pilotage, Server

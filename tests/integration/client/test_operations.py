@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from client.session import Session
-from protocol.messages import DatasetSpec, FileSpec, QueueSpec, TaskSpec
+from protocol.messages.requests import DatasetSpec, FileSpec, QueueSpec, TaskSpec
 from protocol.states import JobState
 from tests.integration.client.conftest import Pilotage
 from tests.waiting import wait_until

@@ -10,7 +10,7 @@ import pytest
 
 from client.session import Session
 from protocol.errors import PilotageError
-from protocol.messages import GroupView
+from protocol.messages.views import GroupView
 from tests.integration.client.conftest import Pilotage, Server
 
 

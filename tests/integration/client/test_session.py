@@ -17,7 +17,7 @@ from client import settings
 from client.session import Session
 from protocol import __version__
 from protocol.errors import PilotageError
-from protocol.messages import DatasetSpec, FileSpec, TaskSpec
+from protocol.messages.requests import DatasetSpec, FileSpec, TaskSpec
 from tests.integration.client.standin import Answer, standing_in
 
 TASK: Dict[str, Any] = {

@@ -12,7 +12,7 @@ import pytest
 from pilot.api import communicator
 from pilot.api.communicator import Communicator, JobOver, JobState, OutputReport, PilotRegistration
 from protocol.errors import PilotageError, PilotExit
-from protocol.messages import BundleRef, Step, StepKind
+from protocol.messages.pilots import BundleRef, Step, StepKind
 from tests.fakes.dispatcher import TOKEN, Dispatcher
 from tests.waiting import wait_until
 

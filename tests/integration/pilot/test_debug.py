@@ -7,7 +7,7 @@ from typing import Callable, Iterator, List
 import pytest
 
 from protocol.errors import PilotExit
-from protocol.messages import DebugOrder, DebugReport, InspectionOrder
+from protocol.messages.pilots import DebugOrder, DebugReport, InspectionOrder
 from tests.fakes.dispatcher import Dispatcher
 from tests.pilots import PilotProcess, Site
 from tests.waiting import wait_until

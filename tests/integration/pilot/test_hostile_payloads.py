@@ -13,7 +13,7 @@ from typing import Any, Dict, Iterator, List, NamedTuple
 import pytest
 
 from protocol.errors import PilotExit
-from protocol.messages import Step, StepKind
+from protocol.messages.pilots import Step, StepKind
 from server import pilot_package
 from tests.fakes.dispatcher import TOKEN, Dispatcher
 from tests.integration.pilot.test_isolation import sleepers

@@ -14,7 +14,7 @@ from typing import Dict, Iterator, List, Set
 import pytest
 
 from protocol.errors import PilotExit
-from protocol.messages import Step, StepKind
+from protocol.messages.pilots import Step, StepKind
 from tests.fakes.dispatcher import TOKEN, Dispatcher
 from tests.pilots import Site
 from tests.users import PYTHON, code_for_all, ordinary_user, place_for_all

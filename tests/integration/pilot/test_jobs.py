@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from protocol.errors import PilotExit
-from protocol.messages import BundleRef
+from protocol.messages.pilots import BundleRef
 from protocol.states import SUCCESS, JobState
 from tests.fakes.dispatcher import Dispatcher
 from tests.pilots import Site

@@ -9,7 +9,7 @@ import pytest
 
 from pilot import cgroups, limits, process
 from protocol.errors import BY_NAME, PilotExit
-from protocol.messages import Step, StepKind
+from protocol.messages.pilots import Step, StepKind
 from tests import control_groups
 from tests.fakes.dispatcher import Dispatcher
 from tests.pilots import Site

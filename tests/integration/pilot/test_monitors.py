@@ -8,7 +8,7 @@ from typing import Any, Dict, Tuple
 import pytest
 
 from protocol.errors import PilotExit
-from protocol.messages import JobSpec
+from protocol.messages.pilots import JobSpec
 from tests.fakes.dispatcher import Dispatcher
 from tests.pilots import Site
 from tests.waiting import wait_until

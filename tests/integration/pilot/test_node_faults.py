@@ -14,7 +14,7 @@ import pytest
 
 from copytools import checksum
 from protocol.errors import PilotExit
-from protocol.messages import InputFile, OutputFile, Step, StepKind
+from protocol.messages.pilots import InputFile, OutputFile, Step, StepKind
 from tests.fakes.dispatcher import Dispatcher
 from tests.filesystems import mounted
 from tests.pilots import Site

@@ -12,7 +12,7 @@ import pytest
 
 from pilot import benchmark
 from protocol.errors import PilotExit
-from protocol.messages import BenchmarkReport
+from protocol.messages.pilots import BenchmarkReport
 from tests.fakes.collector import Collector
 from tests.fakes.dispatcher import Dispatcher
 from tests.pilots import Site

@@ -10,7 +10,7 @@ from typing import Callable
 import pytest
 
 from protocol.errors import PilotExit
-from protocol.messages import InputFile
+from protocol.messages.pilots import InputFile
 from tests.fakes.dispatcher import Dispatcher
 from tests.pilots import PilotProcess, Site
 from tests.waiting import wait_until

@@ -12,7 +12,7 @@ from typing import Dict, Iterator
 import pytest
 
 from protocol.errors import PilotExit
-from protocol.messages import Step, StepKind
+from protocol.messages.pilots import Step, StepKind
 from tests import slurm
 from tests.fakes.dispatcher import Dispatcher
 from tests.pilots import Site

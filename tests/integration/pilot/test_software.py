@@ -18,7 +18,7 @@ from typing import Any, Dict, Iterator, List, Optional
 import pytest
 import trustme
 
-from protocol.messages import Step, StepKind
+from protocol.messages.pilots import Step, StepKind
 from tests.fakes.dispatcher import TOKEN, Dispatcher
 from tests.integration.pilot.test_hostile_payloads import OTHER_ACCOUNT, SetUp, house_of
 from tests.integration.pilot.test_isolation import ISOLATED

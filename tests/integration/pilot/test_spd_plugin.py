@@ -9,7 +9,7 @@ from typing import List
 import pytest
 
 from protocol import spd
-from protocol.messages import InputFile
+from protocol.messages.pilots import InputFile
 from tests.fakes.dispatcher import Dispatcher
 from tests.pilots import Site
 

@@ -7,7 +7,7 @@ from typing import Any, List
 import pytest
 
 from protocol.errors import PilotExit
-from protocol.messages import Step, StepKind
+from protocol.messages.pilots import Step, StepKind
 from tests.fakes.dispatcher import Dispatcher
 from tests.pilots import Site
 from tests.waiting import wait_until

@@ -15,7 +15,7 @@ import trustme
 from pilot import certificates
 from pilot.server_client import ServerClient
 from protocol.errors import PilotageError, PilotExit
-from protocol.messages import PilotRegistration
+from protocol.messages.pilots import PilotRegistration
 from tests.fakes.dispatcher import TOKEN, Dispatcher
 from tests.pilots import Site
 

@@ -10,7 +10,8 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from protocol.errors import BY_NAME
-from protocol.messages import ErrorReply, from_wire
+from protocol.messages import from_wire
+from protocol.messages.views import ErrorReply
 from server.access.tokens import Role
 from tests.integration.server.world import Bearer
 

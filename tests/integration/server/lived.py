@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from protocol.messages import JobSpec, to_wire
+from protocol.messages import to_wire
+from protocol.messages.pilots import JobSpec
 from protocol.states import JobState
 from server import job_manager, task_manager
 from server.models import ArchivedJob, Job, Task

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from protocol.errors import BY_NAME, Budget, Retry
-from protocol.messages import JobSpec
+from protocol.messages.pilots import JobSpec
 from protocol.states import FINAL, HELD, Actor, JobState, can_move
 
 S = JobState

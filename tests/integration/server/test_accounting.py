@@ -7,7 +7,7 @@ import datetime
 import pytest
 from flask.testing import FlaskClient
 
-from protocol.messages import UsageView
+from protocol.messages.views import UsageView
 from server import accounting
 from server.access.tokens import Role
 from server.core import Core, Limits

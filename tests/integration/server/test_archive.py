@@ -10,7 +10,8 @@ import pytest
 from flask.testing import FlaskClient
 
 from protocol.errors import PilotageError
-from protocol.messages import JobView, from_wire, to_wire
+from protocol.messages import from_wire, to_wire
+from protocol.messages.views import JobView
 from protocol.states import JobState
 from server import daemons, job_executor, job_manager, task_manager
 from server.access.tokens import Role

@@ -23,7 +23,8 @@ from click.testing import CliRunner
 from client.commands import root
 from protocol.errors import PilotageError
 from protocol.files import local_path
-from protocol.messages import DatasetSpec, FileSpec, JobSpec, OutputReport, RetrySpec
+from protocol.messages.pilots import JobSpec, OutputReport
+from protocol.messages.requests import DatasetSpec, FileSpec, RetrySpec
 from protocol.states import JobState
 from server import catalogue, closer, job_executor, task_executor, task_manager
 from server.audit import Options, audit

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from protocol.messages import JobSpec, QueueSpec, QueueStateSpec
+from protocol.messages.pilots import JobSpec
+from protocol.messages.requests import QueueSpec, QueueStateSpec
 from protocol.states import QueueState
 from server import computing, job_executor
 from server.brokerage import availability

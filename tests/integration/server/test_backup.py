@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from protocol.errors import PilotageError
-from protocol.messages import Heartbeat, HeldAttempt
+from protocol.messages.pilots import Heartbeat, HeldAttempt
 from server import computing, job_executor
 from server.access import tokens
 from server.core import Core

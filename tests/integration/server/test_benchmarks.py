@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 from flask.testing import FlaskClient
 
-from protocol.messages import BenchmarkReport, JobSpec, to_wire
+from protocol.messages import to_wire
+from protocol.messages.pilots import BenchmarkReport, JobSpec
 from protocol.states import JobState
 from server import job_executor, job_manager
 from server.access.tokens import Role

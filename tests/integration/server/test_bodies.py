@@ -1,6 +1,6 @@
 """Wrong values in every field of every body, made from the fields' own bounds: refused as 400, in one shape, with no effect.
 
-What a field is and what it may hold is read from protocol/messages.py, so a new field or body is tested from its first day.
+What a field is and what it may hold is read from protocol/messages, so a new field or body is tested from its first day.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
-from protocol import messages
-from protocol.messages import wire_name
+from protocol.messages import pilots, wire_name
 from server import app as app_module
 from server import task_manager
 from server.access.tokens import Role
@@ -26,6 +25,7 @@ from server.core import Core
 from server.models import Account, Task, WorkingGroup
 from tests.integration.server.http import Speaker, refusal
 from tests.integration.server.world import Bearer, World
+from tests.messages import message
 
 FILE = {"lfn": "new.spd", "size": 5, "url": "file:///data/new.spd", "checksums": {"md5": "0" * 32}}
 CHECKED = {"size": 3, "checksums": {"md5": "0" * 32}}
@@ -248,7 +248,7 @@ def wrong(kind: Any, bounds: dict[str, Any], optional: bool) -> Iterator[Any]:
             yield ""
         if "pattern" in bounds:
             yield from ("a b", "a\n", "-a", "é", "' OR 1=1 --", "<script>", "a\x1b[2J")
-            if bounds["pattern"] != messages.IMAGE:
+            if bounds["pattern"] != pilots.IMAGE:
                 yield from ("a/b", "../a")
     elif isinstance(kind, type) and issubclass(kind, enum.Enum):
         yield from ("tpu", "", "CPU", 1, True, [], {})
@@ -369,7 +369,7 @@ def test_wrong_types_and_out_of_range_numbers_in_each_field_are_refused(
     role, path, body = BODIES[name]
     who, n = speaker.as_(Role(role)), 0
     with World(core).unchanged():
-        for place, value in cases(getattr(messages, name)):
+        for place, value in cases(message(name)):
             response = who.post(path, changed(body, place, value))
             assert response.status_code == 400, (place, repr(value)[:100], response.text[:300])
             reply = refusal(response, 400)
@@ -381,7 +381,7 @@ def test_wrong_types_and_out_of_range_numbers_in_each_field_are_refused(
             assert reply.detail.isprintable()
             assert len(reply.detail) < 2000
             n += 1
-        for place in needed(getattr(messages, name)):
+        for place in needed(message(name)):
             reply = refusal(who.post(path, changed(body, place, None, remove=True)), 400, "BAD_REQUEST")
             assert "is missing" in reply.detail
             n += 1
@@ -405,7 +405,7 @@ def test_b16_fields_that_nobody_may_set_are_refused_from_people_and_ignored_from
         "__class__": "x",
     }
     extra |= {"job_id": 1, "attempt_nr": 9, "nDone": 10**6}
-    if getattr(messages, name).__pydantic_config__["extra"] == "forbid":
+    if message(name).__pydantic_config__["extra"] == "forbid":
         with World(core).unchanged():
             for key, value in extra.items():
                 reply = refusal(who.post(path, {**body, key: value}), 400, "BAD_REQUEST")
@@ -639,7 +639,7 @@ def test_words_of_any_language_come_back_as_they_were_sent(speaker: Speaker) -> 
 
 def test_a_pilot_with_a_wrong_clock_does_no_harm_to_what_people_see(core: Core, speaker: Speaker) -> None:
     body = BODIES["AttemptUpdate"][2]
-    latest = messages.Move.__dataclass_fields__["at"].metadata["le"]
+    latest = pilots.Move.__dataclass_fields__["at"].metadata["le"]
     for seq, at in ((1, 0.0), (2, latest)):
         move = {"state": "RUNNING" if seq == 1 else "FINISHED", "at": at}
         speaker.ok("POST", "/v1/updateJob", {**body, "seq": seq, "moves": [move], "outputs": None})

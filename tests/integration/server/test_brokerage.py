@@ -10,7 +10,7 @@ from collections import Counter
 
 import pytest
 
-from protocol.messages import PilotRegistration
+from protocol.messages.pilots import PilotRegistration
 from protocol.resources import Needs, ResourceType
 from protocol.states import JobState
 from server import closer, computing

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
-from protocol.messages import Command, DatasetSpec, FileSpec, RetrySpec
+from protocol.messages.pilots import Command
+from protocol.messages.requests import DatasetSpec, FileSpec, RetrySpec
 from protocol.states import JobState, TaskState
 from server import catalogue, closer, job_manager, tallies, task_executor, task_manager
 from server.access.tokens import Role

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from protocol.messages import DatasetSpec, FileSpec
+from protocol.messages.requests import DatasetSpec, FileSpec
 from server import catalogue
 from server.models import Dataset, File
 from server.paging import Cursor

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from protocol.errors import PilotageError
-from protocol.messages import GpuKind, PilotRegistration, QueueSpec
+from protocol.messages.pilots import GpuKind, PilotRegistration
+from protocol.messages.requests import QueueSpec
 from protocol.resources import ResourceType
 from server import computing, job_manager
 from server.models import Pilot

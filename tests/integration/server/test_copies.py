@@ -11,7 +11,8 @@ import pytest
 from flask.testing import FlaskClient
 
 from protocol.errors import PilotageError
-from protocol.messages import Command, JobSpec, RetrySpec, UpdateReply
+from protocol.messages.pilots import Command, JobSpec, UpdateReply
+from protocol.messages.requests import RetrySpec
 from protocol.states import FINAL, JobState
 from server import job_executor, job_manager
 from server.brokerage import explain

@@ -7,17 +7,17 @@ from dataclasses import replace
 import pytest
 from flask.testing import FlaskClient
 
-from protocol.messages import (
+from protocol.messages import to_wire
+from protocol.messages.pilots import (
     LONGEST_TAIL,
     DebugReport,
-    DebugWish,
     Heartbeat,
     HeldAttempt,
     InspectionAnswer,
     JobSpec,
     UpdateReply,
-    to_wire,
 )
+from protocol.messages.requests import DebugWish
 from server import job_executor, job_manager
 from server.access.tokens import Role
 from server.jobs import debugging

@@ -8,15 +8,9 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
-from protocol.messages import (
-    Explanation,
-    PilotRegistration,
-    QueueChange,
-    QueueFit,
-    QueueSpec,
-    QueueStateSpec,
-    RetrySpec,
-)
+from protocol.messages.pilots import PilotRegistration
+from protocol.messages.requests import QueueChange, QueueSpec, QueueStateSpec, RetrySpec
+from protocol.messages.views import Explanation, QueueFit
 from protocol.resources import ResourceType
 from protocol.states import JobState
 from server import computing, job_executor, task_manager

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from flask.testing import FlaskClient
 
-from protocol.messages import FailureView, JobSpec, TaskFailures
+from protocol.messages.pilots import JobSpec
+from protocol.messages.views import FailureView, TaskFailures
 from protocol.states import JobState
 from server import failure_report, task_manager
 from server.access.tokens import Role

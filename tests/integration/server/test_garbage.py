@@ -14,7 +14,8 @@ from urllib.parse import quote
 import pytest
 
 from protocol.files import local_path
-from protocol.messages import DatasetSpec, FileSpec, JobSpec, OutputReport, RetrySpec
+from protocol.messages.pilots import JobSpec, OutputReport
+from protocol.messages.requests import DatasetSpec, FileSpec, RetrySpec
 from protocol.states import JobState
 from server import catalogue, daemons
 from server.auditing import storage_checks

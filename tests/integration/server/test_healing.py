@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from protocol.errors import Retry
-from protocol.messages import QueueChange, QueueSpec, RetrySpec
+from protocol.messages.requests import QueueChange, QueueSpec, RetrySpec
 from protocol.states import JobState
 from server import computing, job_executor, job_manager
 from server.brokerage import broker

@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 from flask.testing import FlaskClient
 
-from protocol.messages import AttemptUpdates, Command, to_wire
+from protocol.messages import to_wire
+from protocol.messages.pilots import AttemptUpdates, Command
 from protocol.states import JobState
 from server import job_executor
 from server.access import tokens

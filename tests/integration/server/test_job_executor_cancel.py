@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from protocol.errors import PilotageError
-from protocol.messages import Command, UpdateReply
+from protocol.messages.pilots import Command, UpdateReply
 from protocol.states import FINAL, HELD, JobState
 from server import job_executor, job_manager, task_manager
 from server.core import Core, Limits

@@ -5,7 +5,8 @@ from __future__ import annotations
 import peewee
 import pytest
 
-from protocol.messages import JobSpec, QueueSpec, QueueStateSpec
+from protocol.messages.pilots import JobSpec
+from protocol.messages.requests import QueueSpec, QueueStateSpec
 from protocol.resources import ResourceType
 from protocol.states import JobState
 from server import computing, job_executor, task_manager

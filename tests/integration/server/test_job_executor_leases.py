@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from protocol.messages import Command, PilotEnd, QueueSpec, UpdateReply
+from protocol.messages.pilots import Command, PilotEnd, UpdateReply
+from protocol.messages.requests import QueueSpec
 from protocol.states import HELD, JobState
 from server import computing, job_executor, job_manager, reaper
 from server.core import Core, Limits

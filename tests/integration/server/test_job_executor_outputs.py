@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from protocol.messages import LogReport, OutputReport
+from protocol.messages.pilots import LogReport, OutputReport
 from protocol.states import JobState
 from server import catalogue, job_executor, job_manager
 from server.models import File, Replica

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from protocol.errors import PilotageError
-from protocol.messages import (
+from protocol.messages.pilots import (
     AttemptUpdate,
     Command,
     Heartbeat,

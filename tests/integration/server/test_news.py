@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from protocol.messages import QueueStateSpec
+from protocol.messages.requests import QueueStateSpec
 from server import computing
 from server.core import Core, Waiting
 from server.models import Job

@@ -10,7 +10,8 @@ from flask.testing import FlaskClient
 
 from protocol import __version__
 from protocol.errors import PilotageError
-from protocol.messages import PilotRegistration, QueueSpec, QueueStateSpec, RetrySpec, StorageSpec, TaskSpec
+from protocol.messages.pilots import PilotRegistration
+from protocol.messages.requests import QueueSpec, QueueStateSpec, RetrySpec, StorageSpec, TaskSpec
 from protocol.states import JobState
 from server import catalogue, computing, job_executor, job_manager, task_manager
 from server.access.tokens import Role

@@ -9,16 +9,8 @@ import pytest
 from flask.testing import FlaskClient
 
 from protocol.errors import PilotageError
-from protocol.messages import (
-    PilotEnd,
-    PilotRegistration,
-    QueueChange,
-    QueueSpec,
-    QueueStateSpec,
-    Step,
-    StepKind,
-    TokenSpec,
-)
+from protocol.messages.pilots import PilotEnd, PilotRegistration, Step, StepKind
+from protocol.messages.requests import QueueChange, QueueSpec, QueueStateSpec, TokenSpec
 from protocol.resources import ResourceType
 from server import computing, job_executor
 from server.access import accounts

@@ -11,7 +11,7 @@ from urllib.parse import quote
 import pytest
 
 from protocol.errors import PilotageError
-from protocol.messages import OutputReport
+from protocol.messages.pilots import OutputReport
 from server import job_executor
 from server.core import Core, Limits
 from server.models import Counter, Garbage, Replica, Storage

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
-from protocol import messages
 from protocol.errors import PilotageError
 from protocol.messages import from_wire
+from protocol.messages.views import Page
 from protocol.states import SUCCESS
 from server import app as app_module
 from server import task_manager
@@ -337,7 +337,7 @@ def test_every_reply_is_of_its_declared_class(core: Core, speaker: Speaker) -> N
             path = filled(route.path).replace("/queues/in", "/queues/CPU")
             read = from_wire(route.reply, speaker.ok("GET", path))
             assert isinstance(read, route.reply)
-            if route.reply is messages.Page and route.path not in ("/v1/datasets/<name>/files",):
+            if route.reply is Page and route.path not in ("/v1/datasets/<name>/files",):
                 assert read.items
 
 

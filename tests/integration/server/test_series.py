@@ -8,7 +8,9 @@ from types import SimpleNamespace
 import pytest
 from flask.testing import FlaskClient
 
-from protocol.messages import Heartbeat, HeldAttempt, JobMetrics, JobSpec, from_wire
+from protocol.messages import from_wire
+from protocol.messages.pilots import Heartbeat, HeldAttempt, JobSpec
+from protocol.messages.views import JobMetrics
 from protocol.states import JobState
 from server import job_executor
 from server.access.tokens import Role

@@ -25,7 +25,7 @@ from hypothesis.stateful import (
 )
 
 from protocol.errors import PilotageError
-from protocol.messages import (
+from protocol.messages.pilots import (
     AttemptUpdate,
     Command,
     GetJobRequest,
@@ -34,9 +34,9 @@ from protocol.messages import (
     Move,
     OutputReport,
     PilotRegistration,
-    RetrySpec,
     UpdateReply,
 )
+from protocol.messages.requests import RetrySpec
 from protocol.states import PILOT_OWNED, JobState
 from server import computing, job_executor, task_manager
 from server.core import Core, Limits

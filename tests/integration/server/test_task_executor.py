@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from protocol.messages import DatasetSpec, FileSpec
+from protocol.messages.requests import DatasetSpec, FileSpec
 from protocol.resources import ResourceType
 from protocol.states import JobState
 from server import catalogue, task_executor, task_manager

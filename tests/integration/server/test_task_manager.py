@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from protocol.errors import PilotageError
-from protocol.messages import DatasetSpec, JobSpec, QueueSpec, Step, StepKind, TaskSpec, from_wire, to_wire
+from protocol.messages import from_wire, to_wire
+from protocol.messages.pilots import JobSpec, Step, StepKind
+from protocol.messages.requests import DatasetSpec, QueueSpec, TaskSpec
 from protocol.resources import ResourceType
 from protocol.states import JobState
 from server import catalogue, computing, task_manager

@@ -14,10 +14,8 @@ from typing import Any, Iterator, TypeVar
 import pytest
 
 from protocol.errors import PilotageError
-from protocol.messages import (
+from protocol.messages.pilots import (
     AttemptUpdate,
-    DatasetSpec,
-    FileSpec,
     GetJobRequest,
     Heartbeat,
     HeldAttempt,
@@ -26,10 +24,10 @@ from protocol.messages import (
     Move,
     OutputReport,
     PilotRegistration,
-    TaskSpec,
-    TaskView,
     UpdateReply,
 )
+from protocol.messages.requests import DatasetSpec, FileSpec, TaskSpec
+from protocol.messages.views import TaskView
 from protocol.resources import ResourceType
 from protocol.states import JobState
 from server import catalogue, closer, computing, job_executor, reaper, task_executor, task_manager

@@ -10,7 +10,7 @@ import pytest
 from client import demo, watch
 from client.demo import DATASET, Demo, Wish
 from protocol.errors import PilotageError
-from protocol.messages import FileView, JobView, TaskView
+from protocol.messages.views import FileView, JobView, TaskView
 
 HASHES = {"md5": "a" * 32, "blake3": "b" * 64}
 

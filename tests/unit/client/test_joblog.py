@@ -11,7 +11,7 @@ import pytest
 
 from client import joblog
 from protocol.errors import PilotageError
-from protocol.messages import AttemptView, JobView
+from protocol.messages.views import AttemptView, JobView
 
 
 def archive(path: Path, files: Dict[str, bytes], links: Optional[Dict[str, str]] = None) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from client.commands import jobs
-from protocol.messages import AttemptMetrics, AttemptView, JobMetrics, JobView, MetricPoint
+from protocol.messages.views import AttemptMetrics, AttemptView, JobMetrics, JobView, MetricPoint
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from client.looking import LATEST, Follower, new_part
-from protocol.messages import DebugView
+from protocol.messages.views import DebugView
 
 WINDOW = 20
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from client.metrics import Line, lines_of, sparkline
-from protocol.messages import AttemptMetrics, MetricPoint
+from protocol.messages.views import AttemptMetrics, MetricPoint
 
 
 def test_the_lines_of_an_attempt_end_with_the_last_numbers() -> None:

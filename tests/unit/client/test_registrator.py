@@ -19,7 +19,8 @@ from client import registrator
 from client.registrator import Found, Options, find, natural, register
 from copytools import checksum
 from protocol.errors import PilotageError
-from protocol.messages import DatasetSpec, DatasetView, FileSpec
+from protocol.messages.requests import DatasetSpec, FileSpec
+from protocol.messages.views import DatasetView
 
 
 class Server:

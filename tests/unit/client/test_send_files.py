@@ -10,7 +10,7 @@ import pytest
 from client import session as session_module
 from client.session import Session
 from protocol.errors import PilotageError
-from protocol.messages import FileSpec
+from protocol.messages.requests import FileSpec
 
 
 class Server:

@@ -8,7 +8,7 @@ import pytest
 
 from client import tables
 from client.tables import Column
-from protocol.messages import StorageView
+from protocol.messages.views import StorageView
 from protocol.states import JobState
 
 COLUMNS = (Column("storage", lambda view: view.name), Column("address", lambda view: view.url))

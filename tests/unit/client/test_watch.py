@@ -8,7 +8,7 @@ import pytest
 
 from client import watch
 from protocol.errors import PilotageError
-from protocol.messages import TaskView
+from protocol.messages.views import TaskView
 from protocol.states import JobState
 
 

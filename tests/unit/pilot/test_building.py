@@ -11,7 +11,7 @@ from copytools.base import FileTool
 from pilot import building, settings
 from pilot.plugins.base import ExperimentPlugin
 from protocol.errors import PilotageError
-from protocol.messages import QueueForPilot
+from protocol.messages.pilots import QueueForPilot
 from protocol.redaction import Secrets
 from protocol.resources import ResourceType
 

@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from pilot.bundles import Cache, Mismatch
 from protocol.errors import PilotageError
-from protocol.messages import BundleRef
+from protocol.messages.pilots import BundleRef
 from tests.unit.pilot.test_archives import tar
 
 

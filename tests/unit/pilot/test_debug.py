@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pilot import debug, workdir
-from protocol.messages import LONGEST_TAIL
+from protocol.messages.pilots import LONGEST_TAIL
 from protocol.redaction import HIDDEN, Secrets
 from tests.unit.pilot import test_workdir
 

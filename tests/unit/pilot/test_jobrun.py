@@ -11,7 +11,7 @@ import pytest
 from pilot import jobrun
 from pilot.jobrun import JobOver, JobRun, Jobs, is_result
 from protocol.errors import PilotageError
-from protocol.messages import (
+from protocol.messages.pilots import (
     AttemptUpdate,
     Command,
     InputFile,

@@ -12,7 +12,7 @@ import pytest
 
 from pilot.outbox import Outbox
 from protocol.errors import PilotageError
-from protocol.messages import AttemptUpdate, Move
+from protocol.messages.pilots import AttemptUpdate, Move
 
 URL = "http://server:1"
 

@@ -10,7 +10,8 @@ import pytest
 from pilot import server_client
 from pilot.server_client import Backoff, is_passing, user_agent
 from protocol.errors import PilotageError
-from protocol.messages import ErrorReply, to_wire
+from protocol.messages import to_wire
+from protocol.messages.views import ErrorReply
 
 
 def body(name: str) -> bytes:

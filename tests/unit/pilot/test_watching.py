@@ -10,7 +10,7 @@ from typing import Any, List
 from pilot.jobrun import JobRun
 from pilot.watching import Watch, Watches
 from protocol.errors import PilotageError
-from protocol.messages import JobSpec
+from protocol.messages.pilots import JobSpec
 from tests.waiting import wait_until
 
 

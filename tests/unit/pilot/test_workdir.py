@@ -16,7 +16,7 @@ from pilot import workdir
 from pilot.workdir import JobLogs, PilotDirectory
 from protocol.errors import PilotageError
 from protocol.logs import bound
-from protocol.messages import JobSpec
+from protocol.messages.pilots import JobSpec
 from protocol.redaction import Secrets
 
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocol import messages
-from protocol.messages import (
+from protocol.messages import from_wire, pilots, requests, to_wire, views, wire_name
+from protocol.messages.pilots import (
     AttemptUpdate,
     BundleRef,
     Command,
@@ -25,18 +25,16 @@ from protocol.messages import (
     Move,
     OutputFile,
     QueueForPilot,
-    TaskSpec,
     UpdateReply,
-    from_wire,
-    to_wire,
-    wire_name,
 )
+from protocol.messages.requests import TaskSpec
 from protocol.resources import ResourceType
 
 MESSAGES = [
     cls
-    for cls in vars(messages).values()
-    if dataclasses.is_dataclass(cls) and cls.__module__ == messages.__name__
+    for module in (pilots, requests, views)
+    for cls in vars(module).values()
+    if dataclasses.is_dataclass(cls) and cls.__module__ == module.__name__
 ]
 ONLY_READ_BY_THE_SERVER = {"DatasetSpec", "FileList", "Page"}
 """Their elements are read by the server's validation, or are of any class."""

@@ -7,7 +7,8 @@ import json
 
 import pytest
 
-from protocol.messages import TaskSpec, to_wire
+from protocol.messages import to_wire
+from protocol.messages.requests import TaskSpec
 from protocol.resources import Needs, ResourceType
 from server.brokerage.broker import needs_in, needs_of
 

@@ -12,7 +12,6 @@ import pytest
 from flask import Request
 from werkzeug.test import EnvironBuilder
 
-from protocol import messages
 from protocol.errors import PilotageError
 from protocol.messages import wire_name
 from protocol.states import JobState
@@ -20,6 +19,7 @@ from server import app
 from server.access.tokens import Role
 from server.http import openapi
 from server.http.wire import CURSOR, JSON_LINES, STATUS, Query
+from tests.messages import message
 
 ROUTES = [route for door in app.DOORS for route in door.routes]
 DOCUMENT = openapi.document(ROUTES)
@@ -148,7 +148,7 @@ def test_each_schema_has_the_names_of_the_wire_and_its_bounds(name: str) -> None
     if "properties" not in schema:
         assert "enum" in schema
         return
-    cls = getattr(messages, name)
+    cls = message(name)
     assert set(schema["properties"]) == {wire_name(each) for each in cls.__dataclass_fields__}
     assert set(schema.get("required", ())) <= set(schema["properties"])
     for field in cls.__dataclass_fields__.values():

@@ -16,7 +16,7 @@ from pilot import settings as tables
 from pilot.control import data
 from pilot.jobrun import JobOver, JobRun
 from protocol.errors import PilotageError
-from protocol.messages import InputFile, JobSpec, OutputFile
+from protocol.messages.pilots import InputFile, JobSpec, OutputFile
 
 
 class Recorder(CopyTool):

@@ -25,7 +25,7 @@ from pilot.plugins.monitors import Look, Monitor, Monitors, Payload, credentials
 from pilot.process import Process
 from protocol import pilot_settings
 from protocol.errors import PilotageError
-from protocol.messages import JobSpec, OutputFile
+from protocol.messages.pilots import JobSpec, OutputFile
 from tests.waiting import wait_until
 
 ENVIRONMENT = {"PATH": "/usr/bin:/bin"}
