@@ -63,7 +63,7 @@ def client_for(settings: Settings, environ: Mapping[str, str], secrets: Secrets)
 
 
 def server_client(
-    settings: Settings, environ: Mapping[str, str], secrets: Secrets, connections: int = 8
+    settings: Settings, environ: Mapping[str, str], secrets: Secrets, connections: int = 4
 ) -> ServerClient:
     url, token, token_file = server_and_token(settings)
     secrets.add(token)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import queue
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Optional, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
     from pilot.jobrun import JobRun
@@ -39,23 +38,6 @@ class Channel(Generic[T]):
                 self._items.put(_END)  # for the other readers
                 return
             yield item
-
-
-class Bell:
-    """Wakes one of the threads that wait for it, however often it was rung meanwhile."""
-
-    def __init__(self) -> None:
-        self._rings: queue.SimpleQueue[None] = queue.SimpleQueue()
-
-    def ring(self) -> None:
-        self._rings.put(None)
-
-    def wait(self, seconds: Optional[float]) -> None:
-        """Until it rings, or so long."""
-        with contextlib.suppress(queue.Empty):
-            self._rings.get(timeout=seconds)
-            while True:
-                self._rings.get_nowait()
 
 
 class Slots:

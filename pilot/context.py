@@ -13,7 +13,7 @@ from typing import NamedTuple, Optional, Union
 
 from copytools.base import CopyTool
 from pilot.bundles import Cache
-from pilot.channels import Bell, Channels
+from pilot.channels import Channels
 from pilot.collector import Collector
 from pilot.jobrun import JobRun, Jobs
 from pilot.node import Node
@@ -120,8 +120,8 @@ class Context:
     """What the pilot monitor (the main thread) sleeps on."""
     watches: Watches = field(default_factory=Watches)
     """The payloads that run and are looked after."""
-    bell: Bell = field(default_factory=Bell)
-    """Wakes a reporter: there is something to say."""
+    bell: threading.Event = field(default_factory=threading.Event)
+    """Wakes the reporter: there is something to say."""
     stop: Stop = field(default_factory=Stop)
     drain: Stop = field(default_factory=Stop)
     """Set when the server wants the pilot to ask for no further job, and to end when those that it holds have."""

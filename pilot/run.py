@@ -24,7 +24,7 @@ from pilot.control import slot as slot_control
 from pilot.control.heartbeat import heartbeat
 from pilot.control.job import Asking, Why, finish_jobs
 from pilot.control.monitor import watch_payloads
-from pilot.control.reporter import MOST_THREADS, Reporter
+from pilot.control.reporter import Reporter
 from pilot.jobrun import Jobs
 from pilot.node import fitness
 from pilot.outbox import Outbox
@@ -201,23 +201,19 @@ class Pilot:
             stage_out=lambda job: data.stage_out(context.of(job), job),
         )
         steps = self._workflow.steps(context, usual)
-        self._reporter.open()
-        slots = context.settings.integer("node_settings", "slots")
-        for nr in range(min(slots + 1, MOST_THREADS)):
-            self._thread(f"reporter-{nr + 1}", self._reporter.run)
+        self._thread("reporter", self._reporter.run)
         self._thread("heartbeat", lambda: heartbeat(context))
         self._thread("monitor", lambda: watch_payloads(context))
         if context.collector is not None:
             self._thread("collector", context.collector.run)
         stages_ahead = context.settings.integer("get_job", "stage_ahead") > 0
-        for slot in range(1, slots + 1):
+        for slot in range(1, context.settings.integer("node_settings", "slots") + 1):
             if stages_ahead:
                 self._thread(f"prepare-{slot}", lambda: payload.prepare_jobs(context, steps.prepare))
                 self._thread(f"stage-in-{slot}", lambda: data.stage_in_jobs(context, steps.stage_in))
             self._thread(f"payload-{slot}", partial(slot_control.run_jobs, context, slot, steps))
             self._thread(f"stage-out-{slot}", lambda: data.stage_out_jobs(context, steps.stage_out))
-        for nr in range(min(slots, MOST_THREADS)):
-            self._thread(f"finish-{nr + 1}", lambda: finish_jobs(context, self._asking))
+        self._thread("finish", lambda: finish_jobs(context, self._asking))
         for name, work in self._workflow.threads(context).items():
             self._thread(f"workflow-{name}", work)
         self._thread(ASKING, self._asking.run)

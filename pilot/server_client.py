@@ -161,12 +161,12 @@ class ServerClient:
         tls: Optional[ssl.SSLContext],
         connect_seconds: float,
         read_seconds: float,
-        connections: int = 8,
+        connections: int = 4,
         letterbox: Optional[Letterbox] = None,
         token_now: Optional[Callable[[], str]] = None,
         token_file: Optional[Path] = None,
     ) -> None:
-        """`connections` are kept for the next request: job control, reporters and heartbeat speak at the same time, and one more
+        """`connections` are kept for the next request: job control, reporter and heartbeat speak at the same time, and one more
         at the end. With a `letterbox` there are none. `token_now` says the token anew when the server refuses the one we have, which is
         in `token_file`, for who is told so.
         """

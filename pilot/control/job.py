@@ -343,7 +343,7 @@ class Asking:
         # One that was lost before may kill pilots: then each of its states is told before it is entered.
         is_brisk = spec.attempt_nr == 1 and self.is_brisk
         job = JobRun(
-            spec, context.directory.job_path(spec), context.bell.ring, slot, is_brisk, ACKNOWLEDGE_SECONDS
+            spec, context.directory.job_path(spec), context.bell.set, slot, is_brisk, ACKNOWLEDGE_SECONDS
         )
         context.job_logs.open(spec.attempt_id, workdir.log_path(job.directory))
         context.jobs.add(job)

@@ -1,7 +1,6 @@
 """The reporter: says every word about the attempts of this pilot to the server (nobody else does), and asks for the next job with the last one.
 
-Words that are due at the same time go in one request. While one is answered, another thread says what others have to say; of one
-attempt or leftover only one thread speaks at a time. A result is in the outbox before it is sent. A word that got no answer is
+Words that are due at the same time go in one request. A result is in the outbox before it is sent. A word that got no answer is
 said again until it is accepted or rejected; what dead pilots left in the outbox is delivered in the same way.
 """
 
@@ -10,9 +9,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple, Optional, Union
 from weakref import WeakKeyDictionary
@@ -27,8 +25,6 @@ from protocol.messages.pilots import AttemptUpdate, AttemptUpdates, GetJobReques
 
 logger = logging.getLogger(__name__)
 
-MOST_THREADS = 4
-"""That `run` a reporter: one for each slot, and one for what comes while all of these wait for an answer."""
 MOST_WORDS = 100
 """In one request."""
 GATHER_SECONDS = 0.01
@@ -57,30 +53,27 @@ class Next(NamedTuple):
 
 
 class Reporter:
-    """What several threads `run`. `_lock` guards who speaks for whom, and who waits after a failure."""
-
     def __init__(self, context: Context, asking: Asking) -> None:
         self._context = context
         self._asking = asking
         self._closed = False
-        self._lock = threading.Lock()
         self._leftovers: list[Leftover] = []
-        self._spoken_for: set[Sender] = set()
         self._waits: WeakKeyDictionary[Sender, tuple[Backoff, float]] = WeakKeyDictionary()
 
-    def open(self) -> None:
-        self._leftovers = self._context.outbox.leftovers()
-
     def run(self) -> None:
+        self._leftovers = self._context.outbox.leftovers()
         while not self._closed:
             self._round()
             self._context.bell.wait(self._seconds_until_due())
-        self._context.bell.ring()  # for the other threads
-        self._close_leftovers(lambda leftover: True)
+            if self._asking.is_brisk and not self._closed:
+                time.sleep(GATHER_SECONDS)
+            self._context.bell.clear()
+        for leftover in self._leftovers:
+            leftover.close()
 
     def close(self) -> None:
         self._closed = True
-        self._context.bell.ring()
+        self._context.bell.set()
 
     def last_words(self, seconds: float) -> None:
         """Called at the end by the pilot monitor: say results that were not tried yet, also if the reporter's thread is stuck."""
@@ -95,58 +88,26 @@ class Reporter:
 
     def _round(self) -> None:
         """All that is due; of each sender in order, and a word without answer holds back those after it."""
-        while due := self._gathered():
-            try:
-                self._speak(due)
-            finally:
-                with self._lock:
-                    self._spoken_for.difference_update(each.sender for each in due)
-        self._close_leftovers(Leftover.is_empty)
-        self._context.jobs.tidy()
-
-    def _gathered(self) -> list[Due]:
-        if self._asking.is_brisk and not self._closed:
-            time.sleep(GATHER_SECONDS)
-        return self._turn()
-
-    def _turn(self) -> list[Due]:
-        """What this thread says next: who rings while another speaks for them is looked at again by that one.
-
-        That may wait long for its answer: until then their results are kept at least. Brisk jobs wait for each other's answers: what
-        they have to say meanwhile goes in one request.
-        """
-        with self._lock:
-            for sender in self._spoken_for:
-                if isinstance(sender, JobRun) and not sender.was_brisk:
-                    self._keep(sender.words())
-            gathering = any(map(_is_brisk, self._spoken_for))
-            due: list[Due] = []
-            for sender in self._senders():
-                waits = sender in self._spoken_for or (gathering and _is_brisk(sender))
-                words = sender.words() if not waits and len(due) < MOST_WORDS else ()
-                if words and self._is_time(sender, words):
-                    due.append(Due(sender, words))
-            self._spoken_for.update(each.sender for each in due)
-        return due
-
-    def _senders(self) -> list[Sender]:
-        return [*self._context.jobs.all(), *self._leftovers]
-
-    def _speak(self, due: Sequence[Due]) -> None:
-        for each in due:
-            # A second of work is not worth the time that the disk takes: that is done again if the pilot dies before it is told.
-            if isinstance(each.sender, JobRun) and not each.sender.was_brisk:
-                self._keep(each.words)
-        answers = self._ask(due, self._next_for(due))
-        for each, answer in zip(due, answers):
-            self._take(each, answer)
-
-    def _close_leftovers(self, is_done: Callable[[Leftover], bool]) -> None:
-        with self._lock:
-            free = [each for each in self._leftovers if each not in self._spoken_for]
-            for leftover in filter(is_done, free):
+        senders: list[Sender] = [*self._context.jobs.all(), *self._leftovers]
+        while senders:
+            due = [each for sender in senders for each in [self._due(sender)] if each is not None]
+            senders = []
+            for start in range(0, len(due), MOST_WORDS):
+                part = due[start : start + MOST_WORDS]
+                answers = self._ask(part, self._next_for(part))
+                senders += [each.sender for each, answer in zip(part, answers) if self._take(each, answer)]
+        for leftover in list(self._leftovers):
+            if leftover.is_empty():
                 leftover.close()
                 self._leftovers.remove(leftover)
+        self._context.jobs.tidy()
+
+    def _due(self, sender: Sender) -> Optional[Due]:
+        words = sender.words()
+        # A second of work is not worth the time that the disk takes: that is done again if the pilot dies before it is told.
+        if isinstance(sender, JobRun) and not sender.was_brisk:
+            self._keep(words)
+        return Due(sender, words) if words and self._is_time(sender, words) else None
 
     def _keep(self, words: Sequence[AttemptUpdate]) -> None:
         for word in words:
@@ -206,24 +167,21 @@ class Reporter:
                 self._wait_after(sender, answer)
                 self._tried(sender, due.words)
                 return False
+            self._context.outbox.drop(word)
             if isinstance(answer, PilotageError):
                 sender.refused(word, answer)
             else:
                 sender.answered(word, answer.state)
                 if isinstance(sender, JobRun):
                     sender.obey(answer)
-            with self._lock:  # whoever keeps results of jobs that are spoken for has done so, or does not see this one any more
-                self._context.outbox.drop(word)
         self._tried(sender, [word])
-        with self._lock:
-            self._waits.pop(sender, None)
+        self._waits.pop(sender, None)
         return True
 
     def _wait_after(self, sender: Sender, error: PilotageError) -> None:
-        with self._lock:
-            backoff, _ = self._waits.get(sender) or (backoff_of(self._context), 0.0)
-            wait = backoff.next(error)
-            self._waits[sender] = (backoff, time.monotonic() + wait)
+        backoff, _ = self._waits.get(sender) or (backoff_of(self._context), 0.0)
+        wait = backoff.next(error)
+        self._waits[sender] = (backoff, time.monotonic() + wait)
         logger.warning(
             "no answer to updateJob",
             extra={"error": error.name, "detail": error.detail, "again_in": round(wait, 1)},
@@ -236,16 +194,11 @@ class Reporter:
 
     def _seconds_until_due(self) -> Optional[float]:
         """Until somebody has something to say without having rung; None if nobody has."""
-        with self._lock:
-            senders = [each for each in self._senders() if each not in self._spoken_for]
-            now = time.monotonic()
-            waits = [self._waits[sender][1] - now for sender in senders if sender in self._waits]
-            due = min([*(sender.seconds_until_due() for sender in senders), *waits], default=math.inf)
+        now = time.monotonic()
+        senders: list[Sender] = [*self._context.jobs.all(), *self._leftovers]
+        waits = [self._waits[sender][1] - now for sender in senders if sender in self._waits]
+        due = min([*(sender.seconds_until_due() for sender in senders), *waits], default=math.inf)
         return None if due == math.inf else max(0.0, due)
-
-
-def _is_brisk(sender: Sender) -> bool:
-    return isinstance(sender, JobRun) and sender.is_brisk
 
 
 def _error_in(answer: UpdateReply) -> Optional[PilotageError]:

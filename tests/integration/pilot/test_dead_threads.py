@@ -29,7 +29,7 @@ setattr(owner, last, broken)
 """
 
 CONTROLS: Dict[str, str] = {
-    "reporter-1": "pilot.control.reporter:Reporter._round",
+    "reporter": "pilot.control.reporter:Reporter._round",
     "heartbeat": "pilot.debug:Desk.held",
     "monitor": "pilot.plugins.monitors:Monitors.sample",
     "payload-1, its monitors": "pilot.plugins.monitors:Monitors.close",
@@ -59,9 +59,7 @@ def test_a_pilot_whose_control_dies_ends_in_order_and_its_job_is_told(
     )
     dispatcher.queue.heartbeat_seconds = 0.5
     dispatcher.queue.pilot_settings["get_job.stage_ahead"] = "1"  # then each step is a control of its own
-    seconds = {"heartbeat": 300, "monitor": 300, "reporter-1": 1, "payload-1, its monitors": 3}.get(
-        control, 0
-    )
+    seconds = {"heartbeat": 300, "monitor": 300, "reporter": 1, "payload-1, its monitors": 3}.get(control, 0)
     number = dispatcher.add(
         "sh", "-c", f"echo > out; exec sleep {seconds}", inputs=[site.input("in", b"x")], outputs=["out"]
     )  # fmt: skip
@@ -69,7 +67,7 @@ def test_a_pilot_whose_control_dies_ends_in_order_and_its_job_is_told(
     assert pilot.wait(30) == PilotExit.BROKEN
     end = dispatcher.attempt(number).end
     assert end is not None, "the end is told, without a reporter too"
-    assert control == "reporter-1" or end.error == ("" if control in ENDS_BEFORE else "PILOT_EXCEPTION"), end
+    assert control == "reporter" or end.error == ("" if control in ENDS_BEFORE else "PILOT_EXCEPTION"), end
     assert "a control died" in pilot.log and "a mistake in the pilot" in pilot.log
     (last,) = dispatcher.bodies("endPilot")
     assert last["exitCode"] == PilotExit.BROKEN and dispatcher.said[-1].verb == "endPilot"

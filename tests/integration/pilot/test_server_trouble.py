@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import stat
 import time
 from pathlib import Path
@@ -368,37 +367,6 @@ def test_a_server_that_hangs_holds_up_no_heartbeat(
     assert pilot.wait(30) == PilotExit.DONE
     assert len(dispatcher.bodies("heartbeat")) - before >= 3
     assert dispatcher.attempt(number).state == "COMPLETED"
-
-
-def test_an_answer_that_takes_long_holds_up_no_other_slot(
-    site: Site, dispatcher: Dispatcher, reached: Reached
-) -> None:
-    wait = 'while [ ! -e "$0" ]; do sleep 0.05; done'
-    first, second = (dispatcher.add("sh", "-c", wait, str(site.place / name)) for name in ("first", "second"))
-    pilot = site.start("--slots", "2", "--max-jobs", "3")
-    for number in (first, second):
-        reached(number, "RUNNING")
-    slow = dispatcher.misbehave("updateJob", times=1, seconds=10)
-    (site.place / "first").touch()
-    wait_until(lambda: slow.times == 0, what="the word that waits for its answer")
-    third = dispatcher.add("true")
-    (site.place / "second").touch()
-    reached(second, "COMPLETED")
-    reached(third, "COMPLETED")
-    assert dispatcher.attempt(first).end is None
-    assert pilot.wait(30) == PilotExit.DONE
-    assert dispatcher.attempt(first).state == "COMPLETED"
-
-
-def test_f13_a_result_is_kept_while_an_earlier_word_of_its_job_waits_for_an_answer(
-    site: Site, dispatcher: Dispatcher
-) -> None:
-    dispatcher.add("true")
-    dispatcher.misbehave("updateJob", seconds=20)
-    pilot = site.start()
-    wait_until(lambda: letters(site), what="the result in the outbox")
-    assert len(dispatcher.bodies("updateJob")) == 1, "the first word of the job has no answer yet"
-    pilot.signal(signal.SIGKILL)
 
 
 def test_waits_between_questions_are_spread(site: Site, dispatcher: Dispatcher) -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import threading
-import time
 from typing import List
 
-from pilot.channels import Bell, Channel, make
+from pilot.channels import Channel, make
 
 
 def test_what_was_put_before_the_close_is_still_read_in_order() -> None:
@@ -36,27 +35,3 @@ def test_new_channels_have_all_slots_free_and_names() -> None:
     channels.close()
     assert list(channels.free) == [1, 2, 3]
     assert channels.staged_in.of[1].name == "staged in for slot 1"
-
-
-def test_a_bell_wakes_one_of_those_who_wait_once_for_all_rings() -> None:
-    bell = Bell()
-    for _ in range(3):
-        bell.ring()
-    began = time.monotonic()
-    bell.wait(30.0)
-    assert time.monotonic() - began < 6.0
-    bell.wait(0.1)
-    assert time.monotonic() - began >= 0.1, "it has no ring left"
-    woken: List[int] = []
-    waiting = [threading.Thread(target=lambda: (bell.wait(None), woken.append(1))) for _ in range(2)]
-    for thread in waiting:
-        thread.start()
-    bell.ring()
-    while not woken:
-        time.sleep(0.01)
-    time.sleep(0.1)
-    assert woken == [1]
-    bell.ring()
-    for thread in waiting:
-        thread.join(6)
-    assert woken == [1, 1]
