@@ -7,6 +7,8 @@ as a stream: what is known of them waits in files meanwhile, not in memory.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import glob
 import json
 import os
@@ -75,13 +77,11 @@ class Found(NamedTuple):
     lfn: str
     path: str
     url: str
-    size: int
-    changed_ns: int
-    inode: int
+    stamp: Stamp
 
     @property
-    def stamp(self) -> Stamp:
-        return self.size, self.changed_ns, self.inode
+    def size(self) -> int:
+        return self.stamp[0]
 
 
 class Inventory:
@@ -92,32 +92,50 @@ class Inventory:
 
     def __init__(self) -> None:
         self._rows = sqlite3.connect("", isolation_level=None)
-        self._rows.execute(f"PRAGMA cache_size = -{SPOOL_BYTES // 1024}")
-        self._rows.execute(
-            "CREATE TABLE found (lfn TEXT PRIMARY KEY, path TEXT, url TEXT, size INT, changed_ns INT, inode INT, place TEXT)"
-        )
-        self._rows.execute("BEGIN")
+        with _on_disk():
+            self._rows.execute(f"PRAGMA cache_size = -{SPOOL_BYTES // 1024}")
+            # Paths are bytes, and a stamp is text: not every path is UTF-8, and some numbers of inodes are too large for SQLite.
+            self._rows.execute(
+                "CREATE TABLE found (lfn TEXT PRIMARY KEY, path BLOB, url BLOB, size INT, stamp TEXT, place TEXT)"
+            )
+            self._rows.execute("BEGIN")
+
+    def __del__(self) -> None:
+        self._rows.close()
 
     def add(self, found: Found) -> str:
         """Take in a file; the path of that which has its name already, or its own."""
-        self._rows.execute(
-            "INSERT INTO found VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
-            (*found, natural(found.lfn)),
+        row = (
+            *(found.lfn, os.fsencode(found.path), os.fsencode(found.url)),
+            *(found.size, json.dumps(found.stamp), natural(found.lfn)),
         )
-        row = self._rows.execute("SELECT path FROM found WHERE lfn = ?", (found.lfn,)).fetchone()
-        return str(row[0])
+        with _on_disk():
+            self._rows.execute("INSERT INTO found VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", row)
+            first = self._rows.execute("SELECT path FROM found WHERE lfn = ?", (found.lfn,)).fetchone()
+        return os.fsdecode(first[0])
 
     def __len__(self) -> int:
         return int(self._rows.execute("SELECT COUNT(*) FROM found").fetchone()[0])
 
     def __iter__(self) -> Iterator[Found]:
-        columns = ", ".join(Found._fields)
-        return map(Found._make, self._rows.execute(f"SELECT {columns} FROM found ORDER BY place, lfn"))
+        with _on_disk():
+            rows = self._rows.execute("SELECT lfn, path, url, stamp FROM found ORDER BY place, lfn")
+            for lfn, path, url, stamp in rows:
+                yield Found(lfn, os.fsdecode(path), os.fsdecode(url), tuple(json.loads(stamp)))
 
     @property
     def size(self) -> int:
         """Of all files together, in bytes."""
-        return int(self._rows.execute("SELECT COALESCE(SUM(size), 0) FROM found").fetchone()[0])
+        return int(self._rows.execute("SELECT TOTAL(size) FROM found").fetchone()[0])
+
+
+@contextlib.contextmanager
+def _on_disk() -> Iterator[None]:
+    """What the disk of temporary files refuses is no mistake of ours."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise OSError(errno.ENOSPC, f"{error}: is the disk full?", tempfile.gettempdir()) from error
 
 
 def register(
@@ -154,7 +172,7 @@ def find(paths: Sequence[str | Path], url_prefix: str = "") -> Inventory:
     for path in (file for each in given for file in _listed(each, problems)):
         try:
             url, stamp = _url(path, root, url_prefix), _stamp(path)
-            there = inventory.add(Found(check_lfn(os.path.basename(path)), path, url, *stamp))
+            there = inventory.add(Found(check_lfn(os.path.basename(path)), path, url, stamp))
             if there != path:
                 raise PilotageError("ALREADY_EXISTS", f"has the same name as {one_line(there)}")
         except PilotageError as error:
@@ -197,7 +215,7 @@ def _listed(path: str, problems: list[PilotageError]) -> Iterator[str]:
             PilotageError("BAD_PATH", f"{one_line(error.filename)} cannot be read: {error.strerror}")
         )
 
-    empty = True
+    empty, n_before = True, len(problems)
     for folder, folders, names in os.walk(path, onerror=note):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in folders:
@@ -210,7 +228,7 @@ def _listed(path: str, problems: list[PilotageError]) -> Iterator[str]:
             if not name.startswith("."):
                 empty = False
                 yield str(Path(folder, name))
-    if empty and not problems:
+    if empty and len(problems) == n_before:
         problems.append(PilotageError("BAD_PATH", f"{one_line(path)} holds no file"))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import random
+import resource
 import tempfile
 import threading
 import tracemalloc
@@ -457,9 +458,54 @@ def test_what_is_found_of_many_files_does_not_fill_the_memory(tmp_path: Path) ->
     try:
         for nr in range(n_files):
             lfn = f"run-000001-{nr:05d}-00.spd"
-            inventory.add(Found(lfn, f"/daq/{lfn}", f"file:///daq/{lfn}", nr, nr, nr))
+            inventory.add(Found(lfn, f"/daq/{lfn}", f"file:///daq/{lfn}", (nr, nr, nr)))
         assert sum(1 for each in inventory if each.size >= 0) == len(inventory) == n_files
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert peak < 50 * n_files
+
+
+def test_a_file_whose_times_and_number_are_larger_than_a_database_takes_is_registered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FUSE file systems use all 64 bits of an inode number."""
+    make(tmp_path, "a.spd")
+    really = registrator._stamp
+    monkeypatch.setattr(registrator, "_stamp", lambda path: (really(path)[0], 2**63, 2**64 - 1))
+    server = Server()
+    go(server, "d", tmp_path)
+    assert [file.lfn for file in server.files["d"]] == ["a.spd"]
+
+
+def test_a_directory_that_is_not_utf_8_may_hold_files_behind_a_prefix(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"r\xfcn")
+    make(folder, "a.spd")
+    (found,) = find([folder], "root://eos//daq")
+    assert (found.path, found.url) == (str(folder / "a.spd"), "root://eos//daq/a.spd")
+
+
+def test_a_full_disk_of_temporary_files_is_told_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registrator, "SPOOL_BYTES", 64 * 1024)
+    inventory = registrator.Inventory()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100 * 1024, hard))
+    try:
+        with pytest.raises(OSError, match="is the disk full") as caught:
+            for nr in range(10_000):
+                inventory.add(Found(f"{nr}", f"/daq/{nr}", f"file:///daq/{nr}", (nr, nr, nr)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.filename == tempfile.gettempdir()
+
+
+def test_an_empty_directory_is_named_beside_other_problems(tmp_path: Path) -> None:
+    make(tmp_path, "x")
+    (tmp_path / "link").symlink_to("nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(PilotageError) as caught:
+        find([tmp_path / "link", tmp_path / "empty"])
+    told = " ".join(caught.value.fields["problems"])
+    assert "leads nowhere" in told and "empty holds no file" in told
