@@ -98,6 +98,15 @@ class Outbox:
         with contextlib.suppress(OSError):
             (self._own / name).unlink(missing_ok=True)
 
+    def forget(self, attempt_id: int) -> None:
+        """The attempt is not ours any more: nobody wants its results."""
+        with self._guard:
+            unwanted = [name for name in self._kept if name.startswith(f"{attempt_id}-")]
+            self._kept.difference_update(unwanted)
+        for name in unwanted:
+            with contextlib.suppress(OSError):
+                (self._own / name).unlink(missing_ok=True)
+
     def leftovers(self) -> list[Leftover]:
         """What dead pilots left here for our server; it stays theirs, on disk, until it is delivered."""
         found = []

@@ -388,6 +388,8 @@ def finish_jobs(context: Context, asking: Asking) -> None:
         with job.logged():
             job.leave()
             job.told.wait()
+            if job.abandoned:
+                context.outbox.forget(job.spec.attempt_id)
             if context.directory.keeps:
                 context.job_logs.write(job.spec.attempt_id)
             context.directory.remove_job(job.directory)

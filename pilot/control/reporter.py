@@ -174,6 +174,8 @@ class Reporter:
                 sender.answered(word, answer.state)
                 if isinstance(sender, JobRun):
                     sender.obey(answer)
+            if isinstance(sender, JobRun) and sender.abandoned:
+                self._context.outbox.forget(word.attempt_id)
         self._tried(sender, [word])
         self._waits.pop(sender, None)
         return True
@@ -196,7 +198,9 @@ class Reporter:
         """Until somebody has something to say without having rung; None if nobody has."""
         now = time.monotonic()
         senders: list[Sender] = [*self._context.jobs.all(), *self._leftovers]
-        waits = [self._waits[sender][1] - now for sender in senders if sender in self._waits]
+        waits = [
+            self._waits[sender][1] - now for sender in senders if sender in self._waits and sender.words()
+        ]
         due = min([*(sender.seconds_until_due() for sender in senders), *waits], default=math.inf)
         return None if due == math.inf else max(0.0, due)
 

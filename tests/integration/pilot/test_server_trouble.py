@@ -355,6 +355,20 @@ def test_an_answer_that_is_no_answer_is_borne(site: Site, dispatcher: Dispatcher
     assert dispatcher.attempt(number).state in ("COMPLETED", "EXTRACTED")
 
 
+def test_no_result_of_an_attempt_that_was_taken_away_stays_in_the_outbox(
+    site: Site, dispatcher: Dispatcher
+) -> None:
+    dispatcher.add("true")
+    dispatcher.misbehave("updateJob", times=99, status=503)
+    pilot = site.start()
+    wait_until(lambda: letters(site), what="the result in the outbox")
+    dispatcher.behave()
+    dispatcher.misbehave("updateJob", times=1, status=409)
+    assert pilot.wait(30) == PilotExit.DONE
+    assert {body["seq"] for body in dispatcher.bodies("updateJob")} == {1}, "its first word was refused"
+    assert not letters(site) and "results wait" not in pilot.log
+
+
 def test_a_server_that_hangs_holds_up_no_heartbeat(
     site: Site, dispatcher: Dispatcher, reached: Reached
 ) -> None:
