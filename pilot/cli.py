@@ -143,7 +143,7 @@ def daemon(config: Optional[str], print_config: bool, pilot_options: Sequence[st
     _or_end(lambda: set_up_from(settings))
     from pilot.daemon import run as work
 
-    _leave(work(settings, pilot_options))
+    _leave(_or_end(lambda: work(settings, pilot_options)))
 
 
 BRIDGE_EXAMPLES = """\b

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import signal
 import subprocess
@@ -14,7 +15,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Optional, Union
 
-from protocol.errors import PILOT_EXIT_TEXT, PilotExit
+from protocol.errors import PILOT_EXIT_TEXT, PilotageError, PilotExit
+from protocol.redaction import one_line
 from protocol.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -122,7 +124,13 @@ def own_command() -> list[str]:
 
 def _program(settings: Settings) -> list[str]:
     wrapper = settings.optional_path("daemon", "wrapper")
-    return ["bash", str(wrapper)] if wrapper else own_command()
+    if wrapper is None:
+        return own_command()
+    if not os.access(wrapper, os.R_OK):
+        raise PilotageError(
+            "BAD_SETTINGS", f"[daemon] wrapper: {one_line(str(wrapper))} is not there, or may not be read"
+        )
+    return ["bash", str(wrapper)]
 
 
 def _config(settings: Settings) -> list[str]:

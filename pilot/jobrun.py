@@ -111,7 +111,9 @@ class JobRun:
         self._completed = False
         self._end_said = False
         self._log_said = False
+        self._state: Optional[JobState] = None
         self._payload_running = False
+        self._payload_since = 0.0
         self._kill: Optional[Callable[[], None]] = None
         self._gone = False
 
@@ -221,6 +223,7 @@ class JobRun:
         """Until `payload_ended`; `kill` ends it at once, should its monitor not do so in order."""
         with self._lock:
             self._payload_running = True
+            self._payload_since = time.monotonic()
             self._kill = kill
 
     def payload_ended(self, exit_code: int) -> None:
@@ -247,7 +250,17 @@ class JobRun:
             logger.warning("payload is killed")
             kill()
 
-    def fail(self, error: PilotageError) -> bool:
+    @property
+    def is_waiting(self) -> bool:
+        """Nothing of it has begun here."""
+        return self._state is JobState.OBTAINED and not self.over.is_set()
+
+    @property
+    def lasts(self) -> bool:
+        """Its payload runs and is none of those that take a moment."""
+        return self._payload_running and time.monotonic() - self._payload_since >= BRISK_SECONDS
+
+    def fail(self, error: PilotageError, level: int = logging.ERROR) -> bool:
         """The job has failed; False if it had ended before: the first end counts. A running payload is ended by its monitor."""
         with self._lock:
             if self.error is not None or self._completed or self.abandoned:
@@ -256,7 +269,7 @@ class JobRun:
             self._move(JobState.FAILED, 0.0)
             self.over.set()
         self.attention()
-        logger.error("job failed", extra=error.facts(self.spec.job_id))
+        logger.log(level, "job failed", extra=error.facts(self.spec.job_id))
         self._ring()
         return True
 
@@ -301,6 +314,7 @@ class JobRun:
 
     def _move(self, state: JobState, within_seconds: float) -> bool:
         """Whether there will be something to say sooner than was known."""
+        self._state = state
         self._moves.append(Move(state.value, time.time()))
         due = time.monotonic() + within_seconds
         is_sooner = due < self._due
@@ -450,6 +464,10 @@ class Jobs:
     def held(self) -> list[JobRun]:
         """Those that a heartbeat names: the server does not know their end yet, or waits for their log."""
         return [job for job in self.all() if not job.is_settled]
+
+    def behind(self, job: JobRun, keep: int) -> list[JobRun]:
+        """Those that wait for the slot of this one, without the first ones."""
+        return [each for each in self.all() if each.slot == job.slot and each.is_waiting][keep:]
 
     def in_work(self) -> list[JobRun]:
         """Those that have not gone through all controls yet."""

@@ -287,7 +287,8 @@ class Pilot:
         context.stop.set(ending.error)
         if ending.error is not None:
             for job in context.jobs.all():
-                job.fail(ending.error)
+                with job.logged():
+                    job.fail(ending.error)
             self._await_jobs(deadline)
         code = self._close(ending, deadline)
         _say_goodbye(context.client, context.pilot_id, code, ending.reason)

@@ -111,9 +111,12 @@ class Setting:
         return f"[{self.section}] {self.key}"
 
     def parse(self, text: str, places: Places) -> Value:
-        if self.key.lower().endswith("_seconds"):
-            text = in_seconds(text)
-        return parse(self.type, text, Bounds(self.minimum, self.maximum, self.choices), places)
+        is_time = self.key.lower().endswith("_seconds")
+        try:
+            bounds = Bounds(self.minimum, self.maximum, self.choices)
+            return parse(self.type, in_seconds(text) if is_time else text, bounds, places)
+        except ValueError as error:
+            raise ValueError(f"{error}; with a unit: 90s, 45m, 12h, 30d" if is_time else str(error)) from None
 
     def is_secret(self, value: Value) -> bool:
         """Whether this very value is a secret; a database address is one only if it holds a password."""

@@ -182,7 +182,8 @@ def _web_address(text: str) -> str:
     except ValueError as error:
         raise ValueError(f"is no address: {quoted(text)} ({error})") from None
     if parts.scheme not in ("http", "https") or "//" not in text:
-        hint = "" if "://" in text else f"; did you mean http://{quoted(text)[1:-1]} ?"
+        port = "" if re.search(":[0-9]+", text) or "/" in text else ":8080"
+        hint = "" if "://" in text else f"; did you mean http://{quoted(text)[1:-1]}{port} ?"
         raise ValueError(f"must begin with http:// or https://, not {quoted(text)}{hint}")
     if "@" in parts.netloc:
         raise ValueError(f"must hold no user or password (a token file is for that): {quoted(text)}")

@@ -436,6 +436,7 @@ def register_pilot(core: Core, word: PilotRegistration) -> QueueForPilot:
             raise PilotageError(
                 "WRONG_STATE",
                 f"{queue.name} is a {queue.resource_type} queue and this pilot is of type {word.resource_type}",
+                advice="name a queue of its type, or its type with --resource-type: by itself a pilot is of type gpu where it finds a GPU",
             )
         facts = {
             "queue": queue.name,

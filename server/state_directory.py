@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -102,7 +103,11 @@ def locked(directory: Path) -> Iterator[None]:
         os.close(descriptor)
         running = read_running(directory)
         who = f"process {running.pid} at {running.url}" if running else "another process"
-        raise PilotageError("STATE_DIRECTORY_IN_USE", f"{directory} is in use by {who}") from None
+        raise PilotageError(
+            "STATE_DIRECTORY_IN_USE",
+            f"{directory} is in use by {who}",
+            advice=f"stop it first: pilotage server stop --state {shlex.quote(str(directory))}",
+        ) from None
     try:
         yield
     finally:

@@ -292,8 +292,8 @@ if __name__ == "__main__":
     try:
         code = pilot.work()
     except Failure as error:
-        code = 68 if error.name in ("UNAUTHENTICATED", "FORBIDDEN") else 79 if error.passes else 1
+        codes = {"UNAUTHENTICATED": 68, "FORBIDDEN": 68, "NOT_FOUND": 2, "WRONG_STATE": 2}
+        code = 79 if error.passes else codes.get(error.name, 1)
     with contextlib.suppress(Failure):
-        pilot.ask("endPilot", {"exitCode": code, "reason": "see its log"}, 0)
-    logging.info(f"exit code {code}")
+        pilot.ask("endPilot", {"exitCode": code, "reason": f"exit code {code}"}, 0)
     sys.exit(code)

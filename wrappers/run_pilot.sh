@@ -320,7 +320,7 @@ last_package() { # the server is away: the package it named last, if it is whole
     name=$(readlink "$cache/current") || return 1
     package=$cache/$name wanted=${name#pilot-} wanted=${wanted%.pyz}
     has_digest "$package" "$wanted" || return 1
-    log "no answer from $url: starting the package it named last; the pilot will wait for the server"
+    log "no answer from $url: starting the package that a server named last; the pilot will wait for the server"
 }
 
 # -- the pilot, and its end -------------------------------------------------------------------------------------------------

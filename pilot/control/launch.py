@@ -10,7 +10,7 @@ from typing import Callable, Optional
 
 from pilot import accounts, limits, proc, process, sourcing, workdir
 from pilot.context import Context
-from pilot.jobrun import INPUTS, SOFTWARE, JobRun
+from pilot.jobrun import BRISK_SECONDS, INPUTS, SOFTWARE, JobRun
 from pilot.node import gpus
 from pilot.plugins.executors import Run
 from protocol.errors import PilotageError
@@ -130,6 +130,8 @@ def watched(
     """Wait for a process while the job monitor looks after it: the limits of the job hold for steps too."""
     settings = context.settings
     sooner = [kind.seconds_to_first(job, settings) for kind in context.monitors]
+    if settings.integer("get_job", "claim_ahead"):
+        sooner.append(BRISK_SECONDS)
     first_look = min([settings.number("limits", "sample_seconds"), *sooner])
     with context.watches.over(job, started, first_look, dict(bound_fields()), is_step):
         return wait()

@@ -9,6 +9,7 @@ import threading
 import time
 
 from pilot.context import Context
+from pilot.jobrun import BRISK_SECONDS
 from pilot.plugins.monitors import Look, Monitors, Payload
 from pilot.watching import Watch
 from protocol.errors import PilotageError
@@ -60,6 +61,7 @@ def _attend(context: Context, watch: Watch) -> None:
 def _look(context: Context, watch: Watch) -> None:
     if watch.monitors is None:
         watch.monitors = _monitors(context, watch)
+    _give_back(context, watch)
     look = Look(watch.monitors.payload)
     watches = context.watches
     watches.publish(watch, watch.monitors.sample(look, context.plugin.job_metrics(watch.job)))
@@ -74,6 +76,16 @@ def _look(context: Context, watch: Watch) -> None:
         _explain_and_fail(context, watch, watch.monitors, look, verdict)
     else:
         watch.job.fail(verdict)  # ended at the next turn, which is now
+
+
+def _give_back(context: Context, watch: Watch) -> None:
+    """Jobs that were claimed for the second in which they would have begun, behind a payload that takes longer."""
+    if time.monotonic() - watch.process.started < BRISK_SECONDS:
+        return
+    for job in context.jobs.behind(watch.job, context.settings.integer("get_job", "stage_ahead")):
+        with job.logged():
+            detail = f"it waited behind job {watch.job.spec.job_id}, whose payload takes longer than a second"
+            job.fail(PilotageError("GIVEN_BACK", detail), logging.INFO)
 
 
 def _monitors(context: Context, watch: Watch) -> Monitors:

@@ -73,6 +73,7 @@ def examine(
         *_cores(here, settings.integer("node_settings", "slots")),
         *_gpus(here, settings.integer("node_settings", "slots"), settings.flag("validation", "gpu")),
         *_executor(executor, settings, work, tools),
+        *_patterns(settings.items("patterns", "files")),
         *_experiment(plugin, here),
     ]
 
@@ -118,7 +119,7 @@ def _clock(skew: Optional[float], most: int) -> Iterator[Finding]:
 def _executor(
     executor: Chain, settings: Settings, work: Path, tools: Sequence[CopyTool]
 ) -> Iterator[Finding]:
-    reason = executor.unusable()
+    reason = executor.unusable() or _why_no_image(executor, settings, work)
     not_as = accounts.why_not(settings, work) or _why_unbounded(settings, tools)
     if reason is not None:
         yield Finding("executor", Level.UNFIT, f"payloads cannot be run as [payload] executor says: {reason}")
@@ -129,6 +130,18 @@ def _executor(
         yield Finding("executor", Level.WARNING, what)
     else:
         yield Finding("executor", Level.OK, "payloads are isolated from the pilot and from each other")
+
+
+def _why_no_image(executor: Chain, settings: Settings, work: Path) -> Optional[str]:
+    """None, or why each job would fail that names no image of its own."""
+    if image := settings.text("payload", "image"):
+        from pilot.plugins.executors import Run  # late: most queues name none
+
+        try:
+            executor.check(Run(("true",), work, image=image))
+        except PilotageError as error:
+            return f"[payload] image: {error.detail}"
+    return None
 
 
 def _why_unbounded(settings: Settings, tools: Sequence[CopyTool]) -> Optional[str]:
@@ -230,6 +243,16 @@ def _gpus(here: Node, slots: int, is_needed: bool) -> Iterator[Finding]:
         yield Finding("gpu", Level.WARNING, f"{len(here.gpus)} GPUs for {slots} slots: some slots have none")
     for gpu in here.gpus:
         yield Finding("gpu", Level.OK, f"{gpu.name}: {gpu}")
+
+
+def _patterns(files: Sequence[str]) -> Iterator[Finding]:
+    if files:
+        from pilot import pattern_search  # late: most sites have none of their own
+
+        for problem in pattern_search.gathered(files, ())[1]:
+            yield Finding(
+                "patterns", Level.WARNING, f"[patterns] files: {problem.words}; it will be left out"
+            )
 
 
 def _experiment(plugin: ExperimentPlugin, here: Node) -> Iterator[Finding]:

@@ -18,7 +18,7 @@ from protocol.messages.pilots import LONGEST_TAIL, DebugOrder, DebugReport, Insp
 from protocol.messages.requests import DebugWish
 from protocol.messages.views import DebugView, InspectionView
 from protocol.redaction import lines, one_line, redact
-from protocol.states import HELD, Actor, JobState
+from protocol.states import FINAL, HELD, Actor, JobState
 from server.core import Core
 from server.jobs import moves
 from server.models import ArchivedJob, Attempt, AttemptDebug, Queue, now
@@ -142,7 +142,8 @@ def _not_held(job_id: int, state: str) -> PilotageError:
     return PilotageError(
         "WRONG_STATE",
         f"job {job_id} is {state}: no pilot runs it now",
-        advice=f"see what there was: pilotage job log {job_id}; or why it waits: pilotage job why {job_id}",
+        advice=f"see what there was: pilotage job log {job_id}"
+        + ("" if JobState(state) in FINAL else f"; or why it waits: pilotage job why {job_id}"),
     )
 
 

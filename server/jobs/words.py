@@ -28,6 +28,8 @@ from server.models import STATE_TIMES, Attempt, now
 from server.recent import storage_url
 
 PILOT_MAY_REPORT = {state.value: state for state in (*PILOT_OWNED, JobState.COMPLETED, JobState.FAILED)}
+NOT_TRIED = ("NOT_SUPPORTED", "GIVEN_BACK")
+"""Errors that say nothing about the node: another pilot there may do the job."""
 _RANK = {state: rank for rank, state in enumerate(PILOT_MAY_REPORT.values())}
 
 
@@ -188,7 +190,7 @@ def _take_single(core: Core, word: Word) -> tuple[UpdateReply, int | None]:
         entry = _entry(word.said.error)
         if copied is None or not copies.goes_on(copied, without=row["id"]):
             retrying.end_failed(core, row, word.said, entry)
-        if entry.name != "NOT_SUPPORTED":  # another pilot on the same node may do it
+        if entry.name not in NOT_TRIED:
             seconds = now() - row["extracted_at"]
             nodes.note_failure(core, row["id"], row["queue"], row["node"], seconds, entry.suspect)
     return UpdateReply(row["id"], row["state"]), row["job_id"]

@@ -39,7 +39,7 @@ from protocol.messages.views import (
     TaskFailures,
     TaskView,
 )
-from protocol.states import DatasetState, JobState, PilotState, TaskState
+from protocol.states import TASK_FINAL, DatasetState, JobState, PilotState, TaskState
 from server import (
     accounting,
     bundles,
@@ -110,7 +110,8 @@ def show_task(call: Call, task: str) -> TaskView:
     """One task, by its number or name, with its specification."""
     found = task_manager.find(task)
     shown = task_manager.view(found, with_spec=True)
-    shown.waiting = explain.hint(found)
+    if TaskState(shown.state) not in TASK_FINAL:
+        shown.waiting = explain.hint(found)
     return shown
 
 

@@ -168,6 +168,12 @@ def test_173_what_it_cannot_do_goes_back_and_is_not_the_payloads_fault(world: Wo
     assert "its pilot stored none" in shown
 
 
+def test_173_a_queue_that_is_not_there_ends_it_as_any_pilot(world: World) -> None:
+    pilot = minipilot(world, "NOPE")
+    assert pilot.wait(20) == 2
+    assert "NOPE" in pilot.text
+
+
 def test_173_it_asks_for_no_job_with_a_container(world: World) -> None:
     queue = world.queue(pilot_settings={"payload.task_images": "yes"})
     task = world.submit(queue, ["true"], image="/cvmfs/x.sif")

@@ -157,7 +157,7 @@ def test_a_server_that_is_away_ends_with_79(node: Node, cached: bool) -> None:
     ended = node.run()
     assert ended.code == 79
     assert "SERVER_UNREACHABLE" in ended.last
-    assert ("starting the package it named last" in ended.output) is cached
+    assert ("starting the package that a server named last" in ended.output) is cached
 
 
 def test_a_package_of_another_digest_than_the_operators_is_not_run(node: Node) -> None:

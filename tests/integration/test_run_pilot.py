@@ -471,7 +471,7 @@ def test_the_last_package_is_started_while_the_server_is_away(node: Node, server
     away = nobody_there()
     done = node.run("--url", away)
     assert done.returncode == 0, done.stderr
-    assert f"no answer from {away}: starting the package it named last" in done.stderr
+    assert f"no answer from {away}: starting the package that a server named last" in done.stderr
     (node.cache / f"pilot-{digest(PACKAGE)}.pyz").write_bytes(b"rubbish")
     assert node.run("--url", away).returncode == 79
 

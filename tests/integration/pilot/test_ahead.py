@@ -118,6 +118,23 @@ def test_long_payloads_are_never_claimed_ahead(site: Site, dispatcher: Dispatche
     assert {body.get("nJobs", 1) for body in dispatcher.bodies("getJob")} == {1}
 
 
+def test_what_waits_behind_a_payload_that_takes_longer_is_given_back(
+    site: Site, dispatcher: Dispatcher, reached: Callable[..., None]
+) -> None:
+    overridden(dispatcher, claim_ahead="10")
+    for _ in range(6):
+        dispatcher.add("true")
+    long, *behind = [dispatcher.add("sh", "-c", "exec sleep $0", seconds) for seconds in ("6", "0", "0", "0")]
+    pilot = site.start("--idle", "0")
+    for number in behind:
+        reached(number, "FAILED")
+    assert dispatcher.attempt(long).end is None, "they are told while it runs"
+    assert pilot.wait(30) == PilotExit.DONE
+    assert [dispatcher.attempt(number).end.error for number in behind] == ["GIVEN_BACK"] * 3  # type: ignore[union-attr]
+    assert dispatcher.attempt(long).state == "COMPLETED"
+    assert "ERROR" not in pilot.log
+
+
 def test_f16_a_job_that_was_lost_before_tells_that_it_runs_before_it_does(
     site: Site, dispatcher: Dispatcher
 ) -> None:

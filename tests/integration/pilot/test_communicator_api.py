@@ -184,7 +184,7 @@ def test_157_after_a_job_that_it_cannot_do_a_program_takes_no_other_at_once(
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("nonsense", "did you mean http://nonsense "),
+        ("nonsense", "did you mean http://nonsense:8080 "),
         ("ftp://h:1", "must begin with http"),
         ("", "http://HOST"),
     ],

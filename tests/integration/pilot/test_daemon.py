@@ -116,3 +116,10 @@ def test_a_daemon_that_runs_from_the_zip_starts_pilots_from_the_zip(tmp_path: Pa
         packed.writestr("__main__.py", "from pilot.daemon import own_command\nprint(own_command())\n")
     done = subprocess.run([sys.executable, archive], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str([sys.executable, str(archive)])
+
+
+def test_a_wrapper_that_is_not_there_is_told_at_once(site: Site, daemons: list) -> None:  # type: ignore[type-arg]
+    daemon = start(site, daemons, f"[daemon]\nwrapper = {site.place}/nope.sh\n")
+    assert daemon.wait(15) == PilotExit.BAD_SETTINGS
+    log = (site.place / "daemon.log").read_text()
+    assert "[daemon] wrapper" in log and "nope.sh is not there" in log and "Traceback" not in log

@@ -386,6 +386,17 @@ def test_a_used_up_quota_is_said(world: World) -> None:
     assert "quota of ada: 2 of 2 open jobs" in said(why_task(world))
 
 
+def test_a_task_whose_jobs_have_all_ended_waits_for_nobody(
+    world: World, client: FlaskClient, bearer: Bearer
+) -> None:
+    """Its pilot may be gone before the closer has come by."""
+    world.ready(1)
+    world.complete(*world.claim())
+    speaker = Speaker(client, bearer)
+    shown = speaker.ok("GET", "/v1/tasks/t")
+    assert (shown["state"], shown.get("waiting")) == ("COMPLETED", None)
+
+
 # -- the door ---------------------------------------------------------------------------------------------------------------
 
 

@@ -164,6 +164,17 @@ def test_98_what_no_pilot_can_do_ends_by_its_budget(world: World) -> None:
     assert (world.state(), world.job().error) == (S.FAILED, "NOT_SUPPORTED")
 
 
+def test_jobs_that_are_given_back_cost_nobody_anything(world: World) -> None:
+    n = 3 * world.core.limits.black_hole_failures
+    ready(world, memory_mb=0, max_losses=1, max_attempts=1)
+    for _ in range(n):
+        world.fail(world.claim()[0], "GIVEN_BACK")
+    assert world.state() is S.READY, "at once, without a pause"
+    assert (world.job().losses, world.job().payload_failures) == (0, 0)
+    assert not Node.select().exists()
+    assert len(world.claim()) == 1
+
+
 def test_98_a_node_is_not_at_fault_for_what_one_of_its_pilots_cannot_do(world: World) -> None:
     n = 3 * world.core.limits.black_hole_failures
     world.core.database.write(lambda: world.ready(n + 1))

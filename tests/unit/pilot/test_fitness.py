@@ -38,9 +38,11 @@ def examined(
     skew: float | None = 0.0,
     unusable: dict[str, str] | None = None,
     plugin: type[ExperimentPlugin] = ExperimentPlugin,
+    path: str = "",
     **settings: str,
 ) -> list[Finding]:
     environ = {f"PILOTAGE_{name.upper()}": value for name, value in settings.items()}
+    environ |= {"PATH": path}
     given = tables.load(environ=environ, start=work)
     return fitness.examine(
         given,
@@ -49,7 +51,7 @@ def examined(
         tools=building.tools(given, environ).usable,
         unusable_tools=unusable or {},
         plugin=plugin(given),
-        executor=executors.load((), environ),
+        executor=executors.load(given.items("payload", "executor"), environ),
         clock_skew=skew,
     )
 
@@ -195,3 +197,31 @@ def test_a_mistake_in_a_plugin_is_no_finding(tmp_path: Path) -> None:
 
     with pytest.raises(ZeroDivisionError):
         examined(tmp_path, plugin=Broken)
+
+
+def test_an_image_of_the_queue_that_is_not_on_the_node_makes_it_unfit(tmp_path: Path) -> None:
+    """Else each job would come, fail and avoid the node."""
+    program = tmp_path / "bin" / "apptainer"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    image = tmp_path / "reco.sif"
+    given = {"path": str(program.parent), "payload__executor": "apptainer", "payload__image": str(image)}
+    findings = examined(tmp_path, **given)  # type: ignore[arg-type]
+    assert told(findings, "executor") == [
+        (
+            "unfit",
+            f"payloads cannot be run as [payload] executor says: [payload] image: {image} is not on this node",
+        )
+    ]
+    image.touch()
+    assert [level for level, _ in told(examined(tmp_path, **given), "executor")] != ["unfit"]  # type: ignore[arg-type]
+
+
+def test_a_file_of_patterns_that_cannot_be_read_is_warned_of_before_the_first_job_fails(
+    tmp_path: Path,
+) -> None:
+    findings = examined(tmp_path, patterns__files=str(tmp_path / "nope.ini"))
+    fitness.judge(findings)
+    ((level, detail),) = told(findings, "patterns")
+    assert level == "warning" and f"{tmp_path}/nope.ini cannot be read: No such file or directory" in detail

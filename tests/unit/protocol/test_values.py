@@ -100,6 +100,8 @@ def test_a_wrong_text_is_told_what_would_be_right(kind: Type, text: str, words: 
         ("http://host:http", "no valid port"),
         ("http://host:-1", "no valid port"),
         ("localhost:8080", "did you mean http://localhost:8080 ?"),
+        ("localhost", "did you mean http://localhost:8080 ?"),
+        ("server.example/pilotage", "did you mean http://server.example/pilotage ?"),
         ("ftp://host", "must begin with http:// or https://"),
         ("http:/host", "must begin with http:// or https://"),
         ("http://", "names no host"),

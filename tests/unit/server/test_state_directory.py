@@ -152,6 +152,7 @@ def test_a_second_server_on_the_same_directory_is_refused_and_told_who_is_there(
     ):
         pass
     assert caught.value.name == "STATE_DIRECTORY_IN_USE"
+    assert f"pilotage server stop --state {tmp_path}" in caught.value.fields["advice"]
     running = read_running(tmp_path)
     assert running is not None, "the one that was refused left the other's file alone"
     assert (running.pid, running.database) == (holder.pid, "sqlite")
