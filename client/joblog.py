@@ -95,7 +95,14 @@ def _order(member: tarfile.TarInfo) -> tuple[int, bool, str]:
 
 
 def _print(packed: tarfile.TarFile, member: tarfile.TarInfo) -> None:
-    tables.write(f"--- {one_line(member.name)} ({tables.size(member.size) if member.size else 'empty'})")
+    """Steps and services that said nothing are passed over, and reports for programs are named only."""
+    if not member.size and member.name not in FIRST:
+        return
+    title = f"--- {one_line(member.name)} ({tables.size(member.size) if member.size else 'empty'})"
+    if member.name.endswith(".json"):
+        tables.write(f"{title}: --save DIR keeps it")
+        return
+    tables.write(title)
     file = packed.extractfile(member)
     assert file is not None, "a regular member has content"
     lines: deque[str] = deque(maxlen=SHOWN_LINES)

@@ -149,3 +149,18 @@ def test_a_damaged_archive_is_told(tmp_path: Path, damage: str) -> None:
 def test_an_archive_that_is_gone_is_told(tmp_path: Path) -> None:
     with pytest.raises(PilotageError, match="gone.tar.gz"):
         joblog.show(job(attempt(1, f"file://{tmp_path}/gone.tar.gz")))
+
+
+def test_what_is_for_programs_is_named_and_what_is_empty_is_passed_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    members = {
+        "payload.stdout": b"hello\n",
+        "payload.stderr": b"",
+        "co-1.stderr": b"",
+        "jobReport.json": b"{}\n",
+    }
+    joblog.show(job(attempt(1, archive(tmp_path / "1.tar.gz", members))))
+    shown = capsys.readouterr().out
+    assert "--- payload.stderr (empty)" in shown and "co-1.stderr" not in shown
+    assert "--- jobReport.json (3 B): --save DIR keeps it" in shown and "{}" not in shown
