@@ -82,16 +82,10 @@ def _utility(settings: Settings, name: str) -> Step:
 
 
 def check(context: Context, job: JobRun) -> None:
-    """Before inputs are copied for nothing: raise for a step that could not be started; a service is only warned of."""
+    """Before inputs are copied for nothing: raise for a step that could not be started; a service's failure is not the job's."""
     for planned in plan(context, job):
-        try:
+        if not planned.is_utility:
             launch.check(context, _run_of(context, job, planned))
-        except PilotageError as error:
-            if not planned.is_utility:
-                raise
-            logger.warning(
-                "a service cannot be started", extra={"utility": planned.name, "detail": error.detail}
-            )
 
 
 def run_all(context: Context, job: JobRun, kind: StepKind) -> None:
