@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import shlex
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -29,6 +30,8 @@ _QUEUES = (
     tables.Column("could take it", lambda fit: fit.n_fitting, right=True),
     tables.Column("what is missing", lambda fit: "; ".join(fit.missing)),
 )
+MANY_QUEUES = 5
+"""So many that lack the same are counted, not listed."""
 F = TypeVar("F", bound=Callable[..., Any])
 
 _CONFIG = "settings_file"
@@ -181,5 +184,11 @@ def print_explanation(told: Explanation, as_json: bool) -> None:
         tables.write(one_line(f"- {reason}"))
     if told.queues:
         tables.write("")
-        tables.print_table(told.queues, _QUEUES)
+        alike = Counter(tuple(fit.missing) for fit in told.queues if fit.missing)
+        many = {missing: n for missing, n in alike.items() if n > MANY_QUEUES}
+        listed = [fit for fit in told.queues if tuple(fit.missing) not in many]
+        if listed:
+            tables.print_table(listed, _QUEUES)
+        for missing, n in many.items():
+            tables.write(one_line(f"{n}{' further' if listed else ''} queues: {'; '.join(missing)}"))
     return None

@@ -6,8 +6,16 @@ from typing import Any
 
 import pytest
 
-from client.commands import jobs
-from protocol.messages.views import AttemptMetrics, AttemptView, JobMetrics, JobView, MetricPoint
+from client.commands import common, jobs
+from protocol.messages.views import (
+    AttemptMetrics,
+    AttemptView,
+    Explanation,
+    JobMetrics,
+    JobView,
+    MetricPoint,
+    QueueFit,
+)
 
 
 @pytest.mark.parametrize(
@@ -67,3 +75,16 @@ def test_what_was_measured_is_shown_over_time(capsys: pytest.CaptureFixture[str]
     del attempts[:]
     show.__wrapped__(Session(), job_id=1, metrics=True, as_json=False)
     assert "Nothing was measured of job 1 yet" in capsys.readouterr().out
+
+
+def test_many_queues_that_lack_the_same_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    bound = [QueueFit(f"Q{nr}", "S", "online", missing=["it is bound to the queue CPU"]) for nr in range(9)]
+    mine = QueueFit("CPU", "LOCAL", "online", missing=["no pilot is alive there"])
+    common.print_explanation(
+        Explanation(1, "t", "READY", "2026-01-01T00:00:00Z", [], queues=[mine, *bound]), False
+    )
+    shown = capsys.readouterr().out
+    assert "no pilot is alive there" in shown and "Q3" not in shown
+    assert shown.endswith("9 further queues: it is bound to the queue CPU\n")
+    common.print_explanation(Explanation(1, "t", "READY", "2026-01-01T00:00:00Z", [], queues=bound), False)
+    assert capsys.readouterr().out.endswith("\n9 queues: it is bound to the queue CPU\n")
