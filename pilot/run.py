@@ -283,14 +283,15 @@ class Pilot:
         """In order: no new job, running jobs end and are told, threads end, the server hears the last word."""
         context = self._context
         deadline = time.monotonic() + END_SECONDS
-        logger.info("pilot ends", extra={"reason": ending.reason, "exit_code": ending.code.value})
         context.stop.set(ending.error)
         if ending.error is not None:
+            logger.info("the pilot has to end", extra={"reason": ending.reason})
             for job in context.jobs.all():
                 with job.logged():
                     job.fail(ending.error)
             self._await_jobs(deadline)
         code = self._close(ending, deadline)
+        logger.info("pilot ends", extra={"reason": ending.reason, "exit_code": code.value})
         _say_goodbye(context.client, context.pilot_id, code, ending.reason)
         self._join(time.monotonic() + JOIN_SECONDS)
         context.client.close()

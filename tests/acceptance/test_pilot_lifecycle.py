@@ -305,7 +305,7 @@ def test_a_pilot_that_is_told_to_end_twice_still_ends_in_order(world: World) -> 
     task = world.submit_shell(queue, "trap '' TERM; touch ready; while true; do sleep 1; done")
     world.until(lambda: list(world.directory.glob("work/pilot-*/job-*/ready")), "the payload's own word")
     pilot.signal(signal.SIGTERM)
-    pilot.says("pilot ends")
+    pilot.says("the pilot has to end")
     pilot.signal(signal.SIGTERM)
     pilot.signal(signal.SIGINT)
     assert pilot.wait(END_SECONDS) == PilotExit.TERMINATED

@@ -114,7 +114,7 @@ def test_more_signals_do_not_break_the_order(site: Site, dispatcher: Dispatcher,
     pilot = site.start()
     reached(job, "RUNNING")
     pilot.signal(signal.SIGTERM)
-    wait_until(lambda: "pilot ends" in pilot.log, what="the pilot to hear the first")
+    wait_until(lambda: "the pilot has to end" in pilot.log, what="the pilot to hear the first")
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
         pilot.signal(number)
     assert pilot.wait(LIMIT) == PilotExit.TERMINATED
