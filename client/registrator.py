@@ -91,7 +91,9 @@ class Inventory:
     """
 
     def __init__(self) -> None:
-        self._rows = sqlite3.connect("", isolation_level=None)
+        self._rows = sqlite3.connect(
+            "", isolation_level=None, check_same_thread=False
+        )  # it may go in another one
         with _on_disk():
             self._rows.execute(f"PRAGMA cache_size = -{SPOOL_BYTES // 1024}")
             # Paths are bytes, and a stamp is text: not every path is UTF-8, and some numbers of inodes are too large for SQLite.

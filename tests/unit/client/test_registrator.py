@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
 import random
 import resource
@@ -509,3 +510,12 @@ def test_an_empty_directory_is_named_beside_other_problems(tmp_path: Path) -> No
         find([tmp_path / "link", tmp_path / "empty"])
     told = " ".join(caught.value.fields["problems"])
     assert "leads nowhere" in told and "empty holds no file" in told
+
+
+def test_what_was_found_may_go_in_another_thread(tmp_path: Path) -> None:
+    """Wherever the garbage is collected."""
+    left = [registrator.Inventory()]
+    thread = threading.Thread(target=left.clear)
+    thread.start()
+    thread.join()
+    gc.collect()
