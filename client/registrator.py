@@ -91,9 +91,8 @@ class Inventory:
     """
 
     def __init__(self) -> None:
-        self._rows = sqlite3.connect(
-            "", isolation_level=None, check_same_thread=False
-        )  # it may go in another one
+        # Wherever the garbage is collected, there it is closed.
+        self._rows = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         with _on_disk():
             self._rows.execute(f"PRAGMA cache_size = -{SPOOL_BYTES // 1024}")
             # Paths are bytes, and a stamp is text: not every path is UTF-8, and some numbers of inodes are too large for SQLite.
@@ -112,7 +111,11 @@ class Inventory:
             *(found.size, json.dumps(found.stamp), natural(found.lfn)),
         )
         with _on_disk():
-            self._rows.execute("INSERT INTO found VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", row)
+            added = self._rows.execute(
+                "INSERT INTO found VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", row
+            )
+            if added.rowcount:
+                return found.path
             first = self._rows.execute("SELECT path FROM found WHERE lfn = ?", (found.lfn,)).fetchone()
         return os.fsdecode(first[0])
 

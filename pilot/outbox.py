@@ -89,21 +89,19 @@ class Outbox:
 
     def drop(self, word: AttemptUpdate) -> None:
         """The server has accepted or rejected it."""
-        name = _name(word)
-        with self._guard:
-            if name not in self._kept:
-                return
-            self._kept.discard(name)
-        # A disk that went read-only must not end the reporter; what stays is said again, and that is a repeat.
-        with contextlib.suppress(OSError):
-            (self._own / name).unlink(missing_ok=True)
+        self._remove(_name(word))
 
     def forget(self, attempt_id: int) -> None:
         """The attempt is not ours any more: nobody wants its results."""
+        self._remove(f"{attempt_id}-")
+
+    def _remove(self, begin: str) -> None:
+        """What is kept under names that begin so."""
         with self._guard:
-            unwanted = [name for name in self._kept if name.startswith(f"{attempt_id}-")]
+            unwanted = [name for name in self._kept if name.startswith(begin)]
             self._kept.difference_update(unwanted)
         for name in unwanted:
+            # A disk that went read-only must not end the reporter; what stays is said again, and that is a repeat.
             with contextlib.suppress(OSError):
                 (self._own / name).unlink(missing_ok=True)
 

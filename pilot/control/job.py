@@ -110,8 +110,11 @@ class Asking:
         """Jobs that a slot may hold beside the one that runs."""
         settings = self._context.settings
         seconds = self._payload_seconds
-        lasts = any(job.lasts for job in self._context.jobs.in_work())
-        is_brisk = seconds is not None and seconds < BRISK_SECONDS and not lasts
+        is_brisk = (
+            seconds is not None
+            and seconds < BRISK_SECONDS
+            and not any(job.lasts for job in self._context.jobs.in_work())
+        )
         brisk = int(BRISK_SECONDS / max(seconds or 0.0, 0.001)) if is_brisk else 0
         return max(
             settings.integer("get_job", "stage_ahead"), min(brisk, settings.integer("get_job", "claim_ahead"))
@@ -150,10 +153,7 @@ class Asking:
             asked = time.monotonic()
             try:
                 if request is None:
-                    now = max(
-                        1, min(n_jobs, self._room(slot))
-                    )  # payloads may take longer since it began to wait
-                    request = self._request(slot, now, self._unanswered.pop(slot, secrets.token_hex(16)))
+                    request = self._request(slot, n_jobs, self._unanswered.pop(slot, secrets.token_hex(16)))
                 reply = self._context.client.get_job(request, self._patience(asked))
             except PilotageError as error:
                 if not self._bear(error, asked):
@@ -172,6 +172,7 @@ class Asking:
             if any(job.slot == slot for job in self._context.jobs.in_work()):
                 return ()
             self._wait_for_work(reply)
+            n_jobs = max(1, min(n_jobs, self._room(slot)))  # payloads may take longer since it began to wait
         return ()
 
     def _is_through(self) -> bool:

@@ -9,7 +9,6 @@ import threading
 import time
 
 from pilot.context import Context
-from pilot.jobrun import BRISK_SECONDS
 from pilot.plugins.monitors import Look, Monitors, Payload
 from pilot.watching import Watch
 from protocol.errors import PilotageError
@@ -80,7 +79,7 @@ def _look(context: Context, watch: Watch) -> None:
 
 def _give_back(context: Context, watch: Watch) -> None:
     """Jobs that were claimed for the second in which they would have begun, behind a payload that takes longer."""
-    if time.monotonic() - watch.process.started < BRISK_SECONDS:
+    if not watch.job.lasts:
         return
     for job in context.jobs.behind(watch.job, context.settings.integer("get_job", "stage_ahead")):
         with job.logged():

@@ -16,13 +16,13 @@ import copytools
 from copytools.base import CopyTool, FileTool
 from pilot import accounts, node
 from pilot.node import Node
+from pilot.plugins.executors import Chain, Run
 from protocol.errors import PilotageError
 from protocol.resources import ResourceType
 from protocol.settings import Settings
 
 if TYPE_CHECKING:
     from pilot.plugins.base import ExperimentPlugin
-    from pilot.plugins.executors import Chain
 
 logger = logging.getLogger(__name__)
 
@@ -135,8 +135,6 @@ def _executor(
 def _why_no_image(executor: Chain, settings: Settings, work: Path) -> Optional[str]:
     """None, or why each job would fail that names no image of its own."""
     if image := settings.text("payload", "image"):
-        from pilot.plugins.executors import Run  # late: most queues name none
-
         try:
             executor.check(Run(("true",), work, image=image))
         except PilotageError as error:
