@@ -16,13 +16,20 @@ _TOOLS = Family(
     "Tool",
     what="copytool",
     unknown="UNKNOWN_COPYTOOL",
-    parts=("base", "checksum", "copying", "failures"),
+    parts=("base", "checksum", "commands", "copying", "failures", "remote"),
 )
 
 
 def names() -> tuple[str, ...]:
     """All tools there are, ours and those of installed packages."""
     return _TOOLS.names()
+
+
+def usual() -> tuple[str, ...]:
+    """Those that are taken where nobody has named any: without the ones that stand aside."""
+    from copytools.base import CopyTool  # late: it imports this folder's parts
+
+    return tuple(name for name in names() if not _TOOLS.find(name, CopyTool).if_named)
 
 
 def load(name: str, options: Mapping[str, object]) -> CopyTool:
@@ -33,7 +40,7 @@ def load(name: str, options: Mapping[str, object]) -> CopyTool:
 
 
 def for_url(url: str, allowed_names: Iterable[str], options: Mapping[str, object]) -> CopyTool:
-    """The first allowed tool that knows the scheme of `url` and works on this node; nothing allowed means all there are.
+    """The first allowed tool that knows the scheme of `url` and works on this node; nothing allowed means `usual()`.
 
     UNKNOWN_COPYTOOL tells for each tool why it was passed over.
     """
@@ -41,7 +48,7 @@ def for_url(url: str, allowed_names: Iterable[str], options: Mapping[str, object
 
     scheme, colon, _ = url.partition(":")
     passed_over: List[str] = []
-    for name in tuple(allowed_names) or names():
+    for name in tuple(allowed_names) or usual():
         tool = load(name, options)
         if not colon or scheme.lower() not in tool.schemes:
             passed_over.append(f"{name} knows {', '.join(tool.schemes)}")

@@ -71,6 +71,9 @@ class CopyTool:
     schemes: Tuple[str, ...] = ()
     """URLs it understands, e.g. ("file",) or ("root",)."""
 
+    if_named: bool = False
+    """It is used only where a queue or a user names it: another tool is better for most addresses of the same schemes."""
+
     OPTIONS: Mapping[str, Option] = {
         "data_root": Option(
             Type.PATH, "", "the node's data root (SCRIPT_PREFIX), for URLs such as file:data/a"

@@ -43,6 +43,9 @@ DEEPEST = 3
 LONGEST_NAME = 255
 """Bytes of a file name on Linux file systems."""
 
+NO_LINKS = frozenset((errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK))
+"""What a file system says that knows no hard links."""
+
 Identity = Tuple[int, int]
 """Device and inode."""
 
@@ -70,11 +73,10 @@ class Copied(NamedTuple):
 def copy(source: Path, target: Path, plan: Plan, deadline: Deadline) -> Copied:
     """Copy a plain file to a name that does not exist, or going out, that has the same bytes already."""
     with translated(plan.stage, End.SOURCE, source):
-        reading = open_plain(source)
+        reading = open_output(source) if plan.stage is Stage.OUT else open_plain(source)
     try:
         with translated(plan.stage, End.SOURCE, source):
             before = os.fstat(reading)
-            _refuse_hard_links(before, plan.stage)
         with translated(plan.stage, End.TARGET, target):
             if plan.stage is Stage.OUT:
                 make_directories(target.parent, plan.durable)
@@ -127,10 +129,17 @@ def make_directories(directory: Path, durable: bool) -> None:
 # -- the checks -----------------------------------------------------------------------------------------------------
 
 
-def _refuse_hard_links(status: os.stat_result, stage: Stage) -> None:
-    """An output that has a second name could be anybody's file. An input may have one: the closer gives plain names."""
-    if stage is Stage.OUT and status.st_nlink != 1:
-        raise OSError(NOT_PLAIN, f"has {status.st_nlink} names (hard links)")
+def open_output(path: Path) -> int:
+    """A descriptor of a plain file with one name; raises OSError.
+
+    An output that has a second name could be anybody's file. An input may have one: the closer gives plain names.
+    """
+    descriptor = open_plain(path)
+    n_names = os.fstat(descriptor).st_nlink
+    if n_names != 1:
+        os.close(descriptor)
+        raise OSError(NOT_PLAIN, f"has {n_names} names (hard links)")
+    return descriptor
 
 
 def _refuse_changed(before: os.stat_result, after: os.stat_result) -> None:
@@ -317,7 +326,7 @@ class _NewFile:
             if _identity(os.stat(self.name, dir_fd=self.directory, follow_symlinks=False)) != self.identity:
                 raise
         except OSError as error:
-            if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+            if error.errno not in NO_LINKS:
                 raise
             rename_to_new(self.directory, self.temporary, self.name)
             self.temporary = ""
@@ -352,6 +361,25 @@ class _NewFile:
         trace: Optional[TracebackType],
     ) -> None:
         self._clean_up()
+
+
+def give_name(hidden: Path, target: Path) -> None:
+    """Give a file that came under a hidden name beside its target the target's name; FileExistsError if another file has it."""
+    directory = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.link(
+            hidden.name,
+            target.name,
+            src_dir_fd=directory,
+            dst_dir_fd=directory,
+            follow_symlinks=False,
+        )
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        rename_to_new(directory, hidden.name, target.name)
+    finally:
+        os.close(directory)
 
 
 def hidden_name(name: str) -> str:

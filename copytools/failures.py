@@ -11,6 +11,17 @@ from copytools.base import shown
 from copytools.checksum import NOT_PLAIN
 from protocol.errors import PilotageError
 
+UNREACHABLE = errno.EHOSTUNREACH
+"""The errno by which tools say that a storage does not answer; there is none in the system for what follows."""
+REFUSED = errno.EKEYREJECTED
+"""It does not accept our credentials, or gives them no right to this."""
+CORRUPTED = errno.EBADMSG
+"""It has got other bytes than were sent."""
+OVERLOADED = errno.EUSERS
+"""It asks to come later."""
+DIED = errno.ENOEXEC
+"""The program of the tool could not be started, or was killed."""
+
 
 class Stage(enum.Enum):
     """Which way a file goes; the value is what one reads in a message."""
@@ -27,11 +38,13 @@ class End(enum.Enum):
 
 
 _IN, _OUT = "STAGE_IN_FAILED", "STAGE_OUT_FAILED"
+_UNREACHABLE = "STORAGE_UNREACHABLE"
 
 UNKNOWN = (_IN, _IN, _OUT, _OUT)
 """For every number that has no row below."""
 
-# Where the kernel copies by itself nobody knows at which end it failed: such an error counts as one of the target.
+# Where the kernel copies by itself nobody knows at which end it failed: such an error counts as one of the target. A storage across
+# the network is read and the node's disk written in one step: no reader says that a disk is full, so it is the node's.
 TABLE: Dict[int, Tuple[str, str, str, str]] = {
     #                    in: storage          in: node             out: node             out: storage
     errno.ENOENT:       ("INPUT_NOT_FOUND",   _IN,                 "MISSING_OUTPUT",     _OUT),
@@ -40,12 +53,19 @@ TABLE: Dict[int, Tuple[str, str, str, str]] = {
     errno.EPERM:        ("INPUT_UNREADABLE",  "NODE_UNFIT",        _OUT,                 _OUT),
     NOT_PLAIN:          (_IN,                 _IN,                 "OUTPUT_NOT_A_FILE",  _OUT),
     errno.EEXIST:       (_IN,                 _IN,                 _OUT,                 "OUTPUT_EXISTS"),
-    errno.ENOSPC:       (_IN,                 "NO_LOCAL_SPACE",    _OUT,                 _OUT),
-    errno.EDQUOT:       (_IN,                 "NO_LOCAL_SPACE",    _OUT,                 _OUT),
-    errno.EROFS:        (_IN,                 "NODE_UNFIT",        _OUT,                 _OUT),
+    errno.ENOSPC:       ("NO_LOCAL_SPACE",    "NO_LOCAL_SPACE",    _OUT,                 _OUT),
+    errno.EDQUOT:       ("NO_LOCAL_SPACE",    "NO_LOCAL_SPACE",    _OUT,                 _OUT),
+    errno.EROFS:        ("NODE_UNFIT",        "NODE_UNFIT",        _OUT,                 _OUT),
     errno.EIO:          (_IN,                 _IN,                 _OUT,                 _OUT),
     errno.ESTALE:       ("STORAGE_STALE",     "STORAGE_STALE",     "STORAGE_STALE",      "STORAGE_STALE"),
     errno.ETIMEDOUT:    ("STAGE_IN_TIMEOUT",  "STAGE_IN_TIMEOUT",  "STAGE_OUT_TIMEOUT",  "STAGE_OUT_TIMEOUT"),
+    UNREACHABLE:        (_UNREACHABLE,        _IN,                 _OUT,                 _UNREACHABLE),
+    errno.ECONNREFUSED: (_UNREACHABLE,        _IN,                 _OUT,                 _UNREACHABLE),
+    errno.ECONNRESET:   (_UNREACHABLE,        _IN,                 _OUT,                 _UNREACHABLE),
+    REFUSED:            ("STAGE_IN_AUTHENTICATION", _IN,           _OUT,                 "STAGE_OUT_AUTHENTICATION"),
+    CORRUPTED:          (_IN,                 _IN,                 _OUT,                 "STAGE_OUT_MISMATCH"),
+    OVERLOADED:         ("STORAGE_OVERLOADED", _IN,                _OUT,                 "STORAGE_OVERLOADED"),
+    DIED:               ("COPYTOOL_DIED",     "COPYTOOL_DIED",     "COPYTOOL_DIED",      "COPYTOOL_DIED"),
     errno.ENAMETOOLONG: ("LFN_TOO_LONG",      "LFN_TOO_LONG",      "LFN_TOO_LONG",       "LFN_TOO_LONG"),
 }  # fmt: skip
 

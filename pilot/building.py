@@ -222,7 +222,7 @@ def tools(settings: Settings, environ: Mapping[str, str], storage_url: str = "")
     """
     data_root = settings.optional_path("node_settings", "script_prefix")
     prefix = {"data_root": str(data_root)} if data_root is not None else {}
-    names = settings.items("copytools", "names") or copytools.names()
+    names = settings.items("copytools", "names") or copytools.usual()
     found = find_tools(
         names, {name: {**prefix, **settings.open_section(f"copytool:{name}")} for name in names}
     )

@@ -19,6 +19,7 @@ from typing import Callable, Dict, Generator, List, NoReturn, Optional, Tuple, U
 import pytest
 
 from tests import control_groups, filesystems, postgres, slurm
+from tests.storages import xrootd
 
 ROOT = Path(__file__).parent.parent
 MAKE_COMPONENTS = "make components   (as root on Debian)"
@@ -104,6 +105,7 @@ COMPONENTS: Dict[str, Component] = {
         Component("bubblewrap", _bubblewrap),
         Component("unshare", _unshare),
         Component("slurm", slurm.missing),
+        Component("xrootd", xrootd.missing),
         Component("mpiexec", on_path("mpiexec", "orted")),
         Component(
             "memory-cgroup", control_groups.missing, "run the tests as root on a machine that allows it"

@@ -37,6 +37,7 @@ need haproxy has haproxy
 need bubblewrap has bwrap
 need "slurm-wlm munge" has slurmctld
 need openmpi-bin has orted
+need "xrootd-server xrootd-server-plugins xrootd-client" has xrootd
 
 if [ -z "$missing" ]; then
     echo "components: all there"

@@ -51,10 +51,10 @@ class Tools(NamedTuple):
 def find_tools(
     names: Sequence[str] = (), options: Optional[Mapping[str, Mapping[str, object]]] = None
 ) -> Tools:
-    """Those of these names, else all of this installation; `options`: name → what the section [copytool:NAME] would hold."""
+    """Those of these names, else the usual ones of this installation; `options`: name → what the section [copytool:NAME] would hold."""
     usable: list[CopyTool] = []
     unusable: dict[str, str] = {}
-    for name in names or copytools.names():
+    for name in names or copytools.usual():
         tool = copytools.load(name, (options or {}).get(name, {}))
         reason = tool.unusable()
         if reason is None:

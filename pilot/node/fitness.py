@@ -206,7 +206,7 @@ def _leave(looking: subprocess.Popen[bytes]) -> None:
 
 def _copytools(named: Sequence[str], unusable: Mapping[str, str]) -> Iterator[Finding]:
     """Of those that somebody named each should work; of all that there are, no node has every program."""
-    names, are_named = named or copytools.names(), bool(named)
+    names, are_named = named or copytools.usual(), bool(named)
     usable = [name for name in names if name not in unusable]
     reasons = "; ".join(f"{name}: {reason}" for name, reason in unusable.items())
     if not usable:

@@ -1,6 +1,6 @@
-"""The same cases for every copytool: what comes in and goes out, what is refused, and what is left when it goes wrong.
+"""The same cases for every copytool for mounted file systems: what comes in and goes out, what is refused, and what is left when it goes wrong.
 
-A new tool is a name in TOOLS. NFS itself cannot be mounted where these tests run (there is no NFS in their kernel): the tool
+A new tool is a name in TOOLS; those across the network are tested in test_storages.py. NFS itself cannot be mounted where these tests run (there is no NFS in their kernel): the tool
 `nfs` works on a second file system instead, stale handles and late names are injected into its system calls with strace,
 and what only a real server does (a silly rename, a lost reply) is not tested here.
 """
@@ -34,6 +34,7 @@ from copytools import checksum, copying
 from copytools.base import CopyTool
 from protocol.errors import PilotageError
 from tests.filesystems import mounted
+from tests.storages import STORAGES
 
 ROOT = Path(__file__).parent.parent.parent
 TOOLS = ("cp", "nfs")
@@ -117,7 +118,8 @@ def refused(action: Callable[[], object]) -> PilotageError:
 
 
 def test_every_tool_that_copies_passes_these_tests() -> None:
-    assert set(copytools.names()) == {*TOOLS, "null"}
+    across_the_network = {each.partition("-")[0] for each in STORAGES}
+    assert set(copytools.names()) == {*TOOLS, *across_the_network, "null"}
     assert {name for name, _ in WHERE} == set(TOOLS) == set(OPTIONS)
 
 
@@ -1016,7 +1018,7 @@ def test_tools_are_found_in_a_zip_file_too(tmp_path: Path) -> None:
         [sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True, check=False, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"{archive}/copytools/__init__.py cp nfs null {{'md5'"), (
+    assert done.stdout.startswith(f"{archive}/copytools/__init__.py cp nfs null xrdcp {{'md5'"), (
         "no site-packages, no blake3"
     )
     assert (tmp_path / "b").read_bytes() == archive.read_bytes()

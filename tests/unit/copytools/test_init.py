@@ -85,7 +85,7 @@ def test_the_first_allowed_tool_that_knows_the_scheme_is_taken(
     assert type(copytools.for_url(url, allowed, {})) is expected
 
 
-@pytest.mark.parametrize("url", ["root://host//a", "/a", "", "file", "http://me:secret@h/a"])
+@pytest.mark.parametrize("url", ["gopher://host//a", "/a", "", "file", "ftp://me:secret@h/a"])
 def test_b25_an_address_that_no_tool_knows_is_refused(url: str) -> None:
     detail = detail_of(copytools.for_url, url, [], {})
     assert "cp knows file" in detail

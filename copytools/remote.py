@@ -1,0 +1,182 @@
+"""What tools for storages across the network share: only the protocol is their own.
+
+Coming in, the bytes go to a hidden name beside the target, are hashed there, and get their name when they are whole. Going out,
+the file is opened and hashed first; the storage is asked what it has of that name, and afterwards what it has got.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import tempfile
+from pathlib import Path
+from typing import NamedTuple, Optional, Tuple
+
+from copytools.base import Checksums, CopyTool, Deadline, shown
+from copytools.checksum import BLOCK, Hasher, blocks, supported
+from copytools.copying import give_name, hidden_name, open_output
+from copytools.failures import CORRUPTED, End, Stage, translated
+
+logger = logging.getLogger(__name__)
+
+WITHDRAW_SECONDS = 20.0
+"""To take back what was not stored well, though the time for the copy may be over."""
+
+
+class Stored(NamedTuple):
+    """What a storage tells of a file that it has."""
+
+    size: int
+    checksums: Checksums
+    """Calculated by the storage from its own bytes; empty if it tells none."""
+
+
+class Outgoing(NamedTuple):
+    """A file on its way to a storage: open, so that it cannot be swapped for another one."""
+
+    descriptor: int
+    size: int
+    checksums: Checksums
+
+    @property
+    def path(self) -> str:
+        """For a program that takes paths; it has to inherit the descriptor."""
+        return f"/proc/self/fd/{self.descriptor}"
+
+
+class RemoteTool(CopyTool):
+    """A subclass gives the four verbs below. Each raises OSError, whose errno says what it means (copytools/failures.py)."""
+
+    told_checksum: str = ""
+    """The algorithm that the storage calculates too; it is learned of each file that goes out."""
+
+    def get(self, source: str, to: Path, deadline: Deadline) -> None:
+        """Write the file at the URL into the new file `to`; ENOENT if there is none. What was begun may be left behind."""
+        raise NotImplementedError
+
+    def put(self, file: Outgoing, target: str, deadline: Deadline) -> Optional[Stored]:
+        """Make the file at the URL, never over another one: EEXIST. The answer saves a further look, if the storage told it."""
+        raise NotImplementedError
+
+    def stored(self, url: str, deadline: Deadline) -> Optional[Stored]:
+        """What the storage has at the URL; None: nothing."""
+        raise NotImplementedError
+
+    def remove(self, url: str, deadline: Deadline) -> None:
+        """Take the file away; none is no error."""
+        raise NotImplementedError
+
+    # -- the two verbs of a copytool ----------------------------------------------------------------------------------------
+
+    def copy_in(self, source: str, to: Path, timeout: float) -> Checksums:
+        deadline = self.deadline(timeout)
+        hidden = to.with_name(hidden_name(to.name))
+        try:
+            with translated(Stage.IN, End.TARGET, to):
+                if os.path.lexists(to):
+                    raise FileExistsError(errno.EEXIST, "is there already")
+            with translated(Stage.IN, End.SOURCE, source):
+                self.get(source, hidden, deadline)
+            with translated(Stage.IN, End.TARGET, to):
+                return _adopted(hidden, to, self.algorithms, deadline)
+        finally:
+            _unlink(hidden)
+
+    def copy_out(self, path: Path, target: str, timeout: float) -> Checksums:
+        deadline = self.deadline(timeout)
+        with translated(Stage.OUT, End.SOURCE, path):
+            source = open_output(path)
+        try:
+            with translated(Stage.OUT, End.SOURCE, path):
+                size, checksums = os.fstat(source).st_size, self._hashed(source, deadline)
+            with translated(Stage.OUT, End.TARGET, target):
+                self._store(Outgoing(source, size, checksums), target, deadline)
+        finally:
+            os.close(source)
+        return {algorithm: checksums[algorithm] for algorithm in self.algorithms}
+
+    # -- going out ----------------------------------------------------------------------------------------------------------
+
+    def _hashed(self, descriptor: int, deadline: Deadline) -> Checksums:
+        algorithms = (*self.algorithms, self.told_checksum) if self.told_checksum else self.algorithms
+        return hashed(descriptor, supported(algorithms), deadline)
+
+    def _store(self, file: Outgoing, target: str, deadline: Deadline) -> None:
+        there = self.stored(target, deadline)
+        if there is None:
+            try:
+                got = self.put(file, target, deadline) or self.stored(target, deadline)
+                _compare(file, got)
+                return
+            except FileExistsError:  # somebody was faster: it is not ours to take away
+                there = self.stored(target, deadline)
+            except BaseException:
+                self._withdraw(target)
+                raise
+        if there is None or not self._is_same(file, there, target, deadline):
+            raise FileExistsError(errno.EEXIST, "another file is there already")
+
+    def _withdraw(self, target: str) -> None:
+        try:
+            self.remove(target, Deadline(WITHDRAW_SECONDS))
+        except OSError as error:
+            logger.warning(
+                "could not remove what was not stored well",
+                extra={"url": shown(target), "reason": shown(error)},
+            )
+
+    def _is_same(self, file: Outgoing, there: Stored, target: str, deadline: Deadline) -> bool:
+        """By a checksum of the storage; else it is read, which happens only after an answer got lost."""
+        if there.size != file.size:
+            return False
+        common = [each for each in there.checksums if each in file.checksums]
+        if common:
+            return all(there.checksums[each].lower() == file.checksums[each] for each in common)
+        algorithm, ours = next(iter(file.checksums.items()))
+        with tempfile.TemporaryDirectory(prefix="pilotage-") as place:
+            back = Path(place, "back")
+            self.get(target, back, deadline)
+            with open(back, "rb") as opened:
+                return hashed(opened.fileno(), (algorithm,), deadline)[algorithm] == ours
+
+
+def hashed(descriptor: int, algorithms: Tuple[str, ...], deadline: Deadline) -> Checksums:
+    """Of an open file, from its beginning; raises OSError."""
+    with Hasher(algorithms) as hasher:
+        for block in blocks(descriptor, 0, None, bytearray(BLOCK)):
+            hasher.update(block)
+            deadline.check()
+        return hasher.digests()
+
+
+def _compare(file: Outgoing, got: Optional[Stored]) -> None:
+    """OSError unless the storage has what was sent, as far as it tells."""
+    if got is None:
+        raise OSError(errno.EIO, "the storage said yes and has no such file")
+    if got.size != file.size:
+        raise OSError(CORRUPTED, f"{file.size} bytes were sent, {got.size} are stored")
+    for algorithm, theirs in got.checksums.items():
+        ours = file.checksums.get(algorithm)
+        if ours is not None and theirs.lower() != ours:
+            raise OSError(CORRUPTED, f"{algorithm} {ours} was sent, {theirs} is stored")
+
+
+def _adopted(hidden: Path, to: Path, algorithms: Tuple[str, ...], deadline: Deadline) -> Checksums:
+    """The file that was brought gets its name; its checksums."""
+    descriptor = os.open(hidden, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        checksums = hashed(descriptor, algorithms, deadline)
+        give_name(hidden, to)
+        return checksums
+    finally:
+        os.close(descriptor)
+
+
+def _unlink(path: Path) -> None:
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        logger.warning("could not remove a file", extra={"file_name": shown(path), "reason": str(error)})

@@ -1,0 +1,15 @@
+"""Real storages for tests, one file each, behind one description of what the conformance tests need to know of a storage."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Callable, Dict
+
+from tests.storages import xrootd
+from tests.storages.base import Storage
+
+STORAGES: Dict[str, Callable[[Path], AbstractContextManager[Storage]]] = {
+    "xrdcp-xrootd": xrootd.running,
+}
+"""Copytool and storage → a context that starts it in an empty directory which every account can enter."""

@@ -1,0 +1,92 @@
+"""XRootD as Debian packs it: root: and http: on one port, checksums, and a directory that nobody may use."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Iterator, List, Optional
+
+from tests.storages.base import Storage
+from tests.waiting import wait_until
+
+PROGRAMS = ("xrootd", "xrdcp", "xrdfs")
+CONFIG = """\
+xrd.port {port}
+xrd.network nodnr
+all.adminpath {place}/admin
+all.pidpath {place}/admin
+oss.localroot {place}/data
+all.export /store
+xrootd.chksum max 2 adler32 md5 crc32c
+xrootd.seclib libXrdSec.so
+sec.protocol unix
+ofs.authorize 1
+acc.authdb {place}/rights
+xrd.protocol http:{port} libXrdHttp.so
+http.listingdeny no
+"""
+RIGHTS = "u * /store/closed -rwild /store a\n"
+
+
+def missing() -> Optional[str]:
+    absent = [name for name in PROGRAMS if shutil.which(name) is None]
+    if absent:
+        return f"not on PATH: {', '.join(absent)}"
+    return None if os.getuid() == 0 else "xrootd is started by root, and becomes another account"
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        return int(found.getsockname()[1])
+
+
+@contextmanager
+def server(place: Path) -> Iterator[int]:
+    """Its port; its files lie in `place`/data/store."""
+    port = free_port()
+    for name in ("data/store", "admin", "logs"):
+        (place / name).mkdir(parents=True)
+    (place / "x.cfg").write_text(CONFIG.format(port=port, place=place))
+    (place / "rights").write_text(RIGHTS)
+    subprocess.run(["chown", "-R", "xrootd:", str(place)], check=True)
+    command = ["xrootd", "-R", "xrootd", "-n", "t", "-b", "-c", f"{place}/x.cfg"]
+    command += ["-l", f"{place}/logs/log", "-s", f"{place}/pid"]
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, capture_output=True, timeout=30)
+    try:
+        wait_until(lambda: _answers(port), 30, f"xrootd on port {port}")
+        yield port
+    finally:
+        for pid in _pids(place):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+@contextmanager
+def running(place: Path) -> Iterator[Storage]:
+    with server(place) as port:
+        root = f"root://127.0.0.1:{port}//store/"
+        yield Storage(
+            tool="xrdcp",
+            root=root,
+            directory=place / "data/store",
+            options={"connect_seconds": "2", "silent_seconds": "3"},
+            port=port,
+            pids=lambda: _pids(place),
+            refused=f"{root}closed/",
+        )
+
+
+def _pids(place: Path) -> List[int]:
+    return [int("".join(filter(str.isdigit, (place / "pid").read_text())))]
+
+
+def _answers(port: int) -> bool:
+    command = ["xrdfs", f"root://127.0.0.1:{port}", "query", "config", "version"]
+    with suppress(subprocess.TimeoutExpired):
+        return subprocess.run(command, capture_output=True, check=False, timeout=2).returncode == 0
+    return False
