@@ -30,13 +30,23 @@ class Option(NamedTuple):
     bounds: Bounds = Bounds()
 
 
-class Deadline:
-    """The end of one call: its timeout, or the word that nobody wants the file any more."""
+Moved = Callable[[int], None]
+"""So many bytes more were copied; for progress alone, so a tool need not tell each of them."""
 
-    def __init__(self, timeout: float, asked_to_stop: Callable[[], bool] = lambda: False) -> None:
+
+class Deadline:
+    """The end of one call: its timeout, or the word that nobody wants the file any more. It also hears how far the call is."""
+
+    def __init__(
+        self,
+        timeout: float,
+        asked_to_stop: Callable[[], bool] = lambda: False,
+        moved: Moved = lambda n_bytes: None,
+    ) -> None:
         self._end = time.monotonic() + timeout
         self._timeout = timeout
         self._asked_to_stop = asked_to_stop
+        self.moved = moved
 
     def left(self) -> float:
         """Seconds; never below zero."""
@@ -88,6 +98,7 @@ class CopyTool:
         """`options`: the section [copytool:NAME] and what the program adds; an unknown key raises BAD_SETTINGS."""
         self.options = _parsed(type(self), options)
         self._asked_to_stop: Callable[[], bool] = lambda: False
+        self._moved: Moved = lambda n_bytes: None
         wanted = self.options["checksums"]
         assert isinstance(wanted, tuple)
         self.algorithms: Tuple[str, ...] = checksum.supported(wanted or (checksum.preferred(),))
@@ -119,15 +130,16 @@ class CopyTool:
         """
         raise NotImplementedError
 
-    def until(self: T, asked_to_stop: Callable[[], bool]) -> T:
-        """The same tool for one job: its calls raise soon after `asked_to_stop` has answered yes."""
+    def until(self: T, asked_to_stop: Callable[[], bool], moved: Moved = lambda n_bytes: None) -> T:
+        """The same tool for one job: its calls raise soon after `asked_to_stop` has answered yes, and tell `moved` how far they are."""
         for_one_job = copy.copy(self)
         for_one_job._asked_to_stop = asked_to_stop
+        for_one_job._moved = moved
         return for_one_job
 
     def deadline(self, timeout: float) -> Deadline:
         """For a call that begins now."""
-        return Deadline(timeout, self._asked_to_stop)
+        return Deadline(timeout, self._asked_to_stop, self._moved)
 
 
 class FileTool(CopyTool):

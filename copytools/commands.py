@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from typing import IO, Any, Dict, Mapping, NamedTuple, Sequence
+from pathlib import Path
+from typing import IO, Any, Dict, Mapping, NamedTuple, Optional, Sequence
 
 from copytools.base import Deadline
 from protocol.redaction import one_line, redact
@@ -32,10 +33,12 @@ def run(
     deadline: Deadline,
     environment: Mapping[str, str],
     keep_open: Sequence[int] = (),
+    growing: Optional[Path] = None,
 ) -> Done:
     """Run a program to its end, with `environment` beside ours; OSError if it cannot be started, or has no time left.
 
-    All that it has started goes with it. `keep_open`: descriptors that it may use.
+    All that it has started goes with it. `keep_open`: descriptors that it may use. `growing`: the file that it writes, which tells
+    how far it is.
     """
     deadline.check()
     with tempfile.TemporaryFile() as text:
@@ -50,7 +53,7 @@ def run(
             **_GROUP,
         )
         try:
-            code = _waited(child, deadline)
+            code = _waited(child, deadline, growing)
         finally:
             _end(child)
         return Done(code, _tail(text))
@@ -69,12 +72,16 @@ def died(done: Done) -> bool:
 _GROUP: Dict[str, Any] = {"process_group": 0} if sys.version_info >= (3, 11) else {"preexec_fn": os.setpgrp}
 
 
-def _waited(child: subprocess.Popen[bytes], deadline: Deadline) -> int:
+def _waited(child: subprocess.Popen[bytes], deadline: Deadline, growing: Optional[Path]) -> int:
+    size = 0
     while True:
         try:
             return child.wait(min(LOOK_SECONDS, deadline.left() + 0.01))
         except subprocess.TimeoutExpired:
             deadline.check()
+        if growing is not None and growing.exists():
+            before, size = size, growing.stat().st_size
+            deadline.moved(size - before)
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:

@@ -176,6 +176,7 @@ def _one_pass(reading: int, writing: int, size: int, hasher: Hasher, deadline: D
         hasher.update(block)
         _write_all(writing, block)
         copied += len(block)
+        deadline.moved(len(block))
     return copied
 
 
@@ -193,6 +194,7 @@ def _kernel_and_thread(
     with ThreadPoolExecutor(1, "checksum") as pool:
         for end in _strides(reading, writing, size):
             behind.append(pool.submit(hash_stride, copied, end))
+            deadline.moved(end - copied)
             copied = end
             if len(behind) > STRIDES_AHEAD:
                 behind.popleft().result()

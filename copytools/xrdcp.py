@@ -62,7 +62,7 @@ class Tool(RemoteTool):
         size = self._size(*_taken_apart(source), deadline)
         if size is None:
             raise FileNotFoundError(errno.ENOENT, "there is no such file on the server")
-        done = self._run(["xrdcp", "--nopbar", _written(source), str(to)], deadline)
+        done = self._run(["xrdcp", "--nopbar", _written(source), str(to)], deadline, growing=to)
         if done.code:
             raise _error(done)
         # Seen with 5.5.3: on a full disk it leaves half a file and says that all went well.
@@ -109,8 +109,14 @@ class Tool(RemoteTool):
         found = re.search(r"\badler32 ([0-9a-fA-F]{8})\b", done.text)
         return {"adler32": found[1].lower()} if found and not done.code else {}
 
-    def _run(self, command: Sequence[str], deadline: Deadline, keep_open: Tuple[int, ...] = ()) -> Done:
-        return run(command, deadline, self._environment(), keep_open)
+    def _run(
+        self,
+        command: Sequence[str],
+        deadline: Deadline,
+        keep_open: Tuple[int, ...] = (),
+        growing: Optional[Path] = None,
+    ) -> Done:
+        return run(command, deadline, self._environment(), keep_open, growing)
 
     def _environment(self) -> Mapping[str, str]:
         """xrdcp waits for minutes for a server that is not there unless it is told otherwise."""

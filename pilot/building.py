@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Optional
@@ -216,22 +216,27 @@ def sections(settings: Mapping[str, object]) -> dict[str, dict[str, object]]:
 
 
 def tools(settings: Settings, environ: Mapping[str, str], storage_url: str = "") -> Tools:
-    """Those that the settings name, else all there are; what is the pilot's own they do not take for a file of a job.
+    """Those that the settings name, else the usual ones; what is the pilot's own they do not take for a file of a job.
 
     `storage_url`: where the outputs of the queue go.
     """
-    data_root = settings.optional_path("node_settings", "script_prefix")
-    prefix = {"data_root": str(data_root)} if data_root is not None else {}
-    names = settings.items("copytools", "names") or copytools.usual()
-    found = find_tools(
-        names, {name: {**prefix, **settings.open_section(f"copytool:{name}")} for name in names}
-    )
+    found = configured_tools(settings, settings.items("copytools", "names"))
     own = _own_paths(settings, environ)
     for tool in found.usable:
         if isinstance(tool, FileTool):
             tool.not_for_jobs = own
             tool.storage = storage_url if storage_url.startswith("file:") else ""
     return found
+
+
+def configured_tools(settings: Settings, names: Sequence[str]) -> Tools:
+    """These, else the usual ones, with the options of their sections."""
+    data_root = settings.optional_path("node_settings", "script_prefix")
+    prefix = {"data_root": str(data_root)} if data_root is not None else {}
+    names = names or copytools.usual()
+    return find_tools(
+        names, {name: {**prefix, **settings.open_section(f"copytool:{name}")} for name in names}
+    )
 
 
 def _own_paths(settings: Settings, environ: Mapping[str, str]) -> tuple[str, ...]:

@@ -49,7 +49,7 @@ THEIRS: Dict[str, Set[str]] = {
 """folder → packages from PyPI that it may import; the standard library is everybody's."""
 
 ONLY_IN: Dict[str, Tuple[str, ...]] = {
-    "click": ("*/cli.py", "client/commands/*.py", "server/commands/*.py"),
+    "click": ("*/cli.py", "client/commands/*.py", "pilot/commands/*.py", "server/commands/*.py"),
     "urllib3": ("pilot/server_client.py", "client/session.py"),
     "blake3": ("copytools/checksum.py", "daq/*.py"),
     # They are compared with, by a Python of their own.

@@ -154,6 +154,7 @@ COMMANDS = {
     "task": Lazy("client.commands.tasks:task", "submit, watch and cancel tasks"),
     "job": Lazy("client.commands.jobs:job", "jobs, their attempts and their logs"),
     "dataset": Lazy("client.commands.datasets:dataset", "register, look into and fetch datasets"),
+    "data": Lazy("pilot.commands.data:data", "copy files to and from storages, without a server", "fast"),
     "file": Lazy("client.commands.files:file", "find files in all datasets"),
     "usage": Lazy("client.commands.usage:usage", "core-hours and bytes by owner, group and queue"),
     "queue": Lazy("client.commands.queues:queue", "computing queues: make, see, open and close them"),

@@ -23,7 +23,7 @@ from typing import Callable, NamedTuple, Optional
 
 import copytools
 from copytools import checksum
-from copytools.base import Checksums, CopyTool
+from copytools.base import Checksums, CopyTool, Moved
 from pilot.patience import Patience, Stopped, patiently
 from protocol.errors import PilotageError
 from protocol.redaction import one_line, redact
@@ -128,28 +128,41 @@ class Data:
     # -- many files ---------------------------------------------------------------------------------------------------------
 
     def stage_in(
-        self, files: Iterable[File], progress: Optional[Callable[[Progress], None]] = None
+        self,
+        files: Iterable[File],
+        progress: Optional[Callable[[Progress], None]] = None,
+        moved: Optional[Moved] = None,
     ) -> Transfers:
-        """Begin to copy files to this node; answers at once. `progress` is called after each file, by one thread at a time."""
-        return Transfers(self.bring, files, self.parallel, progress)
+        """Begin to copy files to this node; answers at once. `progress` is called after each file, `moved` with bytes on the way.
+
+        Both are called by one thread at a time. Bytes of a try that failed are taken back: `moved` then gets a number below zero.
+        """
+        return Transfers(self.bring, files, self.parallel, progress, moved)
 
     def stage_out(
-        self, files: Iterable[File], progress: Optional[Callable[[Progress], None]] = None
+        self,
+        files: Iterable[File],
+        progress: Optional[Callable[[Progress], None]] = None,
+        moved: Optional[Moved] = None,
     ) -> Transfers:
         """Begin to copy files to storages, to URLs that nobody else writes."""
-        return Transfers(self.take_away, files, self.parallel, progress)
+        return Transfers(self.take_away, files, self.parallel, progress, moved)
 
     # -- one file -----------------------------------------------------------------------------------------------------------
 
-    def bring(self, file: File, stop: Optional[threading.Event] = None) -> Copied:
+    def bring(
+        self, file: File, stop: Optional[threading.Event] = None, moved: Optional[Moved] = None
+    ) -> Copied:
         """Copy one file to its path, which must not exist, and verify it; Stopped soon after `stop` is set."""
         wanted = best(file.checksums)
-        return self._patiently("STAGE_IN_FAILED", lambda tool: _bring(tool, file, self.timeout_seconds, wanted), file, wanted, stop)  # fmt: skip
+        return self._patiently("STAGE_IN_FAILED", lambda tool: _bring(tool, file, self.timeout_seconds, wanted), file, wanted, stop, moved)  # fmt: skip
 
-    def take_away(self, file: File, stop: Optional[threading.Event] = None) -> Copied:
+    def take_away(
+        self, file: File, stop: Optional[threading.Event] = None, moved: Optional[Moved] = None
+    ) -> Copied:
         """Copy one file to its URL."""
         wanted = tuple(dict.fromkeys((checksum.preferred(), ALWAYS)))
-        return self._patiently("STAGE_OUT_FAILED", lambda tool: _take_away(tool, file, self.timeout_seconds, wanted), file, wanted, stop)  # fmt: skip
+        return self._patiently("STAGE_OUT_FAILED", lambda tool: _take_away(tool, file, self.timeout_seconds, wanted), file, wanted, stop, moved)  # fmt: skip
 
     def _patiently(
         self,
@@ -158,29 +171,54 @@ class Data:
         file: File,
         algorithms: tuple[str, ...],
         stop: Optional[threading.Event],
+        moved: Optional[Moved],
     ) -> Copied:
         """Again after a failure that may pass; `otherwise` names the error for one of the node's own disk that has no name yet."""
         stop = stop or threading.Event()
+        meter = _Meter(moved or (lambda n_bytes: None))
 
         def copied() -> Copied:
+            result: Optional[Copied] = None
             try:
-                return work(self._tool_for(file.url, algorithms, stop))
+                result = work(self._tool_for(file.url, algorithms, stop, meter.moved))
+                return result
             except OSError as error:
                 name = _NAMES.get(error.errno or 0, otherwise).format(stage=otherwise.partition("_FAILED")[0])
                 raise PilotageError(name, one_line(str(error))) from None
+            finally:
+                meter.reaches(result.size if result else 0)
 
         return patiently(self.patience, copied, stop, "a copy failed")
 
-    def _tool_for(self, url: str, algorithms: tuple[str, ...], stop: threading.Event) -> CopyTool:
+    def _tool_for(
+        self, url: str, algorithms: tuple[str, ...], stop: threading.Event, moved: Moved
+    ) -> CopyTool:
         """The first tool that understands the URL, made for this file: it ends soon after the word to stop."""
         scheme = url.partition(":")[0].lower()  # not urlsplit: that raises for some URLs that users register
         for tool in self.tools:
             if scheme in tool.schemes:
-                mine = tool.until(stop.is_set)
+                mine = tool.until(stop.is_set, moved)
                 if algorithms:
                     mine.algorithms = algorithms
                 return mine
         raise PilotageError("UNKNOWN_COPYTOOL", f"none of the usable copytools takes {one_line(redact(url))}")
+
+
+class _Meter:
+    """Bytes of one file that are on their way or there, as somebody was told."""
+
+    def __init__(self, told: Moved) -> None:
+        self._told = told
+        self._bytes = 0
+
+    def moved(self, n_bytes: int) -> None:
+        self._bytes += n_bytes
+        self._told(n_bytes)
+
+    def reaches(self, n_bytes: int) -> None:
+        """What a tool has told too little, or of a try that failed too much."""
+        if n_bytes != self._bytes:
+            self.moved(n_bytes - self._bytes)
 
 
 _NAMES = {errno.ENOSPC: "NO_LOCAL_SPACE", errno.EDQUOT: "NO_LOCAL_SPACE", errno.ETIMEDOUT: "{stage}_TIMEOUT"}
@@ -192,13 +230,15 @@ class Transfers:
 
     def __init__(
         self,
-        copy: Callable[[File, threading.Event], Copied],
+        copy: Callable[[File, threading.Event, Moved], Copied],
         files: Iterable[File],
         parallel: int,
         progress: Optional[Callable[[Progress], None]],
+        moved: Optional[Moved],
     ) -> None:
         self._copy = copy
         self._progress = progress
+        self._told = moved
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._done = 0
@@ -246,12 +286,17 @@ class Transfers:
             raise
         return result
 
+    def _moved(self, n_bytes: int) -> None:
+        if self._told is not None:
+            with self._lock:
+                self._told(n_bytes)
+
     def _result(self, file: File) -> Result:
         began = time.monotonic()
         copied: Optional[Copied] = None
         failed: Optional[PilotageError] = None
         try:
-            copied = self._copy(file, self._stop)
+            copied = self._copy(file, self._stop, self._moved)
         except PilotageError as error:
             failed = error
         except Stopped:

@@ -20,6 +20,7 @@ class Proxy:
         self.port = int(self._listening.getsockname()[1])
         self.cut_after = 0
         self.n_cut = 0
+        self.n_connections = 0
         self.is_frozen = False
         self._is_over = False
         self._threads: List[threading.Thread] = []
@@ -36,6 +37,7 @@ class Proxy:
                 ours = socket.create_connection(("127.0.0.1", self._target))
             except OSError:
                 return
+            self.n_connections += 1
             self._begin(self._pass_on, theirs, ours)
 
     def _pass_on(self, theirs: socket.socket, ours: socket.socket) -> None:

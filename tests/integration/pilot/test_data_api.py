@@ -166,3 +166,14 @@ def test_tools_and_their_options_can_be_named(tmp_path: Path) -> None:
     assert result.error is not None and result.error.name == "BAD_PATH"
     with pytest.raises(PilotageError, match="no copytool nope"):
         find_tools(["nope"])
+
+
+def test_156_bytes_on_the_way_are_told_and_those_of_a_failed_try_taken_back(
+    quick: Callable[..., Data], tmp_path: Path
+) -> None:
+    good = stored(tmp_path, 3)
+    lying = File(good[0].url, tmp_path / "here" / "lying", checksums={"md5": "0" * 32})
+    told: List[int] = []
+    quick(retries=2).stage_in([*good, lying], moved=told.append).wait()
+    assert sum(told) == sum(file.size or 0 for file in good)
+    assert sum(number for number in told if number < 0) == -2 * (good[0].size or 0), "of two tries"

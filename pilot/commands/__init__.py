@@ -1,0 +1,1 @@
+"""Commands that work on a node: without rich, on Python 3.9."""
