@@ -21,6 +21,14 @@ Checksums = Dict[str, str]
 T = TypeVar("T", bound="CopyTool")
 
 
+class Stored(NamedTuple):
+    """What a storage tells of a file that it has."""
+
+    size: int
+    checksums: Checksums
+    """Calculated by the storage from its own bytes; empty if it tells none."""
+
+
 class Option(NamedTuple):
     """One key that the section [copytool:NAME] may hold; `default` as it would be written there."""
 
@@ -130,6 +138,10 @@ class CopyTool:
         """
         raise NotImplementedError
 
+    def look(self, url: str, timeout: float) -> Stored:
+        """What lies at the URL, if it can be read: for a file that stays where it is. Raises as `copy_in` does."""
+        raise PilotageError("UNKNOWN_COPYTOOL", f"{self.name} cannot look at a file without copying it")
+
     def until(self: T, asked_to_stop: Callable[[], bool], moved: Moved = lambda n_bytes: None) -> T:
         """The same tool for one job: its calls raise soon after `asked_to_stop` has answered yes, and tell `moved` how far they are."""
         for_one_job = copy.copy(self)
@@ -185,6 +197,17 @@ class FileTool(CopyTool):
         if missing is not None and missing in path.parents:
             raise PilotageError("NODE_MOUNT_MISSING", f"there is no directory {shown(missing)} on this node")
         return path
+
+    def look(self, url: str, timeout: float) -> Stored:
+        from copytools.failures import End, Stage, translated  # late: it imports this
+
+        path = self.path_of(url)
+        with translated(Stage.IN, End.SOURCE, path):
+            descriptor = checksum.open_plain(path)
+            try:
+                return Stored(os.fstat(descriptor).st_size, {})
+            finally:
+                os.close(descriptor)
 
     def missing_storage(self) -> Optional[Path]:
         """The directory of the storage if it is not there."""

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple, Optional, Tuple
 
-from copytools.base import Checksums, CopyTool, Deadline, shown
+from copytools.base import Checksums, CopyTool, Deadline, Stored, shown
 from copytools.checksum import BLOCK, Hasher, blocks, supported
 from copytools.copying import give_name, hidden_name, open_output
 from copytools.failures import CORRUPTED, End, Stage, translated
@@ -22,14 +22,6 @@ logger = logging.getLogger(__name__)
 
 WITHDRAW_SECONDS = 20.0
 """To take back what was not stored well, though the time for the copy may be over."""
-
-
-class Stored(NamedTuple):
-    """What a storage tells of a file that it has."""
-
-    size: int
-    checksums: Checksums
-    """Calculated by the storage from its own bytes; empty if it tells none."""
 
 
 class Outgoing(NamedTuple):
@@ -95,6 +87,13 @@ class RemoteTool(CopyTool):
         finally:
             os.close(source)
         return {algorithm: checksums[algorithm] for algorithm in self.algorithms}
+
+    def look(self, url: str, timeout: float) -> Stored:
+        with translated(Stage.IN, End.SOURCE, url):
+            found = self.stored(url, self.deadline(timeout))
+            if found is None:
+                raise FileNotFoundError(errno.ENOENT, "there is no such file")
+            return found
 
     # -- going out ----------------------------------------------------------------------------------------------------------
 

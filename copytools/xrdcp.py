@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Dict, Mapping, Optional, Sequence, Tuple
 from urllib.parse import unquote, urlsplit
 
-from copytools.base import Deadline, Option, shown
+from copytools.base import Deadline, Option, Stored, shown
 from copytools.commands import Done, died, failed, run
 from copytools.failures import CORRUPTED, DIED, OVERLOADED, REFUSED, UNREACHABLE
-from copytools.remote import Outgoing, RemoteTool, Stored
+from copytools.remote import Outgoing, RemoteTool
 from protocol.errors import PilotageError
 from protocol.values import Bounds, Type, as_text
 

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import copytools
 from copytools.base import FileTool
-from pilot import certificates, node, plugins, workdir
+from pilot import addresses, certificates, node, plugins, workdir
 from pilot.api import environment
 from pilot.api.data import Tools, find_tools
 from pilot.api.environment import Environment
@@ -220,6 +220,7 @@ def tools(settings: Settings, environ: Mapping[str, str], storage_url: str = "")
 
     `storage_url`: where the outputs of the queue go.
     """
+    addresses.rules(settings.items("copytools", "addresses"))  # a wrong one ends the start, and no job
     found = configured_tools(settings, settings.items("copytools", "names"))
     own = _own_paths(settings, environ)
     for tool in found.usable:

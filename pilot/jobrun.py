@@ -87,6 +87,8 @@ class JobRun:
         self.told = threading.Event()
         """Set when the end was sent once, with or without an answer: the slot may take the next job."""
         self.metrics: dict[str, float] = {}
+        self.remote: dict[str, str] = {}
+        """Name of an input that stays where it is → what the payload gets instead of a path in its directory."""
         self.linked: list[Path] = []
         """The files of the node that inputs are links to; looked up when they came, before anything of the job ran."""
         self.step_texts: list[Path] = []
@@ -135,6 +137,10 @@ class JobRun:
         """Inputs have a directory of their own, so that an output may have the name of an input."""
         return self.directory / INPUTS / file.lfn
 
+    def _input(self, file: InputFile) -> str:
+        """What the payload gets for it."""
+        return self.remote.get(file.lfn) or str(self.input_path(file))
+
     def output_path(self, file: OutputFile) -> Path:
         return self.directory / file.lfn
 
@@ -154,7 +160,7 @@ class JobRun:
     def filled(self, words: Sequence[str]) -> list[str]:
         """A command of the task with the paths of this node."""
         several = {
-            "inputs": [str(self.input_path(file)) for file in self.spec.inputs],
+            "inputs": [self._input(file) for file in self.spec.inputs],
             "outputs": [str(self.output_path(file)) for file in self.spec.outputs],
         }
         try:
@@ -183,7 +189,7 @@ class JobRun:
             "job_nr": str(spec.job_nr),
             "job_id": str(spec.job_id),
             "attempt_nr": str(spec.attempt_nr),
-            "input": str(self.input_path(spec.inputs[0])) if spec.inputs else "",
+            "input": self._input(spec.inputs[0]) if spec.inputs else "",
             "output": str(self.output_path(spec.outputs[0])) if spec.outputs else "",
             "bundle": str(self.bundle),
             "software": str(self.software.directory) if self.software is not None else "",

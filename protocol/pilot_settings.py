@@ -207,6 +207,12 @@ CONNECTION_ROWS = (
 _COPYTOOLS = (
     Setting("copytools", "names", Type.LIST, "", "copytools that may be used, best first; empty: all that fit the address",
             overridable=(QUEUE,)),
+    Setting("copytools", "direct_access", Type.LIST, "",
+            "schemes, as root, https, whose inputs stay where they are: the payload gets their addresses; file: it reads the file itself",
+            overridable=_ALL),
+    Setting("copytools", "addresses", Type.LIST, "",
+            "how nodes reach a storage by another way: root://eos.example//store -> file:///eos/store, ...",
+            overridable=(QUEUE,)),
     Setting("copytools", "retries", Type.INTEGER, 3, "further tries for one file", minimum=0, maximum=100,
             overridable=(QUEUE, EXPERIMENT)),
     Setting("copytools", "backoff_seconds", Type.NUMBER, 2, "before the second try; doubled each time, with jitter",

@@ -157,6 +157,10 @@ class Data:
         wanted = best(file.checksums)
         return self._patiently("STAGE_IN_FAILED", lambda tool: _bring(tool, file, self.timeout_seconds, wanted), file, wanted, stop, moved)  # fmt: skip
 
+    def look(self, file: File, stop: Optional[threading.Event] = None) -> Copied:
+        """See that a file can be read where it is, and hold what its storage tells of it against what is known."""
+        return self._patiently("STAGE_IN_FAILED", lambda tool: _looked_at(tool, file, self.timeout_seconds), file, (), stop, None)  # fmt: skip
+
     def take_away(
         self, file: File, stop: Optional[threading.Event] = None, moved: Optional[Moved] = None
     ) -> Copied:
@@ -319,6 +323,16 @@ def _bring(tool: CopyTool, file: File, timeout_seconds: float, wanted: tuple[str
         raise
 
 
+def _looked_at(tool: CopyTool, file: File, timeout_seconds: float) -> Copied:
+    """A checksum is held against the registered one only where the storage tells it: nothing is read for that."""
+    seen = tool.look(file.url, timeout_seconds)
+    _check_size(file, seen.size)
+    told = {name: value for name, value in seen.checksums.items() if name in file.checksums}
+    for algorithm, value in told.items():
+        _check_checksum(file, algorithm, value.lower())
+    return Copied(seen.size, told)
+
+
 def _take_away(tool: CopyTool, file: File, timeout_seconds: float, wanted: tuple[str, ...]) -> Copied:
     """Size, and checksums as they were learned while it was copied."""
     size = file.path.stat().st_size
@@ -332,10 +346,7 @@ def _take_away(tool: CopyTool, file: File, timeout_seconds: float, wanted: tuple
 def _verified(file: File, wanted: tuple[str, ...], learned: Checksums) -> Copied:
     """Size, and the best registered checksum that this node can calculate; raise the mismatch that is found."""
     size = file.path.stat().st_size
-    if file.size is not None and size != file.size:
-        raise PilotageError(
-            "INPUT_SIZE_MISMATCH", f"{file.shown}: {file.size} bytes are registered, {size} arrived"
-        )
+    _check_size(file, size)
     if file.checksums and not wanted:
         known = ", ".join(file.checksums)
         raise PilotageError(
@@ -344,12 +355,23 @@ def _verified(file: File, wanted: tuple[str, ...], learned: Checksums) -> Copied
         )
     found = {**_missing(file.path, wanted, learned), **learned}
     for algorithm in wanted:
-        if found[algorithm] != file.checksums[algorithm].lower():
-            raise PilotageError(
-                MISMATCH[algorithm],
-                f"{file.shown}: {algorithm} {file.checksums[algorithm]} is registered, {found[algorithm]} arrived",
-            )
+        _check_checksum(file, algorithm, found[algorithm])
     return Copied(size, found)
+
+
+def _check_size(file: File, size: int) -> None:
+    if file.size is not None and size != file.size:
+        raise PilotageError(
+            "INPUT_SIZE_MISMATCH", f"{file.shown}: {file.size} bytes are registered, {size} arrived"
+        )
+
+
+def _check_checksum(file: File, algorithm: str, found: str) -> None:
+    if found != file.checksums[algorithm].lower():
+        raise PilotageError(
+            MISMATCH[algorithm],
+            f"{file.shown}: {algorithm} {file.checksums[algorithm]} is registered, {found} arrived",
+        )
 
 
 def _missing(path: Path, wanted: tuple[str, ...], learned: Checksums) -> Checksums:

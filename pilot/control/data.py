@@ -8,13 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Callable, Optional
 
-from pilot import control, workdir
+from pilot import addresses, control, workdir
 from pilot.api.data import Copied, Data, File, Stopped
 from pilot.context import Context
 from pilot.control.payload import pack_log
 from pilot.jobrun import JobOver, JobRun
 from pilot.patience import Patience
 from protocol.errors import PilotageError
+from protocol.files import local_path
 from protocol.messages.pilots import LogReport, OutputReport
 from protocol.states import JobState
 
@@ -41,11 +42,16 @@ def stage_out_jobs(context: Context, step: Callable[[JobRun], None]) -> None:
 
 
 def stage_in(context: Context, job: JobRun) -> None:
-    """Copy each input, verify it, and let the experiment look at it."""
+    """Copy each input, verify it, and let the experiment look at it; what stays where it is only has to be readable."""
     job.enter(JobState.STAGE_IN)
+    stay = context.settings.items("copytools", "direct_access")
     for file in job.spec.inputs:
-        path = job.input_path(file)
-        _copied(_data(context).bring, File(file.url, path, file.size, file.checksums, file.lfn), job)
+        path, url = job.input_path(file), _address(context, file.url)
+        known = File(url, path, file.size, file.checksums, file.lfn)
+        if url.partition(":")[0].lower() in stay:
+            _leave(context, job, known)
+            continue
+        _copied(_data(context).bring, known, job)
         try:
             context.plugin.check_input(job, file, path)
         except OSError as error:
@@ -59,7 +65,7 @@ def stage_out(context: Context, job: JobRun) -> None:
     """Copy each output to the name that this attempt alone may write, then the log archive, and report both."""
     job.enter(JobState.STAGE_OUT)
     for output in job.spec.outputs:
-        file = File(output.url, job.output_path(output), name=output.lfn)
+        file = File(_address(context, output.url), job.output_path(output), name=output.lfn)
         copied = _copied(_data(context).take_away, file, job)
         job.outputs.append(OutputReport(output.lfn, copied.size, copied.checksums))
         logger.info("output is stored", extra={"lfn": output.lfn, "size": copied.size})
@@ -74,12 +80,31 @@ def store_log(context: Context, job: JobRun) -> None:
     if not archive.exists():
         return
     try:
-        copied = _data(context, retries=0).take_away(File(job.spec.log_url, archive), context.silence)
+        copied = _data(context, retries=0).take_away(
+            File(_address(context, job.spec.log_url), archive), context.silence
+        )
         job.log = LogReport(copied.size, copied.checksums)
     except (PilotageError, Stopped) as error:
         logger.error(
             "the log archive could not be stored", extra={"error": "LOG_FAILED", "detail": str(error)}
         )
+
+
+def _leave(context: Context, job: JobRun, file: File) -> None:
+    """An input stays on its storage: the payload gets its address, or its path where that is a file of this node."""
+    _copied(_data(context).look, file, job)
+    text = file.url
+    if file.url.startswith("file:"):
+        prefix = context.settings.optional_path("node_settings", "script_prefix")
+        path = Path(local_path(file.url, str(prefix or "")))
+        job.linked.append(Path(os.path.realpath(path)))
+        text = str(path)
+    job.remote[file.name] = text
+    logger.info("input stays where it is", extra={"lfn": file.name, "url": file.url})
+
+
+def _address(context: Context, url: str) -> str:
+    return addresses.rewritten(url, addresses.rules(context.settings.items("copytools", "addresses")))
 
 
 def _copied(copy: Callable[..., Copied], file: File, job: JobRun) -> Copied:
