@@ -1,4 +1,4 @@
-"""The registrator: makes a dataset of files, directories and globs; each file is read once for all of its checksums.
+"""The registrator: makes a dataset of files, directories, globs and lists; each file is read once for all of its checksums.
 
 Whatever is wrong with a file is found before anything is registered, and told for every file. A dataset of up to `BATCH`
 files comes into being with all of them or not at all; a larger one is open until its last file is in, and the files are sent
@@ -18,16 +18,18 @@ import stat
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 from urllib.parse import quote
 
-from client import progress, tables
+from client import progress, tables, unfinished
+from client.daqnames import Census
+from client.journal import Journal
 from client.session import Session
 from copytools import checksum
 from protocol.errors import PilotageError
@@ -49,8 +51,14 @@ SPOOL_BYTES = 16 * 2**20
 THREADS = min(8, os.cpu_count() or 1)
 TOLD = 20
 """Most problems that are told one by one."""
+LONGEST_PATH = 4096
+"""Bytes of a path; Linux takes no longer one."""
+
+UNFINISHED = "FILE_UNFINISHED"
 
 Check = Callable[[], None]
+Say = Callable[[str], None]
+"""Gets remarks for people."""
 Stamp = tuple[int, int, int]
 """Size, modification time and inode: what changes when somebody still writes to a file."""
 
@@ -69,6 +77,12 @@ class Options:
     """Add to a dataset that is there and open; files that are in it already, and the same, are passed over."""
     threads: int = THREADS
     quiet: bool = False
+    min_age: float = 0.0
+    """A file that was changed less than so many seconds ago is unfinished."""
+    skip_unfinished: bool = False
+    """Leave unfinished files out, and the dataset open, instead of refusing all."""
+    journal: Path | None = None
+    """Where it is noted what was learned of files, for when this breaks off (`client/journal.py`)."""
 
 
 class Found(NamedTuple):
@@ -90,7 +104,12 @@ class Inventory:
     They lie in a database of SQLite in a temporary file, which goes with this object: of a million files little is in memory.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, url_prefix: str = "") -> None:
+        """`url_prefix` stands for the common parent of what was found (`below`) in addresses that are "" when they are added."""
+        self.left_out: list[str] = []
+        """Unfinished files, each with the reason."""
+        self._prefix = url_prefix
+        self.root = self._last = ""
         # Wherever the garbage is collected, there it is closed.
         self._rows = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         with _on_disk():
@@ -103,6 +122,13 @@ class Inventory:
 
     def __del__(self) -> None:
         self._rows.close()
+
+    def below(self, path: str) -> None:
+        """A path was given: a directory counts as its own parent."""
+        parent = os.path.abspath(path if os.path.isdir(path) else os.path.dirname(path))
+        if parent != self._last:
+            self.root = os.path.commonpath([self.root, parent]) if self.root else parent
+            self._last = parent
 
     def add(self, found: Found) -> str:
         """Take in a file; the path of that which has its name already, or its own."""
@@ -126,7 +152,8 @@ class Inventory:
         with _on_disk():
             rows = self._rows.execute("SELECT lfn, path, url, stamp FROM found ORDER BY place, lfn")
             for lfn, path, url, stamp in rows:
-                yield Found(lfn, os.fsdecode(path), os.fsdecode(url), tuple(json.loads(stamp)))
+                address = os.fsdecode(url) or _url(os.fsdecode(path), self.root, self._prefix)
+                yield Found(lfn, os.fsdecode(path), address, tuple(json.loads(stamp)))
 
     @property
     def size(self) -> int:
@@ -149,43 +176,105 @@ def register(
     paths: Sequence[str | Path],
     options: Options = Options(),
     check: Check = lambda: None,
+    listed: Iterable[str] = (),
+    say: Say = lambda line: None,
 ) -> DatasetView:
     """Register these files as dataset `name`. `check` is called now and then; what it raises ends the work.
 
-    Raises the error of the one file that is wrong, or one error whose field `problems` has a line for each.
+    `listed` are paths that are taken as they are, without globs. Raises the error of the one file that is wrong, or one
+    error whose field `problems` has a line for each.
     """
     _look_for(session, name, options)
-    found = find(paths, options.url_prefix)
+    found = find(paths, options.url_prefix, listed, _sign(options), options.skip_unfinished)
+    journal, census = Journal(options.journal), Census()
     with tempfile.SpooledTemporaryFile(SPOOL_BYTES) as spool:
-        for spec in _specs(found, options, check):
+        n_files = 0
+        for spec in _specs(found, options, check, journal):
+            n_files += 1
+            census.add(spec.lfn)
             spool.write(json.dumps(to_wire(spec)).encode() + b"\n")
         spool.seek(0)
         specs = (from_wire(FileSpec, json.loads(line)) for line in spool)
-        return _send(session, name, specs, len(found), options)
+        view = _send(session, name, specs, n_files, options, options.close and not found.left_out)
+    journal.remove()
+    if not options.add:
+        for gap in census.gaps():
+            say(f"warning: {gap}")
+    _say_left_out(found.left_out, name, say)
+    return view
+
+
+def _sign(options: Options) -> unfinished.Sign:
+    return unfinished.signs(options.min_age, NO_CHECKSUM not in options.algorithms)
+
+
+def _say_left_out(left_out: Sequence[str], name: str, say: Say) -> None:
+    for line in left_out[:TOLD]:
+        say(f"left out, unfinished: {line}")
+    if left_out:
+        more = f", {len(left_out) - TOLD} of them not named here" if len(left_out) > TOLD else ""
+        say(
+            f"{tables.some(len(left_out), 'unfinished file')} left out{more}; dataset {name} stays open: add them later with --add"
+        )
 
 
 # -- what there is ------------------------------------------------------------------------------------------------
 
 
-def find(paths: Sequence[str | Path], url_prefix: str = "") -> Inventory:
-    """The files that these paths mean; raises if one of them cannot be registered."""
+def find(
+    paths: Sequence[str | Path],
+    url_prefix: str = "",
+    listed: Iterable[str] = (),
+    sign: unfinished.Sign = unfinished.nothing,
+    skip_unfinished: bool = False,
+) -> Inventory:
+    """The files that these paths mean, and those `listed` as they are; raises if one of them cannot be registered."""
     problems: list[PilotageError] = []
-    given = [path for text in paths for path in _expand(str(text), problems)]
-    root = _root(given)
-    inventory = Inventory()
+    given = (path for text in paths for path in _expand(str(text), problems))
+    literally = (path for text in listed for path in _literally(text, problems))
+    inventory = Inventory(url_prefix)
     wrong: set[str] = set()
-    for path in (file for each in given for file in _listed(each, problems)):
-        try:
-            url, stamp = _url(path, root, url_prefix), _stamp(path)
-            there = inventory.add(Found(check_lfn(os.path.basename(path)), path, url, stamp))
-            if there != path:
-                raise PilotageError("ALREADY_EXISTS", f"has the same name as {one_line(there)}")
-        except PilotageError as error:
-            if path not in wrong:
-                wrong.add(path)
-                problems.append(PilotageError(error.name, f"{one_line(path)}: {error.detail}"))
+    for each in chain(given, literally):
+        inventory.below(each)
+        for path in _listed(each, problems):
+            try:
+                _take(inventory, path, url_prefix, sign)
+            except PilotageError as error:
+                if error.name == UNFINISHED and skip_unfinished:
+                    inventory.left_out.append(f"{one_line(path)}: {error.detail}")
+                elif path not in wrong:
+                    wrong.add(path)
+                    problems.append(PilotageError(error.name, f"{one_line(path)}: {error.detail}"))
     _raise(problems, len(inventory) + len(wrong))
     return inventory
+
+
+def _take(inventory: Inventory, path: str, url_prefix: str, sign: unfinished.Sign) -> None:
+    url, stamp = _url(path, inventory.root, url_prefix), _stamp(path)
+    why = sign(path, stamp[1])
+    if why:
+        raise PilotageError(UNFINISHED, why)
+    lfn = check_lfn(os.path.basename(path))
+    there = inventory.add(Found(lfn, path, "" if url_prefix else url, stamp))
+    if there != path:
+        raise PilotageError("ALREADY_EXISTS", f"has the same name as {one_line(there)}")
+
+
+def lines_of(stream: BinaryIO) -> Iterator[str]:
+    """The paths of a list: one per line, or each with a NUL behind it, as `find -print0` writes them; empty ones are passed over."""
+    rest, end = b"", b""
+    while block := stream.read(65_536):
+        rest += block
+        end = end or (b"\0" if b"\0" in rest else b"\n" if b"\n" in rest else b"")
+        if end:
+            *whole, rest = rest.split(end)
+            yield from (os.fsdecode(line) for line in whole if line)
+        if len(rest) > LONGEST_PATH:
+            raise PilotageError(
+                "BAD_PATH", f"the list has a line of more than {LONGEST_PATH} bytes: is it a list of paths?"
+            )
+    if rest:
+        yield os.fsdecode(rest)
 
 
 def natural(name: str) -> str:
@@ -196,6 +285,14 @@ def natural(name: str) -> str:
         return f"\x01{len(digits):03}{digits}"
 
     return re.sub("[0-9]+", number, name)
+
+
+def _literally(text: str, problems: list[PilotageError]) -> list[str]:
+    """A path of a list, in which nothing stands for anything else."""
+    if "\0" in text or not os.path.lexists(text):
+        problems.append(PilotageError("BAD_PATH", f"{one_line(text)} does not exist"))
+        return []
+    return [str(Path(text))]
 
 
 def _expand(text: str, problems: list[PilotageError]) -> list[str]:
@@ -237,14 +334,9 @@ def _listed(path: str, problems: list[PilotageError]) -> Iterator[str]:
         problems.append(PilotageError("BAD_PATH", f"{one_line(path)} holds no file"))
 
 
-def _root(given: Sequence[str]) -> str:
-    """The common parent of the given paths, a directory counting as its own."""
-    parents = [os.path.abspath(path if os.path.isdir(path) else os.path.dirname(path)) for path in given]
-    return os.path.commonpath(parents) if parents else "/"
-
-
 def _url(path: str, root: str, prefix: str) -> str:
-    """Copytools open no link, for what it leads to may change; a link to a file is registered where it leads to."""
+    """Below `root`, for which the prefix stands. Copytools open no link, for what it leads to may change; a link to a file is
+    registered where it leads to."""
     absolute = os.path.abspath(path)
     try:
         if not prefix:
@@ -289,40 +381,46 @@ def _raise(problems: Sequence[PilotageError], of: int) -> None:
 # -- checksums ----------------------------------------------------------------------------------------------------
 
 
-def _specs(found: Inventory, options: Options, check: Check) -> Iterator[FileSpec]:
+def _specs(found: Inventory, options: Options, check: Check, journal: Journal) -> Iterator[FileSpec]:
     """What is known of each file, in their order; raises at the end if one of them cannot be registered."""
     if NO_CHECKSUM in options.algorithms:
         yield from (FileSpec(each.lfn, each.size, each.url) for each in found)
         return
-    yield from _hashed(found, options, check)
+    yield from _hashed(found, options, check, journal)
 
 
-def _hashed(found: Inventory, options: Options, check: Check) -> Iterator[FileSpec]:
+def _hashed(found: Inventory, options: Options, check: Check, journal: Journal) -> Iterator[FileSpec]:
     """Every file with its checksums; several files are read at the same time, and few are waiting for it."""
     algorithms = options.algorithms or checksum.available()
     stop = threading.Event()
     pool = ThreadPoolExecutor(options.threads, thread_name_prefix="checksum")
     title = f"Reading {tables.some(len(found), 'file')}"
     problems: list[PilotageError] = []
+    left_out: set[str] = set()
     rest = iter(found)
     reading: deque[tuple[Found, Future[FileSpec]]] = deque()
     try:
         with progress.in_bytes(title, found.size, options.quiet) as advance:
             while True:
                 for each in islice(rest, AHEAD * options.threads - len(reading)):
-                    reading.append((each, pool.submit(_hash, each, algorithms, advance, stop)))
+                    reading.append((each, pool.submit(_learn, each, algorithms, advance, stop, journal)))
                 if not reading:
                     break
                 each, future = reading.popleft()
                 try:
                     yield _patiently(future, check)
                 except PilotageError as error:
-                    problems.append(PilotageError(error.name, f"{one_line(each.path)}: {error.detail}"))
+                    if error.name == UNFINISHED and options.skip_unfinished:
+                        left_out.add(each.path)
+                        found.left_out.append(f"{one_line(each.path)}: {error.detail}")
+                    else:
+                        problems.append(PilotageError(error.name, f"{one_line(each.path)}: {error.detail}"))
     finally:
         # On Ctrl-C too: the readers stop at their next block.
         stop.set()
         pool.shutdown(cancel_futures=True)
-    problems += [_changed(each.path) for each in found if not problems and _is_changed(each)]
+    again = (each for each in found if not problems and each.path not in left_out)
+    problems += [_changed(each.path) for each in again if _is_changed(each)]
     _raise(problems, len(found))
 
 
@@ -332,6 +430,19 @@ def _patiently(future: Future[FileSpec], check: Check) -> FileSpec:
             return future.result(timeout=0.2)
         except NotYet:
             check()
+
+
+def _learn(
+    each: Found, algorithms: Sequence[str], advance: progress.Advance, stop: threading.Event, journal: Journal
+) -> FileSpec:
+    """What `_hash` finds, or found before this registration broke off."""
+    known = journal.of(each.path, each.stamp, algorithms)
+    if known is not None:
+        advance(each.size)
+        return FileSpec(each.lfn, each.size, each.url, known)
+    spec = _hash(each, algorithms, advance, stop)
+    journal.note(each.path, each.stamp, spec.checksums)
+    return spec
 
 
 def _hash(
@@ -354,7 +465,7 @@ def _hash(
             raise PilotageError("BAD_PATH", f"cannot be read: {error.__cause__.strerror}") from error
         raise
     if size != each.size or _is_changed(each):
-        raise PilotageError("BAD_PATH", "changed while it was read: is it still being written?")
+        raise PilotageError(UNFINISHED, "changed while it was read: is it still being written?")
     return FileSpec(each.lfn, size, each.url, checksums)
 
 
@@ -371,7 +482,7 @@ def _is_changed(each: Found) -> bool:
 
 def _changed(path: str) -> PilotageError:
     return PilotageError(
-        "BAD_PATH", f"{one_line(path)} changed while it was read: is it still being written?"
+        UNFINISHED, f"{one_line(path)} changed while it was read: is it still being written?"
     )
 
 
@@ -399,10 +510,10 @@ def _look_for(session: Session, name: str, options: Options) -> None:
 
 
 def _send(
-    session: Session, name: str, specs: Iterator[FileSpec], n_files: int, options: Options
+    session: Session, name: str, specs: Iterator[FileSpec], n_files: int, options: Options, close: bool
 ) -> DatasetView:
     if not options.add and n_files <= BATCH:
-        return session.create_dataset(DatasetSpec(name, options.scope, list(specs), options.close))
+        return session.create_dataset(DatasetSpec(name, options.scope, list(specs), close))
     if not options.add:
         session.create_dataset(DatasetSpec(name, options.scope))
     n_sent = 0
@@ -414,7 +525,7 @@ def _send(
 
     with progress.counted(f"Sending {tables.some(n_files, 'file')}", n_files, options.quiet) as advance:
         try:
-            return session.send_files(name, specs, close=options.close, sent=sent)
+            return session.send_files(name, specs, close=close, sent=sent)
         except PilotageError as error:
             if options.add and not n_sent:
                 raise

@@ -555,6 +555,28 @@ def _read_frame_header(source: _Input, header: FileHeader, roles: dict[int, Role
     return FrameHeader(number, first_slice, slices, clocks, payload, blocks, words)
 
 
+def unfinished(path: AnyPath) -> str:
+    """Why a file is known to be still written, or left by a writer that died, in words; "" for a whole one, and for what is no such file.
+
+    Two short reads: the header says the size, which is written last of all, and at that size lies the end mark.
+    """
+    with opened(path) as stream:
+        head = stream.read(_HEAD.size)
+        if len(head) < len(MAGIC) and MAGIC.startswith(head):
+            return "it has no header yet"
+        version = head[len(MAGIC) :][:2]
+        if not head.startswith(MAGIC) or not VERSION.to_bytes(2, "little").startswith(version):
+            return ""
+        size = int(_HEAD.unpack(head)[13]) if len(head) == _HEAD.size else 0
+        if not size:
+            return "its end mark is missing"
+        actual = stream.seek(0, os.SEEK_END)
+        if actual < size:
+            return f"it has {actual} of {size} bytes"
+        stream.seek(size - FILE_TRAILER_BYTES)
+        return "" if stream.read(len(END_MAGIC)) == END_MAGIC else "its end mark is missing"
+
+
 def check(path: AnyPath, kind: Optional[Kind] = None) -> Summary:
     """Quickly: all headers and trailers, the size, the kind. Payloads are not read, so this costs the same for 2 GiB as for 2 MiB."""
     return _examine(path, kind, False, None)

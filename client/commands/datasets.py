@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import click
 
-from client import fetch, registrator, tables
+from client import fetch, journal, registrator, tables
 from client.commands import Group
-from client.commands.common import examples, json_option, limit_option, print_list, say_next, with_session
+from client.commands.common import (
+    Seconds,
+    examples,
+    json_option,
+    limit_option,
+    print_list,
+    say_next,
+    with_session,
+)
 from client.commands.files import COLUMNS as FILE_COLUMNS
 from client.session import Session
 from client.tables import Column
@@ -27,6 +37,9 @@ _COLUMNS = (
 )
 
 
+STANDARD_INPUT = "-"
+
+
 @click.group(cls=Group)
 def dataset() -> None:
     """Datasets: named collections of files; tasks read them and make them."""
@@ -38,10 +51,14 @@ def dataset() -> None:
         "pilotage dataset register run-1 'data/builder-*/run-000001-*.spd' --checksum adler32",
         "pilotage dataset register run-1 /mnt/daq/run-1 --url-prefix root://eos.jinr.ru//daq/run-1",
         "pilotage dataset register run-1 late/*.spd --add",
+        "find /mnt/daq -name 'run-000001-*' -print0 | pilotage dataset register run-1 --files-from -",
+        "pilotage dataset register run-1 /mnt/daq/run-1 --min-age 30s --skip-unfinished",
     )
 )
 @click.argument("name", metavar="NAME")
-@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.argument("paths", nargs=-1, metavar="PATH...")
+@click.option("--files-from", "list_file", type=click.File("rb"), metavar="FILE|-",
+              help="Read PATHs from a list, or from standard input: one per line, or as find -print0 writes them. They are taken as they are.")  # fmt: skip
 @click.option("--checksum", "algorithms", multiple=True, type=click.Choice((*ALGORITHMS, registrator.NO_CHECKSUM)),
               help="Checksum to learn; may be repeated; none: the files are not read.  [default: all that this machine can]")  # fmt: skip
 @click.option(
@@ -51,20 +68,47 @@ def dataset() -> None:
 @click.option("--scope", default="", help="Namespace of the files' names.  [default: NAME]")
 @click.option("--url-prefix", "--storage-url", default="", metavar="URL",
               help="Address at which nodes see the common parent of the PATHs.  [default: file:// and the path]")  # fmt: skip
+@click.option("--min-age", type=Seconds(), default="0", metavar="S|2m",
+              help="A file that was changed later than so long ago is unfinished.  [default: 0]")  # fmt: skip
+@click.option(
+    "--skip-unfinished", is_flag=True, help="Leave unfinished files out, and the dataset open for them."
+)
 @click.option("--threads", type=click.IntRange(1, 256), default=registrator.THREADS, show_default=True,
               help="Files read at the same time.")  # fmt: skip
 @json_option
 @with_session
 def register(
-    session: Session, *, name: str, paths: tuple[str, ...], as_json: bool, **options: object
+    session: Session,
+    *,
+    name: str,
+    paths: tuple[str, ...],
+    list_file: BinaryIO | None,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Register files as a dataset, with size and checksums.
 
     A PATH is a file, a glob, or a directory, of which every file below it is taken (builder directories, say) but
-    hidden ones. A file's logical name is its name without the path. The files are in the order of the numbers in
-    their names. If anything is wrong with one of them, nothing is registered.
+    hidden ones; - is a list on standard input. A file's logical name is its name without the path. The files are in the
+    order of the numbers in their names. If anything is wrong with one of them, or one is still being written, nothing is
+    registered. After an interruption the same command goes on, and reads no file again that it has read.
     """
-    view = registrator.register(session, name, paths, registrator.Options(quiet=as_json, **options))  # type: ignore[arg-type]
+    if STANDARD_INPUT in paths:
+        if list_file is not None:
+            raise click.UsageError("- and --files-from: there is one list at a time")
+        list_file = sys.stdin.buffer
+        paths = tuple(path for path in paths if path != STANDARD_INPUT)
+    if not paths and list_file is None:
+        raise click.UsageError("no PATH, and no list of them (--files-from)")
+    options["journal"] = journal.place(session.url, name)
+    view = registrator.register(
+        session,
+        name,
+        paths,
+        registrator.Options(quiet=as_json, **options),
+        listed=registrator.lines_of(list_file) if list_file is not None else (),
+        say=tables.say,
+    )
     if as_json:
         return tables.show(view)
     known = f" {view.n_known} of the files given were in it already." if view.n_known else ""

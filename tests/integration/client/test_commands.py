@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from pathlib import Path
@@ -324,6 +325,25 @@ def test_problems_are_told_line_by_line_and_nothing_is_registered(pilotage: Pilo
     assert len(lines) == 4 and lines[-1] == "next: mend them, or leave these files out"
     assert "\x1b" not in done.err
     assert pilotage("dataset", "show", "ds-bad").code == 1
+
+
+def test_a_list_on_standard_input_is_registered_without_what_is_still_being_written(
+    pilotage: Pilotage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = files(tmp_path / "data")
+    (folder / "late.spd").write_bytes(b"")
+    listed = "\0".join(str(path) for path in sorted(folder.iterdir()))
+    for words in (["-"], ["--files-from", "-"]):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(listed.encode())))
+        refused = pilotage("dataset", "register", "ds-listed", *words)
+        assert refused.code == 1 and "late.spd: it has no header yet" in refused.err
+        assert "--skip-unfinished" in refused.err.splitlines()[-1]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(listed.encode())))
+    done = pilotage("dataset", "register", "ds-listed", "-", "--skip-unfinished")
+    assert (done.code, done.out) == (0, "Dataset ds-listed: 3 files, 6 B, open.\n"), done.err
+    assert "1 unfinished file left out; dataset ds-listed stays open" in done.err
+    nothing = pilotage("dataset", "register", "ds-nothing")
+    assert nothing.code == 2 and "no PATH, and no list of them" in nothing.err
 
 
 def test_a_duplicate_dataset_is_refused(pilotage: Pilotage, tmp_path: Path) -> None:

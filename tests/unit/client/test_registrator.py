@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import hashlib
+import io
 import os
 import random
 import resource
+import shutil
 import tempfile
 import threading
 import tracemalloc
@@ -17,9 +20,10 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List
 
 import pytest
 
-from client import registrator
+from client import daqnames, journal, registrator
 from client.registrator import Found, Options, find, natural, register
 from copytools import checksum
+from protocol import spd
 from protocol.errors import PilotageError
 from protocol.messages.requests import DatasetSpec, FileSpec
 from protocol.messages.views import DatasetView
@@ -168,6 +172,210 @@ def test_a_link_has_no_place_below_a_prefix(tmp_path: Path) -> None:
     (tmp_path / "link.spd").symlink_to(tmp_path / "real" / "a.spd")
     with pytest.raises(PilotageError, match="is a link, which --url-prefix cannot follow"):
         find([tmp_path / "link.spd"], "root://eos//daq")
+
+
+def test_a_list_is_taken_as_it_is_line_by_line_or_with_nul_between(tmp_path: Path) -> None:
+    make(tmp_path, "b[1].spd", "b1.spd", "sub/c d.spd", "sub/e.spd")
+    for end in ("\n", "\0"):
+        listed = f"{tmp_path}/b[1].spd{end}{end}{tmp_path}/sub".encode()
+        found = find([], listed=registrator.lines_of(io.BytesIO(listed)))
+        assert [each.lfn for each in found] == ["b[1].spd", "c d.spd", "e.spd"]
+
+
+def test_names_with_line_breaks_and_no_utf_8_pass_through_a_list_with_nul() -> None:
+    data = b"a\nb\0" + b"\xff" * 10 + b"\0x"
+    assert [os.fsencode(line) for line in registrator.lines_of(io.BytesIO(data))] == data.split(b"\0")[:3]
+
+
+def test_what_is_no_list_of_paths_is_refused_before_it_fills_the_memory(tmp_path: Path) -> None:
+    with pytest.raises(PilotageError, match="is it a list of paths"):
+        list(registrator.lines_of(io.BytesIO(bytes(range(1, 10)) * 2**20)))
+    with pytest.raises(PilotageError, match=r"\*.spd does not exist"):
+        find([], listed=[f"{tmp_path}/*.spd"])
+
+
+def test_the_common_parent_of_a_list_is_that_of_all_its_paths(tmp_path: Path) -> None:
+    make(tmp_path, "b0/x-1.spd", "b1/deep/x-2.spd", "b1/x-3.spd")
+    listed = [f"{tmp_path}/b1/deep/x-2.spd", f"{tmp_path}/b1/x-3.spd", f"{tmp_path}/b0"]
+    assert [each.url for each in find([], "root://eos//daq", listed)] == [
+        "root://eos//daq/b0/x-1.spd", "root://eos//daq/b1/deep/x-2.spd", "root://eos//daq/b1/x-3.spd"
+    ]  # fmt: skip
+
+
+# -- files that are still being written -----------------------------------------------------------------------------
+
+
+def spd_file(path: Path, closed: bool = True) -> Path:
+    """A real .spd file without frames."""
+    header = spd.FileHeader(spd.Kind.RAW, 1, 2, 3, 10_000, 100, (spd.Source(1, spd.Role.DETECTOR, 8),))
+    with open(path, "wb") as stream:
+        writer = spd.Writer(stream, header)
+        if closed:
+            writer.close()
+    return path
+
+
+def cut(path: Path) -> Path:
+    os.truncate(path, path.stat().st_size - 1)
+    return path
+
+
+def without_end(path: Path) -> Path:
+    with open(path, "r+b") as stream:
+        stream.seek(-spd.FILE_TRAILER_BYTES, os.SEEK_END)
+        stream.write(bytes(8))
+    return path
+
+
+UNFINISHED: Dict[str, Callable[[Path], Path]] = {
+    "its name says so": lambda folder: make(folder, "a.spd.part") / "a.spd.part",
+    "has no header yet": lambda folder: Path(shutil.copy(os.devnull, folder / "a.spd")),
+    "end mark is missing": lambda folder: spd_file(folder / "a.spd", closed=False),
+    "it has [0-9]+ of [0-9]+ bytes": lambda folder: cut(spd_file(folder / "a.spd")),
+    "its end mark is": lambda folder: without_end(spd_file(folder / "a.spd")),
+    "it changed [0-9] s ago": lambda folder: make(folder, "a.txt") / "a.txt",
+}
+
+
+@pytest.mark.parametrize("words", list(UNFINISHED))
+def test_an_unfinished_file_refuses_the_dataset_or_is_left_out_and_the_dataset_stays_open(
+    tmp_path: Path, words: str
+) -> None:
+    os.utime(spd_file(tmp_path / "whole.spd"), (1, 1))
+    bad = UNFINISHED[words](tmp_path)
+    min_age = 3600.0 if words.startswith("it changed") else 0.0
+    server = Server()
+    with pytest.raises(PilotageError, match=words) as caught:
+        go(server, "d", tmp_path, options=quiet(min_age=min_age))
+    assert (caught.value.name, server.requests) == ("FILE_UNFINISHED", 0)
+    told: List[str] = []
+    wish = quiet(min_age=min_age, skip_unfinished=True)
+    view = register(server, "d", [tmp_path], wish, say=told.append)  # type: ignore[arg-type]
+    assert ([file.lfn for file in server.files["d"]], view.state) == (["whole.spd"], "open")
+    assert bad.name in told[0] and "dataset d stays open" in told[-1]
+
+
+def test_a_file_of_another_layout_is_not_judged_by_its_end(tmp_path: Path) -> None:
+    make(tmp_path, "a.spd")
+    newer = spd_file(tmp_path / "b.spd")
+    newer.write_bytes(newer.read_bytes()[:8] + b"\2\0" + b"x")
+    assert go(Server(), "d", tmp_path).state == "closed"
+
+
+def test_a_file_that_grows_while_it_is_read_is_left_out_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path, "a.spd", "b.spd")
+    really = checksum.of
+
+    def of(path: str, *rest: Any) -> Dict[str, str]:
+        found = really(path, *rest)
+        if path.endswith("a.spd"):
+            with open(path, "a") as file:
+                file.write("more")
+        return found
+
+    monkeypatch.setattr(registrator.checksum, "of", of)
+    server = Server()
+    view = go(server, "d", tmp_path, options=quiet(skip_unfinished=True))
+    assert ([file.lfn for file in server.files["d"]], view.state) == (["b.spd"], "open")
+
+
+def test_chunks_that_a_builder_lacks_are_told(tmp_path: Path) -> None:
+    make(tmp_path, *(f"b{b}/run-000007-{chunk:05d}-{b:02d}.spd" for chunk in (3, 4, 5) for b in (0, 1)))
+    (tmp_path / "b1/run-000007-00004-01.spd").unlink()
+    told: List[str] = []
+    register(Server(), "d", [tmp_path], QUIET, say=told.append)  # type: ignore[arg-type]
+    assert told == ["warning: run 7, builder 1: 2 of the 3 chunks from 3 to 5"]
+
+
+def test_189_the_three_numbers_of_a_daq_name_are_read_as_numbers() -> None:
+    assert daqnames.parse("run-000001-100000-02.spd") == (1, 100_000, 2)
+    names = ["run-000001-100000-00.spd", "run-000001-99999-01.spd", "run-000001-99999-00.spd"]
+    assert sorted(names, key=lambda name: daqnames.parse(name) or ()) == names[::-1]
+    for other in ("run-000001-00001.spd", "run-1-2-3-4.spd", "run-1-2-3.txt", "", "run--1-2-3.spd.x"):
+        assert daqnames.parse(other) is None
+
+
+# -- going on after a break -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return journal.place("http://server", "d")
+
+
+def count_reads(monkeypatch: pytest.MonkeyPatch) -> List[str]:
+    read: List[str] = []
+    really = checksum.of
+    monkeypatch.setattr(
+        registrator.checksum,
+        "of",
+        lambda path, *rest: read.append(os.path.basename(path)) or really(path, *rest),
+    )
+    return read
+
+
+def test_after_a_break_no_large_file_is_read_again_but_one_that_changed(
+    tmp_path: Path, notes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "data"
+    make(folder, "small")
+    for name in ("a", "b"):
+        (folder / name).write_bytes(name.encode() * journal.WORTH_BYTES)
+    read = count_reads(monkeypatch)
+    server = Server()
+    server.fail_at = 1
+    with pytest.raises(PilotageError, match="gone"):
+        go(server, "d", folder, options=quiet(journal=notes))
+    assert sorted(read) == ["a", "b", "small"]
+    assert notes.stat().st_mode & 0o077 == 0
+    with open(notes, "a") as torn:
+        torn.write('["/x", [1,')
+    read.clear()
+    (folder / "b").write_bytes(b"c" * journal.WORTH_BYTES)
+    go(server, "d", folder, options=quiet(journal=notes))
+    assert sorted(read) == ["b", "small"]
+    assert [file.checksums["md5"] for file in server.files["d"]][:2] == [
+        hashlib.md5(letter * journal.WORTH_BYTES).hexdigest() for letter in (b"a", b"c")
+    ]
+    assert not notes.exists(), "what is registered need not be remembered"
+
+
+def test_another_checksum_than_was_learned_is_calculated(
+    tmp_path: Path, notes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").write_bytes(bytes(journal.WORTH_BYTES))
+    server = Server()
+    server.fail_at = 1
+    with pytest.raises(PilotageError, match="gone"):
+        go(server, "d", tmp_path / "a", options=quiet(journal=notes, algorithms=("md5",)))
+    read = count_reads(monkeypatch)
+    go(server, "d", tmp_path / "a", options=quiet(journal=notes))
+    assert read == ["a"]
+    assert server.files["d"][0].checksums.keys() == {"adler32", "md5"}
+
+
+def test_notes_that_cannot_be_kept_or_are_foreign_change_nothing(tmp_path: Path, notes: Path) -> None:
+    (tmp_path / "a").write_bytes(bytes(journal.WORTH_BYTES))
+    notes.parent.mkdir(parents=True)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_bytes(b'\xff{}\n[1]\n["a", 1, {"md5": "x"}]\n')
+    notes.symlink_to(elsewhere)
+    before = elsewhere.read_bytes()
+    assert go(Server(), "d", tmp_path / "a", options=quiet(journal=notes)).state == "closed"
+    assert elsewhere.read_bytes() == before, "no link is followed to write"
+
+
+def test_old_notes_are_cleared_away(notes: Path) -> None:
+    notes.parent.mkdir(parents=True)
+    old = notes.with_name("old.jsonl")
+    for path in (old, notes):
+        path.write_text("")
+    os.utime(old, (1, 1))
+    journal.Journal(notes)
+    assert not old.exists() and notes.exists()
 
 
 # -- addresses ----------------------------------------------------------------------------------------------------
