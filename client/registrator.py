@@ -189,13 +189,13 @@ def register(
     journal, census = Journal(options.journal), Census()
     with tempfile.SpooledTemporaryFile(SPOOL_BYTES) as spool:
         n_files = 0
-        for spec in _specs(found, options, check, journal):
+        for spec in specs(found, options, check, journal):
             n_files += 1
             census.add(spec.lfn)
             spool.write(json.dumps(to_wire(spec)).encode() + b"\n")
         spool.seek(0)
-        specs = (from_wire(FileSpec, json.loads(line)) for line in spool)
-        view = _send(session, name, specs, n_files, options, options.close and not found.left_out)
+        rows = (from_wire(FileSpec, json.loads(line)) for line in spool)
+        view = _send(session, name, rows, n_files, options, options.close and not found.left_out)
     journal.remove()
     if not options.add:
         for gap in census.gaps():
@@ -230,7 +230,7 @@ def find(
 ) -> Inventory:
     """The files that these paths mean, and those `listed` as they are; raises if one of them cannot be registered."""
     problems: list[PilotageError] = []
-    given = (path for text in paths for path in _expand(str(text), problems))
+    given = [path for text in paths for path in _expand(str(text), problems)]
     literally = (path for text in listed for path in _literally(text, problems))
     inventory = Inventory(url_prefix)
     wrong: set[str] = set()
@@ -250,14 +250,20 @@ def find(
 
 
 def _take(inventory: Inventory, path: str, url_prefix: str, sign: unfinished.Sign) -> None:
-    url, stamp = _url(path, inventory.root, url_prefix), _stamp(path)
-    why = sign(path, stamp[1])
+    found = examined(path, inventory.root, url_prefix)
+    why = sign(path, found.stamp[1])
     if why:
         raise PilotageError(UNFINISHED, why)
-    lfn = check_lfn(os.path.basename(path))
-    there = inventory.add(Found(lfn, path, "" if url_prefix else url, stamp))
+    # What the prefix stands for is known when all paths are.
+    there = inventory.add(found._replace(url="") if url_prefix else found)
     if there != path:
         raise PilotageError("ALREADY_EXISTS", f"has the same name as {one_line(there)}")
+
+
+def examined(path: str, root: str, url_prefix: str) -> Found:
+    """What is known of a file without reading it; raises if it cannot be registered."""
+    url, stamp = _url(path, root, url_prefix), _stamp(path)
+    return Found(check_lfn(os.path.basename(path)), path, url, stamp)
 
 
 def lines_of(stream: BinaryIO) -> Iterator[str]:
@@ -381,7 +387,7 @@ def _raise(problems: Sequence[PilotageError], of: int) -> None:
 # -- checksums ----------------------------------------------------------------------------------------------------
 
 
-def _specs(found: Inventory, options: Options, check: Check, journal: Journal) -> Iterator[FileSpec]:
+def specs(found: Inventory, options: Options, check: Check, journal: Journal) -> Iterator[FileSpec]:
     """What is known of each file, in their order; raises at the end if one of them cannot be registered."""
     if NO_CHECKSUM in options.algorithms:
         yield from (FileSpec(each.lfn, each.size, each.url) for each in found)
@@ -420,7 +426,7 @@ def _hashed(found: Inventory, options: Options, check: Check, journal: Journal) 
         stop.set()
         pool.shutdown(cancel_futures=True)
     again = (each for each in found if not problems and each.path not in left_out)
-    problems += [_changed(each.path) for each in again if _is_changed(each)]
+    problems += [_changed(each.path) for each in again if is_changed(each)]
     _raise(problems, len(found))
 
 
@@ -464,7 +470,7 @@ def _hash(
         if isinstance(error.__cause__, OSError):
             raise PilotageError("BAD_PATH", f"cannot be read: {error.__cause__.strerror}") from error
         raise
-    if size != each.size or _is_changed(each):
+    if size != each.size or is_changed(each):
         raise PilotageError(UNFINISHED, "changed while it was read: is it still being written?")
     return FileSpec(each.lfn, size, each.url, checksums)
 
@@ -473,7 +479,7 @@ class _Stopped(Exception):
     """Nobody waits for this file any more."""
 
 
-def _is_changed(each: Found) -> bool:
+def is_changed(each: Found) -> bool:
     try:
         return _stamp(each.path) != each.stamp
     except PilotageError:

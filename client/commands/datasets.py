@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+import threading
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import click
 
-from client import fetch, journal, registrator, tables
+from client import fetch, interruption, journal, registrator, tables, watcher
 from client.commands import Group
 from client.commands.common import (
     Seconds,
@@ -120,6 +121,56 @@ def register(
 
 
 @dataset.command(
+    epilog=examples(
+        "pilotage dataset watch run-7 /mnt/daq/builder-* --run 7",
+        "pilotage dataset watch today /mnt/daq --match '*.spd' --close-after 10m",
+    )
+)
+@click.argument("name", metavar="NAME")
+@click.argument("directories", nargs=-1, required=True, metavar="DIR...")
+@click.option("--match", default="*", metavar="GLOB", help="Names that are registered.  [default: all]")
+@click.option("--run", type=click.IntRange(min=0), metavar="N",
+              help="Files of this run alone; closes the dataset when those of a later run have begun.")  # fmt: skip
+@click.option("--close-after", type=Seconds(), default="0", metavar="S|10m",
+              help="Close the dataset and end when no file has come for so long.  [default: never]")  # fmt: skip
+@click.option("--max-waiting", type=click.IntRange(min=0), default=10_000, show_default=True,
+              help="Register no more while so many files wait to be processed; 0: any number.")  # fmt: skip
+@click.option("--settle", type=Seconds(), default="10", metavar="S",
+              help="A file is whole when it has not changed for so long.  [default: 10]")  # fmt: skip
+@click.option("--hold", type=Seconds(), default="120", metavar="S",
+              help="How long files wait for an unfinished one that comes before them.  [default: 120]")  # fmt: skip
+@click.option("--interval", type=click.FloatRange(min=0.1), default=5.0, show_default=True, metavar="S",
+              help="Seconds between two looks.")  # fmt: skip
+@click.option("--checksum", "algorithms", multiple=True, type=click.Choice((*ALGORITHMS, registrator.NO_CHECKSUM)),
+              help="Checksum to learn; may be repeated; none: the files are not read.  [default: all that this machine can]")  # fmt: skip
+@click.option("--scope", default="", help="Namespace of the files' names.  [default: NAME]")
+@click.option("--url-prefix", default="", metavar="URL",
+              help="Address at which nodes see the common parent of the DIRs.  [default: file:// and the path]")  # fmt: skip
+@click.option("--threads", type=click.IntRange(1, 256), default=registrator.THREADS, show_default=True,
+              help="Files read at the same time.")  # fmt: skip
+@json_option
+@with_session
+def watch(
+    session: Session, *, name: str, directories: tuple[str, ...], as_json: bool, **options: Any
+) -> None:
+    """Register files as the DAQ closes them, into an open dataset.
+
+    It goes on until SIGTERM or Ctrl-C, or until the end that --run or --close-after tells of; started again it goes on
+    where it was. Files are registered in the order of run, chunk and builder, and never changed.
+    """
+    wish, stop = watcher.Wish(**options), threading.Event()
+    buffer = watcher.Buffer(directories, wish, tables.say)
+    watching = watcher.Watcher(session, name, buffer, wish, tables.say, stop)
+    with interruption.noted(stop):
+        closed = watching.run()
+    if as_json:
+        return tables.show({"name": name, "registered": watching.n_registered, "closed": closed})
+    state = "closed" if closed else "open; the same command goes on"
+    tables.write(f"Dataset {name}: {tables.some(watching.n_registered, 'file')} registered; it is {state}.")
+    return None
+
+
+@dataset.command(
     "list", epilog=examples("pilotage dataset list", "pilotage dataset list --state open --name run")
 )
 @click.option("--state", type=click.Choice([each.value for each in DatasetState]))
@@ -200,6 +251,7 @@ def _print(view: DatasetView, as_json: bool) -> None:
             "scope": view.scope,
             "state": view.state,
             "files": f"{view.n_files}, {tables.size(view.size)}",
+            "to be processed": view.n_waiting,
             "made by": f"task {view.task_id}" if view.task_id is not None else "registration",
             "created": tables.when(view.created),
             "closed": tables.when(view.closed),

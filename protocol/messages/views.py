@@ -34,6 +34,8 @@ class DatasetView:
     n_added: Optional[int] = None
     n_known: Optional[int] = None
     """Of files that were sent in a stream: how many are new, and how many were there already."""
+    n_waiting: Optional[int] = None
+    """Files that the slowest task over it has still to process, counted up to 100,000; told of one dataset, not in lists."""
 
 
 @message

@@ -42,6 +42,7 @@ from protocol.messages.views import (
 from protocol.states import TASK_FINAL, DatasetState, JobState, PilotState, TaskState
 from server import (
     accounting,
+    backlog,
     bundles,
     catalogue,
     computing,
@@ -271,8 +272,11 @@ def list_datasets(call: Call) -> Page:
 
 @door.route("GET", "/v1/datasets/<name>", Role.USER, None, DatasetView)
 def show_dataset(call: Call, name: str) -> DatasetView:
-    """One dataset."""
-    return catalogue.view(catalogue.find(name))
+    """One dataset, with how many of its files wait to be processed."""
+    found = catalogue.find(name)
+    shown = catalogue.view(found)
+    shown.n_waiting = backlog.of(found)
+    return shown
 
 
 @door.route(
