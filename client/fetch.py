@@ -14,6 +14,7 @@ from protocol.errors import PilotageError
 from protocol.files import check_lfn
 from protocol.messages.views import FileView
 from protocol.redaction import one_line
+from protocol.states import DatasetState
 
 THREADS = 4
 TOLD = 20
@@ -35,6 +36,8 @@ def fetch(
     Raises ALREADY_EXISTS before anything is copied if a file is there with another content; else one error at the end
     about all files that could not be had.
     """
+    if session.dataset(name).state == DatasetState.DELETED.value:
+        raise PilotageError("WRONG_STATE", f"dataset {name} was deleted")
     files = list(session.dataset_files(name))
     _make(directory)
     for file in files:

@@ -35,6 +35,7 @@ from protocol.messages.requests import (
     FileSpec,
     GroupChange,
     GroupSpec,
+    MetadataChange,
     NodeStateSpec,
     PrioritySpec,
     QueueChange,
@@ -301,9 +302,24 @@ class Session:
     def close_dataset(self, dataset: str) -> DatasetView:
         return self._one(DatasetView, "POST", f"/v1/datasets/{_name(dataset, 'dataset')}/close")
 
-    def datasets(self, *, state: str | None = None, name: str | None = None) -> Iterator[DatasetView]:
-        """Datasets in a state, or with this in their name; the newest first."""
-        return self._all(DatasetView, "/v1/datasets", state=state, name=name, order="newest")
+    def delete_dataset(self, dataset: str) -> DatasetView:
+        """It stays known by name; WRONG_STATE while a task uses it."""
+        return self._one(DatasetView, "POST", f"/v1/datasets/{_name(dataset, 'dataset')}/delete")
+
+    def set_metadata(self, dataset: str, values: Mapping[str, str], unset: Sequence[str] = ()) -> DatasetView:
+        """Say something of a dataset; keys that are not named stay as they are."""
+        body = MetadataChange(dict(values), list(unset))
+        return self._one(DatasetView, "POST", f"/v1/datasets/{_name(dataset, 'dataset')}/metadata", body=body)
+
+    def datasets(
+        self, *, state: str | None = None, name: str | None = None, where: Sequence[str] = ()
+    ) -> Iterator[DatasetView]:
+        """Datasets in a state, with this in their name, or for which all conditions hold (beam=pp, run>=7); the newest first.
+
+        Those that were deleted only by their state.
+        """
+        filters = {"state": state, "name": name, "where": list(where) or None}
+        return self._all(DatasetView, "/v1/datasets", **filters, order="newest")
 
     def dataset(self, dataset: str) -> DatasetView:
         return self._one(DatasetView, "GET", f"/v1/datasets/{_name(dataset, 'dataset')}")
@@ -487,7 +503,7 @@ class Session:
         kind: str = "application/gzip",
     ) -> dict[str, Any]:
         given = {key: value for key, value in (query or {}).items() if value is not None}
-        address = f"{self.url}{path}" + (f"?{urlencode(given)}" if given else "")
+        address = f"{self.url}{path}" + (f"?{urlencode(given, doseq=True)}" if given else "")
         headers = dict(self._pool.headers)
         data: bytes | None = None
         if raw is not None:

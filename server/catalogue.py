@@ -11,16 +11,18 @@ from itertools import islice
 from peewee import fn
 
 from protocol.errors import PilotageError
-from protocol.messages.requests import DatasetSpec, FileSpec
+from protocol.messages.requests import DatasetSpec, FileSpec, MetadataChange
 from protocol.messages.views import DatasetView, FileView, Page
 from protocol.states import DatasetState
-from server import registration
+from server import metadata, registration
+from server.access import trail
 from server.core import Core
-from server.models import Dataset, File, Job, Replica, now
+from server.models import Dataset, File, Job, Replica, Task, now
 from server.pace import Pace
 from server.paging import Cursor, iso, page_of_all
 from server.registration import MEBIBYTE, Facts
 
+_DELETED = DatasetState.DELETED.value
 ATOMIC = 1000
 """Most files that are registered in one transaction."""
 
@@ -32,6 +34,18 @@ def find(name: str) -> Dataset:
     return dataset
 
 
+def refuse_name(name: str, advice: str = "") -> None:
+    """ALREADY_EXISTS for the name of a dataset, also of one that was deleted."""
+    there = Dataset.get_or_none(Dataset.name == name)
+    if there is not None and there.state == _DELETED:
+        raise PilotageError(
+            "ALREADY_EXISTS",
+            f"there was a dataset {name}, which was deleted; its name is not given again{advice}",
+        )
+    if there is not None:
+        raise PilotageError("ALREADY_EXISTS", f"there is a dataset {name} already{advice}")
+
+
 def create(core: Core, spec: DatasetSpec, owner: str = "") -> DatasetView:
     """A new dataset with its first files: up to `ATOMIC` of them all or nothing, more as `add_files` does."""
     files = registration.all_new(core, spec.files)
@@ -41,8 +55,7 @@ def create(core: Core, spec: DatasetSpec, owner: str = "") -> DatasetView:
             registration.refuse_taken(core, spec.scope or spec.name, list(files))
 
     def work() -> Dataset:
-        if Dataset.get_or_none(Dataset.name == spec.name):
-            raise PilotageError("ALREADY_EXISTS", f"there is a dataset {spec.name} already")
+        refuse_name(spec.name)
         dataset = Dataset.create(name=spec.name, scope=spec.scope or spec.name, owner=owner)
         registration.refuse_taken(core, dataset.scope, list(first))
         registration.insert(core, dataset, first)
@@ -58,10 +71,7 @@ def create(core: Core, spec: DatasetSpec, owner: str = "") -> DatasetView:
 
 def create_output(name: str, task_id: int, owner: str = "") -> Dataset:
     """The output dataset of a task; inside `Database.write`."""
-    if Dataset.get_or_none(Dataset.name == name):
-        raise PilotageError(
-            "ALREADY_EXISTS", f"there is a dataset {name} already; name another with --output-dataset"
-        )
+    refuse_name(name, "; name another with --output-dataset")
     return Dataset.create(name=name, scope=name, task_id=task_id, owner=owner)
 
 
@@ -174,6 +184,7 @@ def close(core: Core, name: str) -> DatasetView:
 
     def work() -> Dataset:
         dataset = find(name)
+        refuse_deleted(dataset)
         if dataset.task_id is not None and dataset.state == DatasetState.OPEN.value:
             raise PilotageError(
                 "WRONG_STATE", f"dataset {name} is filled by task {dataset.task_id} and closed when that ends"
@@ -184,6 +195,54 @@ def close(core: Core, name: str) -> DatasetView:
     dataset = core.database.write(work)
     core.to_form.set()  # its last files, fewer than make a job, now do
     return view(dataset)
+
+
+def refuse_deleted(dataset: Dataset) -> None:
+    """WRONG_STATE."""
+    if dataset.state == _DELETED:
+        raise PilotageError("WRONG_STATE", f"dataset {dataset.name} was deleted")
+
+
+def delete(core: Core, name: str, who: str) -> DatasetView:
+    """Delete a dataset for good; WRONG_STATE while a task that has not ended reads or fills it.
+
+    Its rows stay, so that it is still known what was made of which files; it takes no file, no task and no retry any more.
+    """
+
+    def work() -> Dataset:
+        # Locked: a task that is just being registered over it, or goes on, is waited for.
+        dataset = core.database.locked(Dataset.select().where(Dataset.name == name)).first() or find(name)
+        if dataset.state != _DELETED:
+            _refuse_used(dataset)
+            Dataset.update(state=_DELETED, deleted=now()).where(Dataset.id == dataset.id).execute()
+            trail.note(who, "dataset delete", name)
+        return dataset
+
+    return view(core.database.write(work))
+
+
+def _refuse_used(dataset: Dataset) -> None:
+    uses = (Task.input_dataset == dataset.id) | (Task.output_dataset == dataset.id)
+    using = list(Task.select(Task.name).where(uses, Task.ended.is_null()).order_by(Task.id).limit(6))
+    if using:
+        names = ", ".join(task.name for task in using[:5]) + (", …" if len(using) > 5 else "")
+        raise PilotageError(
+            "WRONG_STATE",
+            f"dataset {dataset.name} is used by tasks that have not ended: {names}",
+            advice="wait for them, or cancel them: pilotage task cancel TASK",
+        )
+
+
+def set_metadata(core: Core, name: str, wish: MetadataChange) -> DatasetView:
+    """Say something of a dataset, whatever its state, unless it was deleted."""
+
+    def work() -> Dataset:
+        dataset = core.database.locked(Dataset.select().where(Dataset.name == name)).first() or find(name)
+        refuse_deleted(dataset)
+        metadata.change(dataset, wish)
+        return dataset
+
+    return view(core.database.write(work))
 
 
 def close_output(dataset_id: int) -> None:
@@ -206,6 +265,7 @@ def view(dataset: Dataset) -> DatasetView:
 
 def views(shown: Sequence[Dataset]) -> list[DatasetView]:
     found = sizes(shown)
+    said = metadata.of([dataset.id for dataset in shown])
     return [
         DatasetView(
             name=dataset.name,
@@ -215,8 +275,10 @@ def views(shown: Sequence[Dataset]) -> list[DatasetView]:
             size=found[dataset.id][1],
             created=iso(dataset.created),
             closed=iso(dataset.closed) if dataset.closed else None,
+            deleted=iso(dataset.deleted) if dataset.deleted else None,
             task_id=dataset.task_id,
             owner=dataset.owner,
+            metadata=said.get(dataset.id),
         )
         for dataset in shown
     ]
@@ -253,17 +315,22 @@ def sizes(shown: Sequence[Dataset]) -> dict[int, tuple[int, int]]:
     return found
 
 
-def datasets(cursor: Cursor, state: str = "", name: str = "") -> Page:
+def datasets(cursor: Cursor, state: str = "", name: str = "", where: Sequence[str] = ()) -> Page:
+    """Those that were deleted only where their state is asked for."""
     query = Dataset.select()
     if state:
         query = query.where(Dataset.state == state)
+    else:
+        query = query.where(Dataset.state != _DELETED)
     if name:
         query = query.where(Dataset.name.contains(name))
+    for condition in where:
+        query = query.where(metadata.where(condition))
     return page_of_all(query, Dataset.id, cursor, views)
 
 
 def files(cursor: Cursor, dataset: str = "", scope: str = "", lfn: str = "") -> Page:
-    query = File.select(File, Dataset.name).join(Dataset).where(File.state == "available")
+    query = File.select(File, Dataset.name, Dataset.state).join(Dataset).where(File.state == "available")
     total = None
     if dataset:
         found = find(dataset)
@@ -292,7 +359,7 @@ def file_views(files: Sequence[File]) -> list[FileView]:
             size=file.size,
             checksums=json.loads(file.checksums),
             url=urls.get(file.id, ""),
-            state=file.state,
+            state=_DELETED if file.dataset.state == _DELETED else file.state,
             job_id=file.job_id,
         )
         for file in files

@@ -99,7 +99,7 @@ class Node(Table):
 
 
 class Dataset(Table):
-    """A named collection of files; a closed one never changes."""
+    """A named collection of files; a closed one never changes, and a deleted one stays, with its files, for who asks what was made of it."""
 
     id = BigAutoField()
     name = TextField(unique=True)
@@ -107,6 +107,7 @@ class Dataset(Table):
     state = TextField(default="open")
     created = DoubleField(default=now)
     closed = DoubleField(null=True)
+    deleted = DoubleField(null=True)
     task_id = BigIntegerField(null=True, index=True)
     owner = TextField(default="")
     n_files = BigIntegerField(default=0)
@@ -114,6 +115,19 @@ class Dataset(Table):
     bytes_more = BigIntegerField(default=0)
     """Available files, and their size in two parts, since the sum may be more than the databases' integers hold; without
     those of jobs that the closer has not counted."""
+
+
+class DatasetMetadata(Table):
+    """What people say of a dataset: a value for a key, and the number that the value is, if it is one."""
+
+    dataset = ForeignKeyField(Dataset, index=False)
+    key = TextField()
+    value = TextField()
+    number = DoubleField(null=True)
+
+    class Meta:
+        primary_key = CompositeKey("dataset", "key")
+        indexes = ((("key", "value"), False), (("key", "number"), False))
 
 
 class File(Table):
@@ -547,6 +561,7 @@ TABLES: tuple[type[Table], ...] = (
     Queue,
     Node,
     Dataset,
+    DatasetMetadata,
     File,
     Replica,
     JobClass,

@@ -49,6 +49,9 @@ def register(core: Core, spec: TaskSpec, owner: str) -> TaskView:
     def work() -> Task:
         if Task.get_or_none(Task.name == spec.name):
             raise PilotageError("ALREADY_EXISTS", f"there is a task {spec.name} already")
+        if spec.input_dataset:
+            # Nobody deletes it meanwhile.
+            core.database.locked(Dataset.select().where(Dataset.name == spec.input_dataset)).first()
         _check_against_database(spec)
         group = spec.working_group or _group_of(owner)
         after = dependencies.resolve(spec, owner, group)
@@ -199,8 +202,7 @@ def _check_against_database(spec: TaskSpec) -> None:
     """What the specification names must exist."""
     if spec.input_dataset:
         dataset = catalogue.find(spec.input_dataset)
-        if dataset.state == DatasetState.DELETED.value:
-            raise PilotageError("WRONG_STATE", f"dataset {dataset.name} was deleted")
+        catalogue.refuse_deleted(dataset)
         if (
             dataset.state == DatasetState.CLOSED.value
             and not File.select().where(File.dataset == dataset.id).exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -171,21 +172,30 @@ def watch(
 
 
 @dataset.command(
-    "list", epilog=examples("pilotage dataset list", "pilotage dataset list --state open --name run")
+    "list",
+    epilog=examples(
+        "pilotage dataset list",
+        "pilotage dataset list --state open --name run",
+        "pilotage dataset list --where beam=pp --where 'run>=7'",
+    ),
 )
 @click.option("--state", type=click.Choice([each.value for each in DatasetState]))
 @click.option("--name", metavar="TEXT", help="A part of the name.")
+@click.option("--where", multiple=True, metavar="KEY=VALUE",
+              help="Metadata that they have; numbers may be compared by < <= > >=. May be repeated.")  # fmt: skip
 @limit_option
 @json_option
 @with_session
 def list_datasets(
-    session: Session, *, state: str | None, name: str | None, limit: int, as_json: bool
+    session: Session, *, state: str | None, name: str | None, where: Sequence[str], limit: int, as_json: bool
 ) -> None:
     """List datasets, the newest first."""
     nothing = (
-        "No such dataset." if state or name else "No dataset yet; make one: pilotage dataset register --help"
+        "No such dataset."
+        if state or name or where
+        else "No dataset yet; make one: pilotage dataset register --help"
     )
-    print_list(session.datasets(state=state, name=name), _COLUMNS, limit, as_json, nothing)
+    print_list(session.datasets(state=state, name=name, where=where), _COLUMNS, limit, as_json, nothing)
 
 
 @dataset.command(epilog=examples("pilotage dataset show run-1"))
@@ -242,6 +252,49 @@ def close(session: Session, *, name: str, as_json: bool) -> None:
     _print(session.close_dataset(name), as_json)
 
 
+@dataset.command(
+    "set",
+    epilog=examples(
+        "pilotage dataset set run-7 run=7 beam=pp energy=13.5", "pilotage dataset set run-7 --unset beam"
+    ),
+)
+@click.argument("name", metavar="NAME")
+@click.argument("pairs", nargs=-1, metavar="KEY=VALUE...")
+@click.option("--unset", multiple=True, metavar="KEY", help="Take a key away; may be repeated.")
+@json_option
+@with_session
+def set_metadata(
+    session: Session, *, name: str, pairs: Sequence[str], unset: Sequence[str], as_json: bool
+) -> None:
+    """Say something of a dataset: metadata, by which it is found (dataset list --where)."""
+    wrong = [pair for pair in pairs if "=" not in pair]
+    if wrong:
+        raise click.UsageError(f"{one_line(wrong[0])}: write KEY=VALUE")
+    if not pairs and not unset:
+        raise click.UsageError("no KEY=VALUE, and no --unset")
+    values = dict(pair.split("=", 1) for pair in pairs)
+    _print(session.set_metadata(name, values, unset), as_json)
+
+
+@dataset.command(epilog=examples("pilotage dataset delete run-1"))
+@click.argument("name", metavar="NAME")
+@json_option
+@with_session
+def delete(session: Session, *, name: str, as_json: bool) -> None:
+    """Delete a dataset for good; refused while a task that has not ended uses it.
+
+    What was made of its files stays known, and its name is not given again.
+    """
+    view = session.delete_dataset(name)
+    if as_json:
+        return tables.show(view)
+    what = f"{tables.some(view.n_files, 'file')}, {tables.size(view.size)}"
+    tables.write(
+        f"Dataset {view.name} is deleted. Its files ({what}) lie where they are until the storages are cleaned."
+    )
+    return None
+
+
 def _print(view: DatasetView, as_json: bool) -> None:
     if as_json:
         return tables.show(view)
@@ -252,9 +305,11 @@ def _print(view: DatasetView, as_json: bool) -> None:
             "state": view.state,
             "files": f"{view.n_files}, {tables.size(view.size)}",
             "to be processed": view.n_waiting,
+            "metadata": ", ".join(f"{key}={value}" for key, value in (view.metadata or {}).items()),
             "made by": f"task {view.task_id}" if view.task_id is not None else "registration",
             "created": tables.when(view.created),
             "closed": tables.when(view.closed),
+            "deleted": tables.when(view.deleted),
         }
     )
     return None

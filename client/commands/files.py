@@ -15,6 +15,7 @@ from client.tables import Column
 COLUMNS = (
     Column("lfn", lambda file: file.lfn),
     Column("dataset", lambda file: file.dataset),
+    Column("state", lambda file: file.state),
     Column("size", lambda file: tables.size(file.size), right=True),
     Column("checksum", lambda file: _shortest(file.checksums)),
     Column("of job", lambda file: file.job_id, right=True),

@@ -139,6 +139,14 @@ class FileList:
 
 
 @request
+class MetadataChange:
+    """What is said of a dataset, for people and for finding it; what is left out stays as it is."""
+
+    values: Dict[str, str] = bounded(dict, max_length=100, description="a text for each key, as run: 7")
+    unset: List[str] = bounded(list, max_length=100, description="keys that are taken away")
+
+
+@request
 class QueueSpec:
     """A computing queue as the operator defines it."""
 

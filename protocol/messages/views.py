@@ -29,8 +29,10 @@ class DatasetView:
     size: int
     created: str
     closed: Optional[str] = None
+    deleted: Optional[str] = None
     task_id: Optional[int] = None
     owner: str = ""
+    metadata: Optional[Dict[str, str]] = None
     n_added: Optional[int] = None
     n_known: Optional[int] = None
     """Of files that were sent in a stream: how many are new, and how many were there already."""

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 import protocol
 from protocol.messages.views import ErrorReply
 from server.access.tokens import Role
-from server.http.wire import JSON_LINES, LONGEST_VALUE, STATUS, Parameter
+from server.http.wire import JSON_LINES, LONGEST_VALUE, MANY, STATUS, Parameter
 from server.routes import Route
 
 _REFERENCE = "#/components/schemas/{model}"
@@ -152,4 +152,6 @@ def _parameter(each: Parameter) -> dict[str, Any]:
         schema = {"type": "integer", "minimum": each.numbers[0], "maximum": each.numbers[1]}
     elif each.is_day:
         schema = {"type": "string", "format": "date"}
+    if each.many:
+        schema = {"type": "array", "items": schema, "maxItems": MANY}
     return {"name": each.name, "in": "query", "required": False, "description": each.about, "schema": schema}

@@ -51,6 +51,8 @@ RETRY_AFTER_SECONDS = 2
 JSON_LINES = "application/x-ndjson"
 LONGEST_VALUE = 1000
 """Characters of a value in a query string."""
+MANY = 20
+"""How often a value that may be repeated is there at most."""
 LONGEST_LINE = 65_536
 """Bytes of one line of a body in JSON lines."""
 FOR_PILOTS = (GetJobReply, UpdateReply, UpdateReplies, HeartbeatReply)
@@ -248,12 +250,22 @@ class Parameter:
     numbers: tuple[int, int] | None = None
     """Lowest and highest of a whole number."""
     is_day: bool = False
+    many: bool = False
+    """It may be there several times, `MANY` at most."""
 
     def read(self, values: Sequence[str]) -> str:
         """The value that was given; BAD_REQUEST for one that is none of its kind."""
         if len(values) > 1:
             raise PilotageError("BAD_REQUEST", f"{self.name}: is there {len(values)} times")
-        value = values[0] if values else ""
+        return self._read(values[0] if values else "")
+
+    def read_all(self, values: Sequence[str]) -> list[str]:
+        """The values of one that may be there several times; empty ones are none."""
+        if len(values) > MANY:
+            raise PilotageError("BAD_REQUEST", f"{self.name}: is there {len(values)} times; at most {MANY}")
+        return [self._read(value) for value in values if value]
+
+    def _read(self, value: str) -> str:
         if len(value) > LONGEST_VALUE or "\0" in value:
             raise PilotageError("BAD_REQUEST", f"{self.name}: is too long or contains a NUL character")
         if value:
@@ -293,14 +305,20 @@ class Query:
 
     def __init__(self, request: Request, parameters: Sequence[Parameter], others_too: bool = False) -> None:
         given = request.args
-        self._values = {each.name: each.read(given.getlist(each.name)) for each in parameters}
-        unknown = sorted(set(given) - set(self._values))
+        one, many = [each for each in parameters if not each.many], [each for each in parameters if each.many]
+        self._values = {each.name: each.read(given.getlist(each.name)) for each in one}
+        self._lists = {each.name: each.read_all(given.getlist(each.name)) for each in many}
+        unknown = sorted(set(given) - set(self._values) - set(self._lists))
         if unknown and not others_too:
-            known = ", ".join(sorted(self._values)) or "none"
+            known = ", ".join(sorted([*self._values, *self._lists])) or "none"
             raise PilotageError("BAD_REQUEST", f"{unknown[0][:60]!a}: no such parameter; there are {known}")
 
     def text(self, name: str) -> str:
         return self._values[name]
+
+    def texts(self, name: str) -> list[str]:
+        """Of one that may be there several times."""
+        return self._lists[name]
 
     def number(self, name: str) -> int | None:
         return int(self._values[name]) if self._values[name] else None

@@ -335,9 +335,18 @@ def _revive(ids: Sequence[int]) -> None:
 
 
 def _reopen(core: Core, task: Task) -> None:
-    """Let a task that has ended go on, its output dataset open again; WRONG_STATE if somebody relies on its being closed."""
+    """Let a task that has ended go on, its output dataset open again.
+
+    WRONG_STATE if somebody relies on its being closed, or if what it reads or fills was deleted.
+    """
     if task.ended is None:
         return
+    # Locked: nobody deletes them meanwhile.
+    used = Dataset.select().where(Dataset.id.in_([task.input_dataset_id, task.output_dataset_id]))
+    for dataset in core.database.locked(used.order_by(Dataset.id)):
+        if dataset.state == DatasetState.DELETED.value:
+            what = "output" if dataset.id == task.output_dataset_id else "input"
+            raise PilotageError("WRONG_STATE", f"{dataset.name}, the {what} of task {task.name}, was deleted")
     output = task.output_dataset
     if output is not None:
         # Locked: a reader that is just forming its first jobs is waited for.
@@ -348,8 +357,6 @@ def _reopen(core: Core, task: Task) -> None:
                     f"task {reader.name} has read {output.name}, the output of task {task.name}; "
                     "submit a task over the missing files instead",
                 )
-        if output.state == DatasetState.DELETED.value:
-            raise PilotageError("WRONG_STATE", f"{output.name}, the output of task {task.name}, was deleted")
         Dataset.update(state=DatasetState.OPEN.value, closed=None).where(
             Dataset.id == output.id, Dataset.state == DatasetState.CLOSED.value
         ).execute()

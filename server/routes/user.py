@@ -13,6 +13,7 @@ from protocol.messages.requests import (
     DebugWish,
     FileList,
     FileSpec,
+    MetadataChange,
     NodeStateSpec,
     PrioritySpec,
     QueueChange,
@@ -261,13 +262,14 @@ def create_dataset(call: Call, spec: DatasetSpec) -> DatasetView:
         *CURSOR,
         _state(DatasetState),
         Parameter("name", "a part of the name"),
+        Parameter("where", "metadata that they have, as beam=pp or run>=7; may be repeated", many=True),
     ),
 )
 def list_datasets(call: Call) -> Page:
-    """Datasets, by state or a part of the name."""
+    """Datasets, by state, a part of the name or metadata; those that were deleted only by their state."""
     cursor = call.query.cursor()
     state, name = call.query.text("state"), call.query.text("name")
-    return catalogue.datasets(cursor, state, name)
+    return catalogue.datasets(cursor, state, name, call.query.texts("where"))
 
 
 @door.route("GET", "/v1/datasets/<name>", Role.USER, None, DatasetView)
@@ -300,6 +302,18 @@ def add_files(call: Call, files: FileList | Iterator[FileSpec], name: str) -> Da
 def close_dataset(call: Call, name: str) -> DatasetView:
     """Close a dataset for good."""
     return catalogue.close(call.core, name)
+
+
+@door.route("POST", "/v1/datasets/<name>/metadata", Role.USER, MetadataChange, DatasetView)
+def set_metadata(call: Call, wish: MetadataChange, name: str) -> DatasetView:
+    """Say something of a dataset: values for keys."""
+    return catalogue.set_metadata(call.core, name, wish)
+
+
+@door.route("POST", "/v1/datasets/<name>/delete", Role.USER, None, DatasetView)
+def delete_dataset(call: Call, name: str) -> DatasetView:
+    """Delete a dataset that no task uses any more; its files lie where they are until the storages are cleaned."""
+    return catalogue.delete(call.core, name, call.caller.name)
 
 
 @door.route(

@@ -346,6 +346,50 @@ def test_a_list_on_standard_input_is_registered_without_what_is_still_being_writ
     assert nothing.code == 2 and "no PATH, and no list of them" in nothing.err
 
 
+def test_a_dataset_is_deleted_when_no_task_uses_it_and_is_not_fetched_any_more(
+    pilotage: Pilotage, tmp_path: Path
+) -> None:
+    folder = files(tmp_path / "data")
+    pilotage("dataset", "register", "ds-gone", folder)
+    pilotage("task", "submit", "--name", "uses-gone", "--input", "ds-gone", "--", "true")
+    refused = pilotage("dataset", "delete", "ds-gone")
+    assert refused.code == 1 and "used by tasks that have not ended: uses-gone" in refused.err
+    assert "pilotage task cancel" in refused.err.splitlines()[-1]
+    pilotage("task", "cancel", "uses-gone")
+    wait_until(lambda: pilotage("dataset", "delete", "ds-gone").code == 0, 20, "the end of the task")
+    done = pilotage("dataset", "delete", "ds-gone")
+    assert done.out == (
+        "Dataset ds-gone is deleted. Its files (3 files, 6 B) lie where they are until the storages are cleaned.\n"
+    )
+    assert len(list(folder.iterdir())) == 3
+    assert "ds-gone" not in pilotage("dataset", "list", "--name", "ds-gone").out
+    assert "ds-gone" in pilotage("dataset", "list", "--name", "ds-gone", "--state", "deleted").out
+    assert pilotage("file", "list", "--dataset", "ds-gone").out.count(" deleted ") == 3
+    fetched = pilotage("dataset", "get", "ds-gone", "--to", tmp_path / "here")
+    assert fetched.code == 1 and "dataset ds-gone was deleted" in fetched.err
+
+
+def test_datasets_are_described_and_found_by_it(pilotage: Pilotage, tmp_path: Path) -> None:
+    for name in ("meta-6", "meta-7"):
+        pilotage("dataset", "register", name, files(tmp_path / name))
+        assert pilotage("dataset", "set", name, f"number={name[-1]}", "beam=p p").code == 0
+    shown = pilotage("dataset", "show", "meta-7").out
+    assert "beam=p p, number=7" in shown
+    found = json.loads(
+        pilotage("dataset", "list", "--where", "number>=6.5", "--where", "beam=p p", "--json").out
+    )
+    assert [each["name"] for each in found] == ["meta-7"]
+    pilotage("dataset", "set", "meta-7", "--unset", "beam")
+    assert pilotage("dataset", "list", "--where", "beam=p p").out.count("meta-") == 1
+    for words, told in (
+        (["dataset", "list", "--where", "number>x"], "'x' is no number"),
+        (["dataset", "set", "meta-7", "number"], "write KEY=VALUE"),
+        (["dataset", "set", "meta-7"], "no KEY=VALUE, and no --unset"),
+    ):
+        refused = pilotage(*words)
+        assert refused.code and told in refused.err
+
+
 def test_a_duplicate_dataset_is_refused(pilotage: Pilotage, tmp_path: Path) -> None:
     folder = files(tmp_path / "data")
     assert pilotage("dataset", "register", "ds-twice", folder).code == 0

@@ -30,6 +30,8 @@ CHANGES: dict[str, Any] = {
     "POST /v1/jobs/<job>/stop": None,
     "POST /v1/datasets/<name>/files": {"files": [FILE]},
     "POST /v1/datasets/<name>/close": None,
+    "POST /v1/datasets/<name>/delete": None,
+    "POST /v1/datasets/<name>/metadata": {"values": {"run": "7"}},
 }
 """Every route that changes a thing of somebody, with a body that is right."""
 

@@ -157,6 +157,11 @@ BODIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"name": "new", "scope": "new", "files": [FILE], "close": True},
     ),
     "FileList": ("user", "/v1/datasets/open/files", {"files": [FILE], "close": True}),
+    "MetadataChange": (
+        "user",
+        "/v1/datasets/open/metadata",
+        {"values": {"run": "7"}, "unset": ["beam"]},
+    ),
     "QueueSpec": (
         "admin",
         "/v1/queues",
@@ -432,7 +437,15 @@ def test_all_that_is_wrong_is_told_at_once(speaker: Speaker) -> None:
 # -- what is no JSON, or no JSON object of ours -----------------------------------------------------------------------------
 
 NESTED = 100_000
-EMPTY = ("FileList", "GroupChange", "QueueChange", "AccountChange", "RetrySpec", "DebugWish")
+EMPTY = (
+    "FileList",
+    "MetadataChange",
+    "GroupChange",
+    "QueueChange",
+    "AccountChange",
+    "RetrySpec",
+    "DebugWish",
+)
 """Bodies in which everything may be left out."""
 
 RAW: dict[str, bytes] = {
@@ -571,6 +584,8 @@ REFUSED: list[tuple[str, str, Any, int]] = [
     ("POST", "/v1/datasets/open/files", {"files": [{**FILE, "lfn": "f00500.spd"}]}, 409),
     ("POST", "/v1/datasets/open/files", {"files": [FILE, FILE]}, 409),
     ("POST", "/v1/datasets/nope/close", None, 404),
+    ("POST", "/v1/datasets/nope/delete", None, 404),
+    ("POST", "/v1/datasets/in/delete", None, 409),
     ("POST", "/v1/queues", {"name": "CPU"}, 409),
     ("POST", "/v1/queues", {"name": "NEW", "storage": "NOPE"}, 404),
     ("POST", "/v1/queues", {"name": "NEW", "leaseSeconds": 20, "heartbeatSeconds": 20}, 400),

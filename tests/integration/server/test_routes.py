@@ -79,6 +79,8 @@ OPERATORS = {
         "GET /v1/jobs/<job>/why",
         "POST /v1/jobs/<job>/retry",
         "GET /v1/nodes",
+        "POST /v1/datasets/<name>/delete",
+        "POST /v1/datasets/<name>/metadata",
     ],
     "admin": [
         *("POST /v1/tokens", "GET /v1/tokens", "POST /v1/tokens/<token>/revoke", "GET /v1/trail"),

@@ -94,7 +94,7 @@ def test_a_route_reads_no_value_of_its_query_string_that_the_document_does_not_n
     operation = DOCUMENT["paths"][re.sub(r"<(\w+)>", r"{\1}", route.path)][route.method.lower()]
     described = {each["name"]: each for each in operation["parameters"] if each["in"] == "query"}
     source = inspect.getsource(route.view)
-    read = set(re.findall(r"call\.query\.(?:text|number|day|is_yes)\(\"(\w+)\"", source))
+    read = set(re.findall(r"call\.query\.(?:texts?|number|day|is_yes)\(\"(\w+)\"", source))
     if "call.query.cursor()" in source:
         read |= {each.name for each in CURSOR}
     assert read == described.keys()
