@@ -423,6 +423,7 @@ class JobRun:
             exit_code=self.exit_code if ends else None,
             error=error.name if error else "",
             error_detail=error.detail if error else "",
+            input_url=error.fields.get("input_url", "") if error else "",
             outputs=outputs,
             log=log,
             metrics=dict(self.metrics) or None if ends else None,

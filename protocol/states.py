@@ -178,6 +178,17 @@ class DatasetState(str, enum.Enum):
         return self.value
 
 
+class ReplicaState(str, enum.Enum):
+    """What is known of a copy of a file: a pilot's word makes it suspect, a look at the storage bad or good again."""
+
+    GOOD = "good"
+    SUSPECT = "suspect"
+    BAD = "bad"
+
+    def __str__(self) -> str:
+        return self.value
+
+
 class QueueState(str, enum.Enum):
     """Whether a computing queue hands out jobs: all, one at a time, none. Sites and nodes are online or offline."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -14,7 +15,7 @@ from protocol.errors import PilotageError
 from protocol.messages.requests import DatasetSpec, FileSpec, MetadataChange
 from protocol.messages.views import DatasetView, FileView, Page
 from protocol.states import DatasetState
-from server import metadata, registration
+from server import metadata, registration, replicas
 from server.access import trail
 from server.core import Core
 from server.models import Dataset, File, Job, Replica, Task, now
@@ -341,16 +342,22 @@ def files(cursor: Cursor, dataset: str = "", scope: str = "", lfn: str = "") -> 
         query = query.where(File.scope == scope)
     if lfn:
         query = query.where(File.lfn == lfn)
-    return page_of_all(query, File.id, cursor, file_views, total)
+    return page_of_all(query, File.id, cursor, _listed, total)
 
 
-def file_views(files: Sequence[File]) -> list[FileView]:
-    """Of many files at once; their datasets have been read with them."""
-    ids = [file.id for file in files]
-    replicas = (
-        Replica.select(Replica.file, Replica.url).where(Replica.file.in_(ids)).order_by(Replica.id.desc())
-    )
-    urls = {replica.file_id: replica.url for replica in replicas}  # the first one of each file comes last
+def _listed(files: Sequence[File]) -> list[FileView]:
+    return file_views(files, with_replicas=True)
+
+
+def file_views(files: Sequence[File], *, with_replicas: bool = False) -> list[FileView]:
+    """Of many files at once; their datasets have been read with them.
+
+    Replicas come and go: what is shown of a job, which the archive keeps as it is, leaves them out.
+    """
+    of_files: dict[int, list[Replica]] = defaultdict(list)
+    for replica in Replica.select().where(Replica.file.in_([file.id for file in files])):
+        of_files[replica.file_id].append(replica)
+    places = {file_id: replicas.in_order(found) for file_id, found in of_files.items()}
     return [
         FileView(
             lfn=file.lfn,
@@ -358,9 +365,10 @@ def file_views(files: Sequence[File]) -> list[FileView]:
             dataset=file.dataset.name,
             size=file.size,
             checksums=json.loads(file.checksums),
-            url=urls.get(file.id, ""),
+            url=places[file.id][0].url if file.id in places else "",
             state=_DELETED if file.dataset.state == _DELETED else file.state,
             job_id=file.job_id,
+            replicas=[replicas.view(each) for each in places.get(file.id, ())] if with_replicas else None,
         )
         for file in files
     ]

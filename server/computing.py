@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,8 @@ from protocol.plugins import check_known
 from protocol.redaction import one_line
 from protocol.resources import Needs, Offer, ResourceType, misfits
 from protocol.settings import QUEUE
-from protocol.states import QueueState
+from protocol.states import QueueState, ReplicaState
+from server import replicas
 from server.access import trail
 from server.brokerage import availability, broker
 from server.brokerage.nodes import HELD_BACK
@@ -417,11 +418,15 @@ def _make_directory(url: str) -> None:
 
 
 def storages() -> Page:
-    return Page(items=[_storage_view(row) for row in Storage.select().order_by(Storage.name)])
+    wrong = replicas.not_good()
+    return Page(items=[_storage_view(row, wrong) for row in Storage.select().order_by(Storage.name)])
 
 
-def _storage_view(storage: Storage) -> StorageView:
-    return StorageView(storage.name, storage.url, storage.site or "")
+def _storage_view(storage: Storage, wrong: Mapping[tuple[str, str], int] = {}) -> StorageView:
+    n_suspect, n_bad = (
+        wrong.get((storage.name, state.value), 0) for state in (ReplicaState.SUSPECT, ReplicaState.BAD)
+    )
+    return StorageView(storage.name, storage.url, storage.site or "", n_suspect, n_bad)
 
 
 # -- pilots -----------------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from peewee import (
     TextField,
 )
 
-from protocol.states import HELD, JobState
+from protocol.states import HELD, JobState, ReplicaState
 from server.database import proxy
 
 
@@ -155,6 +155,16 @@ class Replica(Table):
     storage = ForeignKeyField(Storage, null=True)
     url = TextField()
     created = DoubleField(default=now)
+    state = TextField(default=ReplicaState.GOOD.value)
+    reason = TextField(default="")
+    """Why it is not good, in words."""
+    changed = DoubleField(null=True)
+    """When its state was set last; None: never since it was made."""
+
+
+Replica.add_index(
+    Replica.index(Replica.storage, where=Replica.state != ReplicaState.GOOD.value, name="replica_not_good")
+)
 
 
 class JobClass(Table):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import click
 
@@ -11,6 +11,8 @@ from client.commands import Group
 from client.commands.common import examples, json_option, limit_option, print_list, with_session
 from client.session import Session
 from client.tables import Column
+from protocol.messages.views import ReplicaView
+from protocol.states import ReplicaState
 
 COLUMNS = (
     Column("lfn", lambda file: file.lfn),
@@ -20,7 +22,17 @@ COLUMNS = (
     Column("checksum", lambda file: _shortest(file.checksums)),
     Column("of job", lambda file: file.job_id, right=True),
     Column("address", lambda file: file.url),
+    Column("replicas", lambda file: _replicas(file.replicas)),
 )
+
+
+def _replicas(replicas: Sequence[ReplicaView] | None) -> str | None:
+    """How many, and what is known against some of them."""
+    if replicas is None:
+        return None
+    wrong = [each for each in replicas if each.state != ReplicaState.GOOD]
+    words = [f"{each.state}{f' on {each.storage}' if each.storage else ''}: {each.reason}" for each in wrong]
+    return "; ".join([str(len(replicas)), *words])
 
 
 def _shortest(checksums: Mapping[str, str]) -> str | None:

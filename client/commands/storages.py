@@ -15,6 +15,8 @@ _COLUMNS = (
     Column("storage", lambda storage: storage.name),
     Column("address", lambda storage: storage.url),
     Column("site", lambda storage: storage.site),
+    Column("suspect files", lambda storage: storage.n_suspect or None, right=True),
+    Column("bad files", lambda storage: storage.n_bad or None, right=True),
 )
 
 

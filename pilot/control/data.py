@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Callable, Optional
@@ -16,7 +17,7 @@ from pilot.jobrun import JobOver, JobRun
 from pilot.patience import Patience
 from protocol.errors import PilotageError
 from protocol.files import local_path
-from protocol.messages.pilots import LogReport, OutputReport
+from protocol.messages.pilots import InputFile, LogReport, OutputReport
 from protocol.states import JobState
 
 logger = logging.getLogger(__name__)
@@ -46,19 +47,27 @@ def stage_in(context: Context, job: JobRun) -> None:
     job.enter(JobState.STAGE_IN)
     stay = context.settings.items("copytools", "direct_access")
     for file in job.spec.inputs:
-        path, url = job.input_path(file), _address(context, file.url)
-        known = File(url, path, file.size, file.checksums, file.lfn)
-        if url.partition(":")[0].lower() in stay:
-            _leave(context, job, known)
-            continue
-        _copied(_data(context).bring, known, job)
         try:
-            context.plugin.check_input(job, file, path)
-        except OSError as error:
-            raise PilotageError("STAGE_IN_FAILED", f"{file.lfn}: {error}") from None
-        if path.is_symlink():
-            job.linked.append(Path(os.path.realpath(path)))
-        logger.info("input is there", extra={"lfn": file.lfn, "size": file.size})
+            _bring(context, job, file, _address(context, file.url), stay)
+        except PilotageError as error:
+            error.fields["input_url"] = file.url  # the server may know of another copy
+            raise
+
+
+def _bring(context: Context, job: JobRun, file: InputFile, url: str, stay: Sequence[str]) -> None:
+    path = job.input_path(file)
+    known = File(url, path, file.size, file.checksums, file.lfn)
+    if url.partition(":")[0].lower() in stay:
+        _leave(context, job, known)
+        return
+    _copied(_data(context).bring, known, job)
+    try:
+        context.plugin.check_input(job, file, path)
+    except OSError as error:
+        raise PilotageError("STAGE_IN_FAILED", f"{file.lfn}: {error}") from None
+    if path.is_symlink():
+        job.linked.append(Path(os.path.realpath(path)))
+    logger.info("input is there", extra={"lfn": file.lfn, "size": file.size})
 
 
 def stage_out(context: Context, job: JobRun) -> None:

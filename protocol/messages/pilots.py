@@ -12,6 +12,7 @@ from protocol.messages import (
     OPTIONAL_NAME,
     PROTOCOL_VERSION,
     TEXT,
+    URL,
     bounded,
     message,
     request,
@@ -292,6 +293,8 @@ class AttemptUpdate:
     error: str = bounded("", max_length=100)
     """Name of the catalogue row; with the state FAILED only."""
     error_detail: str = bounded("", max_length=4000)
+    input_url: str = bounded("", **URL)
+    """The address of the input that could not be had, or was not as registered; with such an error only."""
     outputs: Optional[List[OutputReport]] = bounded(None, of=OutputReport, max_length=10_000)
     log: Optional[LogReport] = bounded(None, of=LogReport)
     metrics: Optional[Dict[str, float]] = bounded(None, max_length=100)

@@ -9,7 +9,21 @@ from protocol.messages.pilots import BenchmarkReport, GpuKind
 
 
 @message
+class ReplicaView:
+    """A place where a file lies, and what is known of it there; `storage` is "" for an address that somebody registered."""
+
+    storage: str
+    url: str
+    state: str
+    reason: str = ""
+    changed: Optional[str] = None
+    """When the state was set; None: never since it was made."""
+
+
+@message
 class FileView:
+    """A file; `url` is where jobs read it, the best of its replicas, which lists of files tell all of."""
+
     lfn: str
     scope: str
     dataset: str
@@ -18,6 +32,7 @@ class FileView:
     url: str
     state: str
     job_id: Optional[int] = None
+    replicas: Optional[List[ReplicaView]] = bounded(None, of=ReplicaView)
 
 
 @message
@@ -364,9 +379,13 @@ class QueueView:
 
 @message
 class StorageView:
+    """A storage, and how many replicas on it are not good."""
+
     name: str
     url: str
     site: str = ""
+    n_suspect: int = 0
+    n_bad: int = 0
 
 
 @message

@@ -15,6 +15,7 @@ from protocol.errors import PilotageError
 from protocol.messages.pilots import GetJobRequest, InputFile, JobSpec, OutputFile
 from protocol.resources import Offer
 from protocol.states import QueueState
+from server import replicas
 from server.access import tokens
 from server.brokerage import broker, nodes
 from server.brokerage.broker import WINDOW, Lane
@@ -24,6 +25,7 @@ from server.jobs import moves, statements
 from server.leaseclock import lease_clock
 from server.models import Attempt, now
 from server.recent import PilotFacts, QueueFacts, TaskFacts, pilot_facts, queue_facts, storage_url, task_facts
+from server.replicas import Place
 
 MOST_AT_ONCE = 300
 """Jobs in one answer, so that a transaction is short; who wants more asks again."""
@@ -48,7 +50,7 @@ def claim(core: Core, request: GetJobRequest) -> list[JobSpec]:
             rows = []
         if rows:
             moves.tell_ready(core, [row[3] for row in rows if row[7]])
-            return _specs(core, [(*row[:6], row[8]) for row in rows], queue.storage)
+            return _specs(core, [(*row[:6], row[8]) for row in rows], queue.storage, queue.site)
         return _again(core, request)
 
 
@@ -180,21 +182,23 @@ def offer(core: Core, request: GetJobRequest) -> Offer:
 def _again(core: Core, request: GetJobRequest) -> list[JobSpec]:
     """The attempts that this request was given before and that have not ended."""
     specs = []
-    for *row, storage, key in core.database.run(
+    for *row, storage, queue_name, key in core.database.run(
         statements.AGAIN, request_id=request.request_id, pilot_id=request.pilot_id
     ):
-        specs += _specs(core, [(*row, broker.needs_in(key).memory_mb)], storage)
+        queue = queue_facts(core.recent, queue_name)
+        site = queue.site if queue else ""
+        specs += _specs(core, [(*row, broker.needs_in(key).memory_mb)], storage, site)
     return specs
 
 
 # -- what a pilot is given --------------------------------------------------------------------------------------------------
 
 
-def _specs(core: Core, rows: Sequence[Any], storage: str) -> list[JobSpec]:
+def _specs(core: Core, rows: Sequence[Any], storage: str, site: str) -> list[JobSpec]:
     """Everything a pilot needs for these attempts (id, number, nonce, job id, job number, task id, memory); the same each time."""
     url = storage_url(core.recent, storage)
     tasks = {row[5]: task_facts(core.recent, row[5]) for row in rows}
-    inputs = _inputs(core, [row[3] for row in rows if tasks[row[5]].spec.input_dataset])
+    inputs = _inputs(core, [row[3] for row in rows if tasks[row[5]].spec.input_dataset], site)
     outputs = outputs_of(core, [row[3] for row in rows if tasks[row[5]].spec.outputs])
     return [
         _spec(core, row, tasks[row[5]], url, inputs.get(row[3], []), outputs.get(row[3], {})) for row in rows
@@ -257,14 +261,20 @@ def log_url(storage: str, task_id: int, job_id: int, attempt_id: int) -> str:
     return f"{storage}/log/task-{task_id}/job-{job_id}.{attempt_id}.tar.gz"
 
 
-def _inputs(core: Core, job_ids: list[int]) -> dict[int, list[InputFile]]:
-    """The inputs of each job, with the first replica of each."""
+def _inputs(core: Core, job_ids: list[int], site: str) -> dict[int, list[InputFile]]:
+    """The inputs of each job, each with the replica that is best for a pilot of this site."""
     found: dict[int, dict[int, InputFile]] = {}
-    for job_id, file_id, lfn, scope, dataset, size, checksums, url in _of_jobs(
+    places: dict[tuple[int, int], list[Place]] = {}
+    for job_id, file_id, lfn, scope, dataset, size, checksums, url, *what in _of_jobs(
         core, statements.INPUTS, job_ids
     ):
-        spec = InputFile(lfn, scope, dataset, size, json.loads(checksums), url or "")
-        found.setdefault(job_id, {}).setdefault(file_id, spec)
+        inputs = found.setdefault(job_id, {})
+        if file_id not in inputs:
+            inputs[file_id] = InputFile(lfn, scope, dataset, size, json.loads(checksums), url or "")
+        if url:
+            places.setdefault((job_id, file_id), []).append(Place(url, *what))
+    for (job_id, file_id), of_file in places.items():
+        found[job_id][file_id].url = replicas.best(core.recent, of_file, site)
     return {job_id: list(inputs.values()) for job_id, inputs in found.items()}
 
 

@@ -34,11 +34,8 @@ _SITE = """
         ON storage.name = replica.storage_id
         OR (replica.storage_id IS NULL AND substr(replica.url, 1, length(storage.url) + 1) = storage.url || '/')
     WHERE replica.file_id = new.first_file AND storage.site IS NOT NULL
-    ORDER BY replica.id + 0, length(storage.url) DESC LIMIT 1"""
-"""Where a file lies that was written to one of our storages, or that was registered with an address in one.
-
-`+ 0`: or Postgres may go through the replicas in the order of their ids until it meets this file's.
-"""
+    ORDER BY CASE WHEN replica.state = 'good' THEN 0 ELSE 1 END, replica.id, length(storage.url) DESC LIMIT 1"""
+"""Where a file lies that was written to one of our storages, or that was registered with an address in one."""
 
 MAKE = Chain(
     Rows(

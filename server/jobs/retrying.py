@@ -40,8 +40,18 @@ class Treatment:
     changes: dict[str, object] = field(default_factory=dict)
 
 
-def end_failed(core: Core, row: dict[str, Any], said: AttemptUpdate, entry: ErrorEntry) -> None:
-    """The job of a failed attempt (a row of `statements.MOVED`) ends, or is READY again; inside `Database.write`."""
+def end_failed(
+    core: Core,
+    row: dict[str, Any],
+    said: AttemptUpdate,
+    entry: ErrorEntry,
+    *,
+    other_replica: bool = False,
+) -> None:
+    """The job of a failed attempt (a row of `statements.MOVED`) ends, or is READY again; inside `Database.write`.
+
+    `other_replica`: the attempt failed by a copy of an input, and there is another one that is good.
+    """
     detail = shorten(said.error_detail if entry.name == said.error else f"{said.error}: {said.error_detail}")
     job = core.database.locked(Job.select().where(Job.id == row["job_id"])).get()
     spec = task_facts(core.recent, job.task_id).spec
@@ -56,20 +66,23 @@ def end_failed(core: Core, row: dict[str, Any], said: AttemptUpdate, entry: Erro
         "copies": copies.after_the_first(spec),
     }
     spent = failures >= spec.max_attempts or losses > spec.max_losses
-    if spent or _gives_up(job, rule, entry):
+    if spent or _gives_up(job, rule, entry, other_replica):
         target = JobState.FAILED
     else:
         target = JobState.READY
-        treatment = _treatment(core, job, row, rule, losses)
+        if other_replica:
+            treatment = Treatment("with another replica of its input", moves.back_in_queue(core, 0))
+        else:
+            treatment = _treatment(core, job, row, rule, losses)
         _note(job, rule, entry, treatment)
         changes |= treatment.changes
     moves.set_job(row["job_id"], row["id"], target, Actor.PILOT, **changes)
 
 
-def _gives_up(job: Job, rule: Rule, entry: ErrorEntry) -> bool:
+def _gives_up(job: Job, rule: Rule, entry: ErrorEntry, other_replica: bool) -> bool:
     """Whether the rule ends the job though its budgets would allow another try."""
     # An input that is wrong in two attempts one after the other is wrong wherever it is read.
-    if rule.retry is Retry.FRESH_INPUT and job.error == entry.name:
+    if rule.retry is Retry.FRESH_INPUT and job.error == entry.name and not other_replica:
         return True
     why = ""
     if rule.retry is Retry.NEVER:

@@ -178,7 +178,7 @@ WAITING = Chain(
 AGAIN = Chain(
     Part(
         "again",
-        """SELECT attempt.id, attempt.attempt_nr, nonce, job_id, job_nr, task_id, storage_id, key
+        """SELECT attempt.id, attempt.attempt_nr, nonce, job_id, job_nr, task_id, storage_id, queue, key
            FROM attempt JOIN job ON job.id = job_id JOIN job_class ON job_class.id = job_class_id
            WHERE request_id = :request_id AND pilot_id = :pilot_id AND attempt.ended_at IS NULL ORDER BY request_nr""",
         {},
@@ -191,7 +191,8 @@ INPUTS = Chain(
     Rows("wanted", {"id": "bigint"}),
     Part(
         "inputs",
-        """SELECT job_input.job_id, file.id, file.lfn, file.scope, dataset.name, file.size, file.checksums, replica.url
+        """SELECT job_input.job_id, file.id, file.lfn, file.scope, dataset.name, file.size, file.checksums,
+               replica.url, replica.state, replica.storage_id
            FROM wanted JOIN job_input ON job_input.job_id = wanted.id JOIN file ON file.id = job_input.file_id
            JOIN dataset ON dataset.id = file.dataset_id LEFT JOIN replica ON replica.file_id = file.id
            ORDER BY file.id, replica.id""",

@@ -17,6 +17,7 @@ from protocol.errors import BY_NAME, ErrorEntry, PilotageError, shorten
 from protocol.files import check_checksums
 from protocol.messages.pilots import AttemptUpdate, LogReport, OutputReport, UpdateReply
 from protocol.states import HELD, PILOT_OWNED, JobState
+from server import replicas
 from server.access import tokens
 from server.brokerage import nodes
 from server.core import Core
@@ -188,8 +189,9 @@ def _take_single(core: Core, word: Word) -> tuple[UpdateReply, int | None]:
             copies.win(copied, row["id"])
     elif word.target is JobState.FAILED:
         entry = _entry(word.said.error)
+        elsewhere = _condemn(row, word.said)
         if copied is None or not copies.goes_on(copied, without=row["id"]):
-            retrying.end_failed(core, row, word.said, entry)
+            retrying.end_failed(core, row, word.said, entry, other_replica=elsewhere)
         if entry.name not in NOT_TRIED:
             seconds = now() - row["extracted_at"]
             nodes.note_failure(core, row["id"], row["queue"], row["node"], seconds, entry.suspect)
@@ -262,6 +264,14 @@ def _add_log(core: Core, attempt: Attempt, word: Word) -> UpdateReply:
     if word.states or size is None or not core.database.write(work):
         raise PilotageError("STALE_ATTEMPT", f"attempt {attempt.id} has ended as {attempt.state}")
     return reply(attempt)
+
+
+def _condemn(row: dict[str, Any], said: AttemptUpdate) -> bool:
+    """Note against a replica that it was not as registered; whether its file has another one that is good."""
+    if not said.input_url or said.error not in replicas.AGAINST_IT:
+        return False
+    where = f"attempt {row['id']} of job {row['job_id']} on node {row['node']}"
+    return replicas.suspect(row["job_id"], said.input_url, f"{said.error}: {said.error_detail} ({where})")
 
 
 # -- ends -------------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from pilot.server_client import ServerClient
 from protocol.errors import BY_NAME
 from protocol.messages.pilots import GpuKind, PilotRegistration
 from protocol.messages.requests import TaskSpec
-from protocol.messages.views import DebugView, FileView
+from protocol.messages.views import DebugView, FileView, ReplicaView
 from protocol.resources import ResourceType
 from protocol.share import shared_path
 from protocol.states import JobState
@@ -625,4 +625,17 @@ def test_the_job_that_made_a_file_is_listed_with_it(
     made = FileView("a.o", "t.out", "t.out", 3, {"md5": "0" * 32}, "file:///s/t.out/a.o.9", "available", 4711)
     monkeypatch.setattr(Session, "files", lambda *_, **__: iter([made]))
     titles, row = pilotage("file", "list", "--lfn", "a.o").out.splitlines()
-    assert "of job" in titles and row.split()[-2:] == ["4711", "file:///s/t.out/a.o.9"]
+    assert "of job" in titles and row.split()[-3:-1] == ["4711", "file:///s/t.out/a.o.9"]
+
+
+def test_what_is_known_against_a_replica_is_listed_with_the_file(
+    pilotage: Pilotage, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = [
+        ReplicaView("NEW", "file:///n/a", "good"),
+        ReplicaView("OLD", "file:///o/a", "bad", "it is lost"),
+    ]
+    file = FileView("a", "in", "in", 3, {}, "file:///n/a", "available", replicas=places)
+    monkeypatch.setattr(Session, "dataset_files", lambda *_, **__: iter([file]))
+    titles, row = pilotage("dataset", "files", "in").out.splitlines()
+    assert titles.endswith("replicas") and row.endswith("2; bad on OLD: it is lost")

@@ -38,7 +38,7 @@ def test_a_fact_that_is_missing_is_left_out(capsys: pytest.CaptureFixture[str]) 
 def test_json_is_what_the_server_said(capsys: pytest.CaptureFixture[str]) -> None:
     tables.show([StorageView("A", "file:\x1b")])
     out = capsys.readouterr().out
-    assert json.loads(out) == [{"name": "A", "url": "file:\x1b", "site": ""}]
+    assert json.loads(out) == [{"name": "A", "url": "file:\x1b", "site": "", "nSuspect": 0, "nBad": 0}]
     assert "\x1b" not in out
 
 
