@@ -41,6 +41,8 @@ from protocol.messages.requests import (
     QueueChange,
     QueueSpec,
     QueueStateSpec,
+    ReplicaFinding,
+    ReplicaFindings,
     RetrySpec,
     StorageSpec,
     TaskSpec,
@@ -61,6 +63,7 @@ from protocol.messages.views import (
     PilotsDrained,
     PilotView,
     QueueView,
+    ReplicasMarked,
     RetryReply,
     SiteView,
     StorageView,
@@ -402,6 +405,14 @@ class Session:
 
     def create_storage(self, spec: StorageSpec) -> StorageView:
         return self._one(StorageView, "POST", "/v1/storages", body=spec)
+
+    def mark_replicas(self, findings: Sequence[ReplicaFinding]) -> int:
+        """Note what a look at the storages found; how many replicas have another state now. For admins."""
+        changed = 0
+        for start in range(0, len(findings), PAGE):
+            body = ReplicaFindings(list(findings[start : start + PAGE]))
+            changed += self._one(ReplicasMarked, "POST", "/v1/replicas", body=body).n_changed
+        return changed
 
     # -- accounting -------------------------------------------------------------------------------------------
 

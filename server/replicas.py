@@ -7,14 +7,19 @@ one: they verify what they get, and somebody may have mended it meanwhile.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from peewee import fn
 
-from protocol.errors import shorten
+from protocol.errors import PilotageError, shorten
+from protocol.messages.requests import ReplicaFinding
 from protocol.messages.views import ReplicaView
+from protocol.redaction import one_line
 from protocol.states import ReplicaState
+from server.access import trail
+from server.core import Core
 from server.models import JobInput, Replica, Storage, now
 from server.paging import iso
 from server.recent import Recent
@@ -87,6 +92,38 @@ def suspect(job_id: int, url: str, reason: str) -> bool:
         )
         .exists()
     )
+
+
+def mark(core: Core, findings: Sequence[ReplicaFinding], caller: str) -> int:
+    """Note what somebody saw who looked at the storages; how many replicas have another state now."""
+    allowed = (ReplicaState.GOOD.value, ReplicaState.BAD.value)
+    for index, found in enumerate(findings):
+        if found.state not in allowed:
+            raise PilotageError(
+                "BAD_REQUEST",
+                f"findings[{index}].state: {found.state!a} is not what a look can find; write {' or '.join(allowed)}",
+            )
+
+    def work() -> int:
+        changed = sum(_mark(found) for found in findings)
+        if changed:
+            trail.note(caller, "storage check", "", f"{_counted(findings)}; {changed} changed")
+        return changed
+
+    return core.database.write(work)
+
+
+def _mark(found: ReplicaFinding) -> int:
+    """One that has gone or has another address meanwhile is not the one that was looked at."""
+    reason = shorten(one_line(found.reason)) if found.state != ReplicaState.GOOD.value else ""
+    changes = Replica.update(state=found.state, reason=reason, changed=now())
+    same = (Replica.id == found.replica_id) & (Replica.url == found.url)
+    return int(changes.where(same, Replica.state != found.state).execute())
+
+
+def _counted(findings: Sequence[ReplicaFinding]) -> str:
+    counts = Counter(found.state for found in findings)
+    return ", ".join(f"{n} {state}" for state, n in sorted(counts.items()))
 
 
 def not_good() -> dict[tuple[str, str], int]:

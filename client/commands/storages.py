@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from client import tables
-from client.commands import Group
+from client.commands import Lazy, LazyGroup
 from client.commands.common import examples, json_option, limit_option, print_list, say_next, with_session
 from client.session import Session
 from client.tables import Column
@@ -20,12 +20,21 @@ _COLUMNS = (
 )
 
 
-@click.group(cls=Group)
+COMMANDS = {
+    "list": Lazy("client.commands.storages:list_storages", "List storages."),
+    "create": Lazy("client.commands.storages:create", "Define a storage. Needs an admin's token."),
+    "check": Lazy(
+        "server.commands.storages:check", "Compare storages of this machine with the catalogue.", "server"
+    ),
+}
+
+
+@click.group(cls=LazyGroup, lazy=COMMANDS)
 def storage() -> None:
     """Storages: where pilots put the outputs and logs of jobs."""
 
 
-@storage.command("list", epilog=examples("pilotage storage list"))
+@click.command("list", epilog=examples("pilotage storage list"))
 @limit_option
 @json_option
 @with_session
@@ -34,7 +43,7 @@ def list_storages(session: Session, *, limit: int, as_json: bool) -> None:
     print_list(session.storages(), _COLUMNS, limit, as_json, "No storage.")
 
 
-@storage.command(
+@click.command(
     epilog=examples(
         "pilotage storage create NFS file:///nfs/spd/outputs   # the same path on every node",
         "pilotage storage create DATA file:outputs             # below SCRIPT_PREFIX of each node",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Dict, List, Optional
 
-from protocol.messages import BIG, NAME_FIELD, OPTIONAL_NAME, URL, bounded, request
+from protocol.messages import BIG, ID, NAME_FIELD, OPTIONAL_NAME, TEXT, URL, bounded, request
 from protocol.messages.pilots import DIGEST, IMAGE, SOFTWARE_CHECKSUM, Step
 from protocol.resources import ResourceType
 
@@ -256,6 +256,23 @@ class StorageSpec:
     name: str = bounded(**NAME_FIELD)
     url: str = bounded(min_length=1, **URL)
     site: str = bounded("", description="the site whose pilots are near it", **OPTIONAL_NAME)
+
+
+@request
+class ReplicaFinding:
+    """What a look at a storage found of one replica: its number and address as the catalogue has them, and what it is."""
+
+    replica_id: int = bounded(**ID)
+    url: str = bounded(min_length=1, **URL)
+    state: str = bounded(max_length=40, description="good or bad")
+    reason: str = bounded("", **TEXT)
+
+
+@request
+class ReplicaFindings:
+    """What a look at storages found, to be noted in the catalogue."""
+
+    findings: List[ReplicaFinding] = bounded(of=ReplicaFinding, min_length=1, max_length=1000)
 
 
 @request

@@ -389,6 +389,13 @@ class StorageView:
 
 
 @message
+class ReplicasMarked:
+    """How many replicas have another state now; the others had it, or are gone."""
+
+    n_changed: int
+
+
+@message
 class UsageView:
     """What an owner, a group or a queue used in a time; only attempts that have ended are counted."""
 

@@ -10,11 +10,11 @@ import itertools
 import json
 import random
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from time import sleep
-from typing import Any
+from typing import Generic, NamedTuple, TypeVar
 
 from copytools import checksum
 from protocol.errors import PilotageError
@@ -23,6 +23,8 @@ from server.auditing.database_checks import Progress, ranges
 from server.auditing.findings import Finding, Report, finding
 from server.auditing.snapshot import Row, Snapshot
 from server.auditing.strangers import LOGS, Kind, Place, Strangers, files_below, others
+
+K = TypeVar("K")
 
 BATCH = 500
 """Files on disk that are looked up at once."""
@@ -87,41 +89,96 @@ def _places(snapshot: Snapshot, report: Report, options: Options, task: Row | No
             )
 
 
-class _Suspects:
+def sampler(options: Options, about: Row) -> Callable[[], bool]:
+    """Whether the next of so many files (`n`, with `size` bytes) is one whose bytes are read: spread over all of them."""
+    wanted = options.checksums
+    if not wanted:
+        return lambda: wanted is None
+    if options.all_if_few and about["n"] <= WHOLE_FILES and about["size"] <= WHOLE_BYTES:
+        return lambda: True
+    step = max(1, -(-about["n"] // wanted))
+    numbers = itertools.count(random.randrange(step))
+    return lambda: next(numbers) % step == 0
+
+
+class Suspects(Generic[K]):
     """What seems wrong at the first look, each under the key by which it is looked at again."""
 
     def __init__(
-        self,
-        snapshot: Snapshot,
-        report: Report,
-        options: Options,
-        examine: Callable[[list[Any]], Iterable[tuple[Any, Finding]]],
+        self, snapshot: Snapshot, pause_seconds: float, settle_some: Callable[[list[K]], object]
     ) -> None:
-        self._snapshot, self._report, self._options = snapshot, report, options
-        self._examine = examine
-        self._keys: list[Any] = []
+        """`settle_some` takes the second look at some of them, at the database as it is then."""
+        self._snapshot, self._pause_seconds, self._settle_some = snapshot, pause_seconds, settle_some
+        self._keys: list[K] = []
 
-    def note(self, found: Iterable[tuple[Any, Finding]]) -> None:
-        for key, each in found:
-            if each.is_note:
-                self._report.add(each)
-            else:
-                self._keys.append(key)
+    def note(self, key: K) -> None:
+        self._keys.append(key)
 
     def settle_if_many(self) -> None:
         if len(self._keys) >= SUSPECTS:
             self.settle()
 
     def settle(self) -> None:
-        """The second look, at the database as it is now."""
         if not self._keys:
             return
-        sleep(self._options.pause_seconds)
+        sleep(self._pause_seconds)
         self._snapshot.renew()
         for start in range(0, len(self._keys), BATCH):
-            for _, each in self._examine(self._keys[start : start + BATCH]):
-                self._report.add(each)
+            self._settle_some(self._keys[start : start + BATCH])
         self._keys = []
+
+
+# -- one file ----------------------------------------------------------------------------------------------------------------
+
+
+class Wrong(NamedTuple):
+    """What is wrong with a file on a disk: the name of a check, and words that follow the name of the file."""
+
+    check: str
+    words: str
+    path: str = ""
+
+
+class Unseen(NamedTuple):
+    """A file, or its bytes, could not be looked at: that is no fault of the file."""
+
+    reason: str
+
+
+def compare(url: str, size: int, checksums: str, data_root: str, is_read: bool) -> Wrong | Unseen | None:
+    """Hold what lies at an address against size and checksums (JSON); the bytes are read only if that is wanted."""
+    try:
+        path = Path(local_path(url, data_root))
+        state = path.lstat()
+    except PilotageError as error:
+        return Wrong("lost-file", f" lies nowhere: {error.detail}")
+    except PermissionError:
+        return Unseen(f"{path.parent}: permission denied")
+    except OSError as error:
+        return Wrong("lost-file", f" is not at {path}: {error.strerror or error}", str(path))
+    if not stat.S_ISREG(state.st_mode):
+        return Wrong("lost-file", f": what lies at {path} is no plain file", str(path))
+    if state.st_size != size:
+        words = f" at {path} has {state.st_size} bytes, {size} are registered"
+        return Wrong("wrong-size", words, str(path))
+    return _compare_bytes(path, json.loads(checksums)) if is_read else None
+
+
+def _compare_bytes(path: Path, registered: dict[str, str]) -> Wrong | Unseen | None:
+    known = [name for name in registered if name in checksum.available()]
+    if not known:
+        return Unseen(f"checksums of files that have only {', '.join(registered) or 'none'}")
+    try:
+        found = checksum.of(path, known)
+    except PilotageError as error:
+        if isinstance(error.__cause__, PermissionError):
+            return Unseen(f"checksums of files in {path.parent}: permission denied")
+        return Wrong("wrong-checksum", f" at {path} cannot be read: {error.detail}", str(path))
+    wrong = next((name for name in known if found[name] != registered[name]), None)
+    if wrong is None:
+        return None
+    words = f" at {path} has {wrong} {found[wrong]}, {registered[wrong]} is registered"
+    return Wrong("wrong-checksum", words, str(path))
 
 
 # -- from the catalogue to the disk ---------------------------------------------------------------------------------------
@@ -138,7 +195,7 @@ class _Catalogue:
 
     def __init__(self, snapshot: Snapshot, report: Report, options: Options, storages: set[str]) -> None:
         self._snapshot, self._report, self._options, self._storages = snapshot, report, options, storages
-        self._suspects = _Suspects(snapshot, report, options, self._again)
+        self._suspects: Suspects[int] = Suspects(snapshot, options.pause_seconds, self._again)
         self._read: set[int] = set()
         """Files among the suspects whose bytes were read at the first look."""
 
@@ -161,9 +218,6 @@ class _Catalogue:
 
     def _sample(self, task: int | None) -> Callable[[], bool]:
         """Whether the next output is one whose bytes are read: as many as are wanted, spread over all of them."""
-        wanted = self._options.checksums
-        if not wanted:
-            return lambda: wanted is None
         of_task = (
             "" if task is None else "AND f.dataset_id = (SELECT output_dataset_id FROM task WHERE id = :task)"
         )
@@ -171,12 +225,7 @@ class _Catalogue:
             SELECT COUNT(*) AS n, COALESCE(SUM(f.size), 0) AS size FROM file f
             WHERE f.job_id IS NOT NULL AND f.state = 'available' {of_task}
         """
-        about = self._snapshot.one(sql, task=task) or {"n": 0, "size": 0}
-        if self._options.all_if_few and about["n"] <= WHOLE_FILES and about["size"] <= WHOLE_BYTES:
-            return lambda: True
-        step = max(1, -(-about["n"] // wanted))
-        numbers = itertools.count(random.randrange(step))
-        return lambda: next(numbers) % step == 0
+        return sampler(self._options, self._snapshot.one(sql, task=task) or {"n": 0, "size": 0})
 
     def _first(self, row: Row, is_read: bool) -> None:
         self._report.looked("lost-file", 1)
@@ -188,70 +237,24 @@ class _Catalogue:
         if found is None:
             self._read.discard(row["id"])
         else:
-            self._suspects.note([(row["id"], found)])
+            self._suspects.note(row["id"])
 
-    def _again(self, ids: list[int]) -> Iterator[tuple[int, Finding]]:
+    def _again(self, ids: list[int]) -> None:
         for row in self._snapshot.rows(f"{_OUTPUTS} f.id IN :ids", ids=ids):
             found = self._wrong(row, row["id"] in self._read)
             self._read.discard(row["id"])
             if found is not None:
-                yield row["id"], found
+                self._report.add(found)
 
     def _wrong(self, row: Row, is_read: bool) -> Finding | None:
-        try:
-            path = Path(local_path(row["url"], self._options.data_root))
-            facts = {**row, "path": str(path)}
-            state = path.lstat()
-        except PilotageError as error:
-            return finding(
-                "lost-file",
-                "file {file} of job {job} lies nowhere: {reason}",
-                {**row, "reason": error.detail},
-            )
-        except PermissionError:
-            self._pass_over(f"{path.parent}: permission denied", is_read)
+        came = compare(row["url"], row["size"], row["checksums"], self._options.data_root, is_read)
+        if isinstance(came, Unseen):
+            self._report.pass_over(came.reason)
+            self._report.looked("wrong-checksum", -int(is_read))
+        if not isinstance(came, Wrong):
             return None
-        except OSError as error:
-            reason = error.strerror or str(error)
-            return finding(
-                "lost-file",
-                "file {file} of job {job} is not at {path}: {reason}",
-                {**facts, "reason": reason},
-            )
-        if not stat.S_ISREG(state.st_mode):
-            return finding(
-                "lost-file", "file {file} of job {job}: what lies at {path} is no plain file", facts
-            )
-        if state.st_size != row["size"]:
-            sentence = "file {file} of job {job} at {path} has {found} bytes, {size} are registered"
-            return finding("wrong-size", sentence, {**facts, "found": state.st_size})
-        return self._wrong_bytes(path, facts) if is_read else None
-
-    def _pass_over(self, reason: str, is_read: bool = True) -> None:
-        """This file's bytes are not compared although they were to be."""
-        self._report.pass_over(reason)
-        self._report.looked("wrong-checksum", -int(is_read))
-
-    def _wrong_bytes(self, path: Path, facts: Row) -> Finding | None:
-        registered = json.loads(facts["checksums"])
-        known = [name for name in registered if name in checksum.available()]
-        if not known:
-            self._pass_over(f"checksums of files that have only {', '.join(registered) or 'none'}")
-            return None
-        try:
-            found = checksum.of(path, known)
-        except PilotageError as error:
-            if isinstance(error.__cause__, PermissionError):
-                self._pass_over(f"checksums of files in {path.parent}: permission denied")
-                return None
-            sentence = "file {file} of job {job} at {path} cannot be read: {reason}"
-            return finding("wrong-checksum", sentence, {**facts, "reason": error.detail})
-        wrong = next((name for name in known if found[name] != registered[name]), None)
-        if wrong is None:
-            return None
-        sentence = "file {file} of job {job} at {path} has {name} {found}, {registered} is registered"
-        facts = {**facts, "name": wrong, "found": found[wrong], "registered": registered[wrong]}
-        return finding("wrong-checksum", sentence, facts)
+        facts = {**row, "path": came.path or None, "words": came.words}
+        return finding(came.check, "file {file} of job {job}{words}", facts)
 
 
 # -- from the disk to the catalogue ---------------------------------------------------------------------------------------
@@ -263,7 +266,7 @@ class _Disk:
     def __init__(self, snapshot: Snapshot, report: Report, options: Options, places: list[Place]) -> None:
         self._snapshot, self._report, self._options, self._places = snapshot, report, options, places
         self._strangers = Strangers(snapshot, options.data_root, options.grace_seconds)
-        self._suspects = _Suspects(snapshot, report, options, self._without_row)
+        self._suspects: Suspects[tuple[Place, Path]] = Suspects(snapshot, options.pause_seconds, self._again)
 
     def look(self, task: Row | None, progress: Progress) -> None:
         about = self._snapshot.one("SELECT COUNT(*) AS n FROM replica WHERE storage_id IS NOT NULL") or {
@@ -274,7 +277,7 @@ class _Disk:
                 for batch in self._batches(place, task):
                     self._report.looked("orphan", len(batch))
                     self._report.looked("garbage", len(batch))
-                    self._suspects.note(self._without_row([(place, path) for path in batch]))
+                    self._first([(place, path) for path in batch])
                     advance(len(batch))
                     self._snapshot.renew_if_old()
                     self._suspects.settle_if_many()
@@ -295,6 +298,17 @@ class _Disk:
             )
             while batch := list(itertools.islice(paths, BATCH)):
                 yield batch
+
+    def _first(self, files: list[tuple[Place, Path]]) -> None:
+        for key, each in self._without_row(files):
+            if each.is_note:
+                self._report.add(each)
+            else:
+                self._suspects.note(key)
+
+    def _again(self, files: list[tuple[Place, Path]]) -> None:
+        for _, each in self._without_row(files):
+            self._report.add(each)
 
     def _without_row(self, files: list[tuple[Place, Path]]) -> Iterator[tuple[tuple[Place, Path], Finding]]:
         for each in self._strangers.among(files):

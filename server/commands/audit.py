@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -22,6 +23,8 @@ from server.auditing.findings import CHECKS, Report, Tally
 DAMAGE, BLIND = 1, 2
 """Exit codes: something is wrong; it could not be looked at. 0: clean."""
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 EPILOG = (
     "The exit code is 0 if all is well, 1 if there are findings, 2 if it could not be looked at.\n\n"
     + examples(
@@ -31,6 +34,34 @@ EPILOG = (
         "pilotage audit --task hello --json",
     )
 )
+
+
+def checksum_options(function: F) -> F:
+    """The options of a command that looks into storages: what `storage_options` takes."""
+    for option in reversed(
+        (
+            click.option(
+                "--checksums",
+                type=click.Choice(["none", "sample", "all"]),
+                help="Files whose bytes are compared with their checksums.  [default: all where that is cheap: up to"
+                f" {storage_checks.WHOLE_FILES:,} files of {storage_checks.WHOLE_BYTES >> 30} GiB together; else a sample]",
+            ),
+            click.option(
+                "--sample",
+                type=click.IntRange(min=1),
+                metavar="N",
+                help=f"Compare a sample of N.  [default: {storage_checks.Options.checksums}]",
+            ),
+            click.option(
+                "--data-root",
+                default="",
+                metavar="DIR",
+                help="Where addresses such as file:outputs lie on this machine (SCRIPT_PREFIX).",
+            ),
+        )
+    ):
+        function = option(function)
+    return function
 
 
 @click.command(epilog=EPILOG)
@@ -56,24 +87,7 @@ EPILOG = (
 )
 @click.option("--task", default="", metavar="NAME", help="Look at one task only.")
 @click.option("--no-storage", is_flag=True, help="Look at the database only, not at the files.")
-@click.option(
-    "--checksums",
-    type=click.Choice(["none", "sample", "all"]),
-    help="Outputs whose bytes are compared with their checksums.  [default: all where that is cheap: up to"
-    f" {storage_checks.WHOLE_FILES:,} outputs of {storage_checks.WHOLE_BYTES >> 30} GiB together; else a sample]",
-)
-@click.option(
-    "--sample",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help=f"Compare a sample of N.  [default: {storage_checks.Options.checksums}]",
-)
-@click.option(
-    "--data-root",
-    default="",
-    metavar="DIR",
-    help="Where addresses such as file:outputs lie on this machine (SCRIPT_PREFIX).",
-)
+@checksum_options
 @click.option(
     "--grace-hours",
     type=click.FloatRange(min=0),
@@ -109,7 +123,7 @@ def audit(
             options["grace_hours"] = chosen.number("archive", "garbage_hours")
         wish = Options(
             task=task,
-            storages=None if no_storage else _storages(**options),
+            storages=None if no_storage else storage_options(**options),
             reaper_seconds=chosen.number("reaper", "period_seconds"),
             limit=limit,
         )
@@ -125,8 +139,8 @@ def audit(
     context.exit(DAMAGE if report.n_findings else 0)
 
 
-def _storages(
-    checksums: str | None, sample: int | None, data_root: str, grace_hours: float
+def storage_options(
+    checksums: str | None, sample: int | None, data_root: str, grace_hours: float = 24.0
 ) -> storage_checks.Options:
     if sample is not None and checksums in ("none", "all"):
         raise click.UsageError(f"--sample and --checksums {checksums} exclude each other")

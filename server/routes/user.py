@@ -19,6 +19,7 @@ from protocol.messages.requests import (
     QueueChange,
     QueueSpec,
     QueueStateSpec,
+    ReplicaFindings,
     RetrySpec,
     StorageSpec,
     TaskSpec,
@@ -34,6 +35,7 @@ from protocol.messages.views import (
     PilotsDrained,
     PilotView,
     QueueView,
+    ReplicasMarked,
     RetryReply,
     SiteView,
     StorageView,
@@ -50,6 +52,7 @@ from server import (
     failure_report,
     job_executor,
     job_manager,
+    replicas,
     task_manager,
 )
 from server.access import groups, ownership, trail
@@ -529,6 +532,12 @@ def create_storage(call: Call, spec: StorageSpec) -> StorageView:
         spec.url,
         lambda: computing.create_storage(call.core, spec),
     )
+
+
+@door.route("POST", "/v1/replicas", Role.ADMIN, ReplicaFindings, ReplicasMarked)
+def mark_replicas(call: Call, found: ReplicaFindings) -> ReplicasMarked:
+    """Note which replicas somebody who looked at the storages found bad, or good again."""
+    return ReplicasMarked(replicas.mark(call.core, found.findings, call.caller.name))
 
 
 @door.route("GET", "/v1/sites", Role.USER, None, Page)

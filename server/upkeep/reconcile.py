@@ -13,6 +13,7 @@ import functools
 import itertools
 import os
 import shutil
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,6 +48,7 @@ class Stray:
     """What speaks for it: the log archive of its attempt says that the attempt came to its end."""
     open: bool = False
     """Its attempt may still be at work: never moved."""
+    kind: Kind = Kind.ORPHAN
     job_id: int | None = None
     rerun: bool = False
     """Its job is not done as the database sees it, and runs again."""
@@ -79,22 +81,34 @@ class Findings:
         return {dataset: sorted(ids) for dataset, ids in sorted(found.items())}
 
 
-def look(url: str, data_root: str = "", quarantine: Path | None = None) -> Findings:
-    """Look at every storage of this machine; with `quarantine`, strays of attempts that are over are moved there.
+def look(
+    url: str,
+    data_root: str = "",
+    quarantine: Path | None = None,
+    *,
+    storages: Collection[str] | None = None,
+    grace_seconds: float = 0.0,
+    advance: Callable[[int], None] = lambda more: None,
+) -> Findings:
+    """Look at every storage of this machine, or at some; with `quarantine`, strays of attempts that are over are moved there.
 
-    `url` is that of the database; within `Database.reading`. BAD_PATH for a quarantine that is in a storage itself.
+    `url` is that of the database; within `Database.reading`. BAD_PATH for a quarantine that is in a storage itself. So
+    many seconds what attempts left is garbage that the server removes; `advance` is told of files that were looked at.
     """
     findings = Findings()
     places = _places(data_root, findings)
     if quarantine is not None:
         _refuse_within(quarantine, places)
     with Snapshot(url) as snapshot:
-        strangers = Strangers(snapshot, data_root, grace_seconds=0.0)
+        strangers = Strangers(snapshot, data_root, grace_seconds)
         for place in places:
+            if storages is not None and place.name not in storages:
+                continue
             logs = functools.cache(functools.partial(_logs, place.root))
             files = files_below(place.root, others(place, places), findings.pass_over)
             while batch := list(itertools.islice(files, BATCH)):
                 findings.n_files += len(batch)
+                advance(len(batch))
                 snapshot.renew()  # listed before they are looked up: whoever writes one now is known by then
                 for each in strangers.among([(place, path) for path in batch]):
                     findings.strays.append(_stray(each, logs()))
@@ -163,6 +177,7 @@ def _stray(stranger: Stranger, logs: dict[int, int]) -> Stray:
         why=_why(stranger, attempt, file),
         proof=f"the log of its attempt is there (job {logs[name.attempt]})" if has_log else "",
         open=stranger.kind is Kind.OPEN,
+        kind=stranger.kind,
         job_id=job_id,
         rerun=job is not None and job.state not in {state.value for state in FINAL},
         removed_after=None if due is None else iso(due),

@@ -216,6 +216,11 @@ BODIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "GroupChange": ("admin", "/v1/groups/spd.sim", {"parent": "", "share": 5, "maxOpenJobs": 5}),
     "AccountSpec": ("admin", "/v1/accounts", {"name": "new", "workingGroup": "spd", "maxOpenJobs": 5}),
     "AccountChange": ("admin", "/v1/accounts/bob", {"workingGroup": "spd", "maxOpenJobs": 5}),
+    "ReplicaFindings": (
+        "admin",
+        "/v1/replicas",
+        {"findings": [{"replicaId": 1, "url": "file:///data/f00000.spd", "state": "bad", "reason": "lost"}]},
+    ),
     "StorageSpec": ("admin", "/v1/storages", {"name": "NEW", "url": "file:///new"}),
 }
 """class → role, address, and a body with every field that is right."""

@@ -92,6 +92,7 @@ OPERATORS = {
         "POST /v1/queues/<name>/nodes",
         "POST /v1/pilots/<pilot>/drain",
         "POST /v1/sites/<name>/state",
+        "POST /v1/replicas",
     ],
 }
 """These have tests of what they do in files of their own."""

@@ -1,0 +1,248 @@
+"""`pilotage storage check`: the storages of this machine held against the catalogue, as a table and as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import click
+
+from client import progress, tables
+from client import settings as client_settings
+from client.commands import show_error
+from client.commands.common import examples, json_option
+from client.session import Session
+from client.tables import Column
+from protocol.errors import PilotageError
+from protocol.messages.requests import ReplicaFinding
+from protocol.states import ReplicaState
+from server.auditing import replica_checks, storage_checks
+from server.auditing.replica_checks import BY_ADDRESS, Report
+from server.auditing.snapshot import Snapshot
+from server.auditing.strangers import Kind
+from server.commands.audit import checksum_options, storage_options
+from server.commands.db import Installation, of_installation
+from server.upkeep import reconcile
+
+DAMAGE, BLIND = 1, 2
+"""Exit codes: something is wrong; a storage could not be looked at. 0: all is as the catalogue says."""
+NOWHERE = "(by address)"
+"""Files that users registered by addresses which lie in no storage."""
+
+
+def _name(storage: str) -> str:
+    return NOWHERE if storage == BY_ADDRESS else storage
+
+
+@dataclasses.dataclass
+class Checked:
+    """Replicas against the catalogue, files on disk against the catalogue, and what was done about it."""
+
+    report: Report
+    disk: reconcile.Findings
+    n_marked: int | None = None
+    """Replicas that have another state in the catalogue now; None: --repair was not asked for."""
+
+    def n_of_kind(self, storage: str, kind: Kind) -> int:
+        return sum(stray.storage == storage and stray.kind is kind for stray in self.disk.strays)
+
+    @property
+    def dark(self) -> list[reconcile.Stray]:
+        return [stray for stray in self.disk.strays if stray.kind is Kind.ORPHAN]
+
+
+@click.command(
+    epilog="The exit code is 0 if all is as the catalogue says, 1 if not, 2 if a storage could not be looked into.\n\n"
+    + examples(
+        "pilotage storage check",
+        "pilotage storage check NFS --checksums all --repair",
+        "pilotage storage check LOCAL --quarantine /srv/dark --json",
+    )
+)
+@click.argument("names", nargs=-1, metavar="[STORAGE]...")
+@checksum_options
+@click.option("--repair", is_flag=True, help="Note in the catalogue what is bad, and what is right again.")
+@click.option(
+    "--quarantine",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Move files that nobody knows in here, and what attempts that are over left.",
+)
+@click.option("--limit", type=click.IntRange(min=0), default=20, show_default=True,
+              help="Files to show of each kind; 0: all. All are counted.")  # fmt: skip
+@json_option
+@of_installation
+@click.pass_context
+def check(
+    context: click.Context,
+    installation: Installation,
+    names: tuple[str, ...],
+    repair: bool,
+    quarantine: Path | None,
+    limit: int,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Compare the storages that this machine sees with the catalogue: lost, cut, damaged files, and files that nobody knows.
+
+    Without STORAGE all of them, and files that users registered by their addresses. It changes nothing unless asked to, and
+    the server may run. With --repair, for which the server has to run, jobs read another replica of a file that is bad here.
+    """
+    try:
+        wish = storage_options(**options)
+        checked = _check(installation, names, wish, repair, quarantine)
+    except PilotageError as error:
+        show_error(error)
+        context.exit(BLIND)
+    if as_json:
+        tables.show(_as_facts(checked))
+    else:
+        _print(checked, limit)
+    is_wrong = bool(checked.report.faults or checked.dark or checked.disk.not_moved)
+    blind = [name for name in names if checked.report.tallies[name].unseen]
+    context.exit(DAMAGE if is_wrong else BLIND if blind else 0)
+
+
+def _check(
+    installation: Installation,
+    names: tuple[str, ...],
+    wish: storage_checks.Options,
+    repair: bool,
+    quarantine: Path | None,
+) -> Checked:
+    session = _session(installation) if repair else None
+    with Snapshot(installation.url) as snapshot:
+        report = replica_checks.look(snapshot, names, wish, progress.counted)
+        about = snapshot.one("SELECT COUNT(*) AS n FROM replica WHERE storage_id IS NOT NULL") or {"n": 0}
+    seen = [name for name, tally in report.tallies.items() if not tally.unseen]
+    with installation.database(), progress.counted("files on disk", about["n"]) as advance:
+        disk = reconcile.look(
+            installation.url,
+            wish.data_root,
+            quarantine,
+            storages=seen,
+            grace_seconds=wish.grace_seconds,
+            advance=advance,
+        )
+    checked = Checked(report, disk)
+    if session is not None:
+        with session:
+            checked.n_marked = session.mark_replicas(findings_of(report))
+    return checked
+
+
+def _session(installation: Installation) -> Session:
+    """With the server of this installation; that it runs is known before hours of looking."""
+    session = Session.find(client_settings.load({"client__state_directory": installation.directory}))
+    session.health()
+    return session
+
+
+def findings_of(report: Report) -> list[ReplicaFinding]:
+    """What the catalogue is to know of it."""
+    return [
+        *(
+            ReplicaFinding(fault.replica_id, fault.url, ReplicaState.BAD.value, fault.reason)
+            for fault in report.faults
+        ),
+        *(ReplicaFinding(number, url, ReplicaState.GOOD.value) for number, url in report.right_again),
+    ]
+
+
+# -- what is shown ----------------------------------------------------------------------------------------------------------
+
+
+def _as_facts(checked: Checked) -> dict[str, Any]:
+    return {
+        "storages": [
+            {
+                "storage": tally.name,
+                "url": tally.url,
+                "nReplicas": tally.n_replicas,
+                "nCompared": tally.n_compared,
+                **{name: tally.faults[name] for name in replica_checks.PROBLEMS},
+                "dark": checked.n_of_kind(tally.name, Kind.ORPHAN),
+                "garbage": checked.n_of_kind(tally.name, Kind.GARBAGE),
+                "notLookedAt": tally.unseen,
+            }
+            for tally in checked.report.tallies.values()
+        ],
+        "faults": [{**dataclasses.asdict(fault), "reason": fault.reason} for fault in checked.report.faults],
+        "rightAgain": [url for _, url in checked.report.right_again],
+        "dark": [
+            {"storage": stray.storage, "path": str(stray.path), "size": stray.size, "why": stray.why}
+            for stray in checked.dark
+        ],
+        "marked": checked.n_marked,
+        "moved": checked.disk.moved,
+        "notMoved": checked.disk.not_moved,
+        "notLookedAt": checked.report.not_looked_at,
+    }
+
+
+_FAULTS = (
+    Column("storage", lambda fault: _name(fault.storage)),
+    Column("dataset", lambda fault: fault.dataset),
+    Column("file", lambda fault: fault.lfn),
+    Column("what is wrong", lambda fault: fault.reason),
+    Column("other good replicas", lambda fault: fault.n_good, right=True),
+)
+_DARK = (
+    Column("storage", lambda stray: stray.storage),
+    Column("file that nobody knows", lambda stray: stray.path),
+    Column("size", lambda stray: tables.size(stray.size), right=True),
+    Column("why", lambda stray: stray.why),
+)
+
+
+def _print(checked: Checked, limit: int) -> None:
+    report = checked.report
+    columns = (
+        Column("storage", lambda tally: _name(tally.name)),
+        Column("files", lambda tally: tally.n_replicas, right=True),
+        Column("compared", lambda tally: tally.n_compared, right=True),
+        Column("lost", lambda tally: tally.faults["lost-file"] or None, right=True),
+        Column("wrong size", lambda tally: tally.faults["wrong-size"] or None, right=True),
+        Column("wrong checksum", lambda tally: tally.faults["wrong-checksum"] or None, right=True),
+        Column("dark", lambda tally: checked.n_of_kind(tally.name, Kind.ORPHAN) or None, right=True),
+        Column("garbage", lambda tally: checked.n_of_kind(tally.name, Kind.GARBAGE) or None, right=True),
+    )
+    tables.print_table([tally for tally in report.tallies.values() if not tally.unseen], columns)
+    for rows, its_columns in ((report.faults, _FAULTS), (checked.dark, _DARK)):
+        if rows:
+            tables.write("")
+            tables.print_table(rows[:limit] if limit else rows, its_columns)
+            if limit and len(rows) > limit:
+                tables.write(f"and {len(rows) - limit} more (--limit 0 shows all)")
+    unseen = [f"{_name(tally.name)}: {tally.unseen}" for tally in report.tallies.values() if tally.unseen]
+    if unseen or report.not_looked_at:
+        tables.write("\nNot looked at:")
+        for reason in (*unseen, *report.not_looked_at):
+            tables.write(f"  {tables.cell(reason)}")
+    for path, why in checked.disk.not_reached.items():
+        if path.startswith("/"):  # a directory of it; whole storages are named above
+            tables.write(f"  {tables.cell(path)}: {tables.cell(why)}")
+    for path, why in checked.disk.not_moved.items():
+        tables.write(f"Not moved: {tables.cell(path)}: {tables.cell(why)}")
+    tables.write(f"\n{_verdict(checked)}")
+
+
+def _verdict(checked: Checked) -> str:
+    report = checked.report
+    n, n_compared = (
+        sum(getattr(tally, name) for tally in report.tallies.values())
+        for name in ("n_replicas", "n_compared")
+    )
+    what = f"{tables.some(n, 'replica')} looked at, the bytes of {n_compared} compared"
+    found = f"{len(report.faults)} wrong, {len(checked.dark)} dark"
+    words = [f"{what}: {found if report.faults or checked.dark else 'all is as the catalogue says'}."]
+    if checked.disk.moved:
+        words.append(f"{tables.some(checked.disk.moved, 'file')} moved away.")
+    if report.right_again:
+        words.append(f"{len(report.right_again)} that were suspect or bad are right again.")
+    if checked.n_marked is not None:
+        words.append(f"The catalogue knows: {tables.some(checked.n_marked, 'replica')} marked.")
+    elif report.faults or report.right_again:
+        words.append("--repair notes it in the catalogue, so that jobs read other replicas.")
+    return " ".join(words)

@@ -1,0 +1,92 @@
+"""`pilotage storage ...` as an operator types it, against a real server."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from pathlib import Path
+
+import pytest
+
+from client.session import Session
+from server.auditing import storage_checks
+from tests.integration.client.conftest import Pilotage, Server
+
+CONTENT = b"the bytes of a file"
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage_checks, "sleep", lambda seconds: None)
+
+
+@pytest.fixture
+def store(pilotage: Pilotage, server: Server, tmp_path: Path) -> Path:
+    """A storage of this name with three registered files, a to c."""
+    name = f"S{secrets.token_hex(3)}"
+    root = tmp_path / name
+    assert pilotage("storage", "create", name, f"file://{root}").code == 0
+    for lfn in "abc":
+        (root / "in").mkdir(exist_ok=True)
+        (root / "in" / lfn).write_bytes(CONTENT)
+    assert pilotage("dataset", "register", name, root / "in").code == 0
+    return root
+
+
+def test_a_storage_is_checked_repaired_and_cleared_of_what_nobody_knows(
+    pilotage: Pilotage, server: Server, session: Session, store: Path, tmp_path: Path
+) -> None:
+    words = ("storage", "check", store.name, "--state", server.state)
+    clean = pilotage(*words)
+    assert (clean.code, clean.out.splitlines()[-1]) == (
+        0,
+        "3 replicas looked at, the bytes of 3 compared: all is as the catalogue says.",
+    )
+    (store / "in" / "a").unlink()
+    (store / "in" / "b").write_bytes(CONTENT.upper())
+    (store / "who-knows.\x1b[2J").write_bytes(b"dark")
+    found = pilotage(*words)
+    assert found.code == 1, found.err
+    assert "is not at" in found.out and "has blake3" in found.out and "\x1b" not in found.out
+    assert "2 wrong, 1 dark. --repair notes it in the catalogue" in found.out
+    facts = json.loads(pilotage(*words, "--json").out)
+    assert [(fault["lfn"], fault["check"], fault["n_good"]) for fault in facts["faults"]] == [
+        ("a", "lost-file", 0),
+        ("b", "wrong-checksum", 0),
+    ]
+    assert facts["storages"][0]["dark"] == 1 and facts["marked"] is None
+    assert not [file for file in session.dataset_files(store.name) if file.replicas[0].state != "good"]  # type: ignore[index]
+
+    repaired = pilotage(*words, "--repair", "--quarantine", tmp_path / "dark")
+    assert repaired.code == 1
+    assert "1 file moved away. The catalogue knows: 2 replicas marked." in repaired.out
+    assert len(list((tmp_path / "dark" / store.name).iterdir())) == 1
+    listed = pilotage("dataset", "files", store.name).out
+    assert "1; bad: lost-file: it is not at" in listed
+    (store / "in" / "b").write_bytes(CONTENT)
+    again = pilotage(*words, "--repair")
+    assert "1 that were suspect or bad are right again." in again.out
+    states = {file.lfn: file.replicas[0].state for file in session.dataset_files(store.name)}  # type: ignore[index]
+    assert states == {"a": "bad", "b": "good", "c": "good"}
+
+
+def test_what_cannot_be_looked_at_is_said_and_ends_with_2(
+    pilotage: Pilotage, server: Server, store: Path, tmp_path: Path
+) -> None:
+    name = f"R{secrets.token_hex(3)}"
+    assert pilotage("storage", "create", name, "root://eos.example//spd").code == 0
+    seen = pilotage("storage", "check", name, "--state", server.state)
+    assert seen.code == 2 and "this host cannot look into root: addresses" in seen.out
+    unknown = pilotage("storage", "check", "NOWHERE", "--state", server.state)
+    assert unknown.code == 2 and "no storage NOWHERE" in unknown.err
+    inside = pilotage("storage", "check", store.name, "--state", server.state, "--quarantine", store / "dark")
+    assert inside.code == 2 and "within storage" in inside.err
+
+
+def test_repair_without_a_server_is_refused_before_anything_is_looked_at(
+    pilotage: Pilotage, tmp_path: Path
+) -> None:
+    (tmp_path / "state").mkdir(mode=0o700)
+    assert pilotage("db", "migrate", "--state", tmp_path / "state").code == 0
+    refused = pilotage("storage", "check", "--repair", "--state", tmp_path / "state")
+    assert refused.code == 2 and "looked at" not in refused.out
