@@ -26,6 +26,9 @@ COMMANDS = {
     "check": Lazy(
         "server.commands.storages:check", "Compare storages of this machine with the catalogue.", "server"
     ),
+    "usage": Lazy(
+        "server.commands.storages:usage", "Show files and bytes by storage, dataset or task.", "server"
+    ),
 }
 
 

@@ -16,7 +16,7 @@ from protocol.files import local_path
 from protocol.states import ReplicaState
 from server.auditing.database_checks import Progress, ranges
 from server.auditing.snapshot import Row, Snapshot
-from server.auditing.storage_checks import Options, Suspects, Unseen, compare, sampler
+from server.auditing.storage_checks import Options, Suspects, Unseen, addresses, compare, sampler
 
 BY_ADDRESS = ""
 """What stands for a storage where a user has registered an address that lies in none."""
@@ -79,11 +79,8 @@ def look(snapshot: Snapshot, names: Sequence[str], options: Options, progress: P
 
 
 def _tallies(snapshot: Snapshot, names: Sequence[str], options: Options) -> dict[str, Tally]:
-    known = {row["name"]: row["url"] for row in snapshot.rows("SELECT name, url FROM storage ORDER BY name")}
-    for name in names:
-        if name not in known:
-            raise PilotageError("NOT_FOUND", f"no storage {name[:200]}; see 'pilotage storage list'")
-    tallies = {name: Tally(name, known[name]) for name in names or known}
+    known = addresses(snapshot, names)
+    tallies = {name: Tally(name, url) for name, url in known.items()}
     for tally in tallies.values():
         tally.unseen = _why_unseen(snapshot, tally, options.data_root)
     return tallies if names else {**tallies, BY_ADDRESS: Tally(BY_ADDRESS, "")}

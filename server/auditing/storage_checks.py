@@ -10,7 +10,7 @@ import itertools
 import json
 import random
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import sleep
@@ -50,6 +50,15 @@ class Options:
     """Between the two looks at what seems wrong."""
     all_if_few: bool = True
     """Read all where that is cheap (`WHOLE_FILES`, `WHOLE_BYTES`)."""
+
+
+def addresses(snapshot: Snapshot, names: Sequence[str] = ()) -> dict[str, str]:
+    """The storages of these names with their URLs, or all of them; NOT_FOUND for a name that there is not."""
+    known = {row["name"]: row["url"] for row in snapshot.rows("SELECT name, url FROM storage ORDER BY name")}
+    for name in names:
+        if name not in known:
+            raise PilotageError("NOT_FOUND", f"no storage {name[:200]}; see 'pilotage storage list'")
+    return {name: known[name] for name in names or known}
 
 
 def look(snapshot: Snapshot, report: Report, task: Row | None, options: Options, progress: Progress) -> None:

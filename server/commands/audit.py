@@ -36,6 +36,15 @@ EPILOG = (
 )
 
 
+def data_root_option(function: F) -> F:
+    return click.option(
+        "--data-root",
+        default="",
+        metavar="DIR",
+        help="Where addresses such as file:outputs lie on this machine (SCRIPT_PREFIX).",
+    )(function)
+
+
 def checksum_options(function: F) -> F:
     """The options of a command that looks into storages: what `storage_options` takes."""
     for option in reversed(
@@ -52,12 +61,7 @@ def checksum_options(function: F) -> F:
                 metavar="N",
                 help=f"Compare a sample of N.  [default: {storage_checks.Options.checksums}]",
             ),
-            click.option(
-                "--data-root",
-                default="",
-                metavar="DIR",
-                help="Where addresses such as file:outputs lie on this machine (SCRIPT_PREFIX).",
-            ),
+            data_root_option,
         )
     ):
         function = option(function)

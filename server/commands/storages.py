@@ -1,4 +1,4 @@
-"""`pilotage storage check`: the storages of this machine held against the catalogue, as a table and as JSON."""
+"""`pilotage storage check|usage`: the storages of this machine held against the catalogue, and how full they are."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ import click
 from client import progress, tables
 from client import settings as client_settings
 from client.commands import show_error
-from client.commands.common import examples, json_option
+from client.commands.common import examples, json_option, limit_option, print_list
 from client.session import Session
 from client.tables import Column
 from protocol.errors import PilotageError
+from protocol.messages import to_wire
 from protocol.messages.requests import ReplicaFinding
 from protocol.states import ReplicaState
-from server.auditing import replica_checks, storage_checks
+from server.auditing import replica_checks, storage_checks, storage_usage
 from server.auditing.replica_checks import BY_ADDRESS, Report
 from server.auditing.snapshot import Snapshot
 from server.auditing.strangers import Kind
-from server.commands.audit import checksum_options, storage_options
+from server.commands.audit import checksum_options, data_root_option, storage_options
 from server.commands.db import Installation, of_installation
 from server.upkeep import reconcile
 
@@ -150,7 +151,7 @@ def findings_of(report: Report) -> list[ReplicaFinding]:
     ]
 
 
-# -- what is shown ----------------------------------------------------------------------------------------------------------
+# -- what a check shows ----------------------------------------------------------------------------------------------------------
 
 
 def _as_facts(checked: Checked) -> dict[str, Any]:
@@ -168,7 +169,7 @@ def _as_facts(checked: Checked) -> dict[str, Any]:
             }
             for tally in checked.report.tallies.values()
         ],
-        "faults": [{**dataclasses.asdict(fault), "reason": fault.reason} for fault in checked.report.faults],
+        "faults": [{**to_wire(fault), "reason": fault.reason} for fault in checked.report.faults],
         "rightAgain": [url for _, url in checked.report.right_again],
         "dark": [
             {"storage": stray.storage, "path": str(stray.path), "size": stray.size, "why": stray.why}
@@ -246,3 +247,61 @@ def _verdict(checked: Checked) -> str:
     elif report.faults or report.right_again:
         words.append("--repair notes it in the catalogue, so that jobs read other replicas.")
     return " ".join(words)
+
+
+# -- usage ------------------------------------------------------------------------------------------------------------------
+
+
+@click.command(
+    epilog=examples(
+        "pilotage storage usage",
+        "pilotage storage usage NFS --by dataset --limit 10",
+        "pilotage storage usage --disk --json",
+    )
+)
+@click.argument("names", nargs=-1, metavar="[STORAGE]...")
+@click.option("--by", type=click.Choice(list(storage_usage.BY)), default="storage", show_default=True,
+              help="What a line is about.")  # fmt: skip
+@click.option(
+    "--disk", is_flag=True, help="Look at what lies in the storages of this machine instead, logs too."
+)
+@data_root_option
+@limit_option
+@json_option
+@of_installation
+def usage(
+    installation: Installation,
+    names: tuple[str, ...],
+    by: str,
+    disk: bool,
+    data_root: str,
+    limit: int,
+    as_json: bool,
+) -> None:
+    """Show how many files and bytes each storage has, by the catalogue, or each dataset or task on it; the most first."""
+    if disk and by != "storage":
+        raise click.UsageError(f"--disk and --by {by} exclude each other: a disk knows no datasets and tasks")
+    with Snapshot(installation.url) as snapshot:
+        if disk:
+            found = list(storage_usage.by_disk(snapshot, names, data_root))
+            print_list(found, _ON_DISK, limit, as_json, "No storage.")
+            return
+        lines = storage_usage.by_catalogue(snapshot, names, by, progress.counted)
+    of = () if by == "storage" else (Column(by, lambda line: line.of or None),)
+    columns = (
+        Column("storage", lambda line: _name(line.storage)),
+        *of,
+        Column("files", lambda line: line.n_files, right=True),
+        Column("size", lambda line: tables.size(line.size), right=True),
+    )
+    print_list(lines, columns, limit, as_json, "No file.")
+
+
+_ON_DISK = (
+    Column("storage", lambda each: each.storage),
+    Column("files", lambda each: each.n_files, right=True),
+    Column("size", lambda each: tables.size(each.size), right=True),
+    Column("of these logs", lambda each: each.n_logs, right=True),
+    Column("size of logs", lambda each: tables.size(each.logs_size), right=True),
+    Column("not looked at", lambda each: each.unseen),
+)

@@ -50,7 +50,7 @@ def test_a_storage_is_checked_repaired_and_cleared_of_what_nobody_knows(
     assert "is not at" in found.out and "has blake3" in found.out and "\x1b" not in found.out
     assert "2 wrong, 1 dark. --repair notes it in the catalogue" in found.out
     facts = json.loads(pilotage(*words, "--json").out)
-    assert [(fault["lfn"], fault["check"], fault["n_good"]) for fault in facts["faults"]] == [
+    assert [(fault["lfn"], fault["check"], fault["nGood"]) for fault in facts["faults"]] == [
         ("a", "lost-file", 0),
         ("b", "wrong-checksum", 0),
     ]
@@ -90,3 +90,19 @@ def test_repair_without_a_server_is_refused_before_anything_is_looked_at(
     assert pilotage("db", "migrate", "--state", tmp_path / "state").code == 0
     refused = pilotage("storage", "check", "--repair", "--state", tmp_path / "state")
     assert refused.code == 2 and "looked at" not in refused.out
+
+
+def test_how_full_storages_are_is_shown_as_a_table_and_as_json(
+    pilotage: Pilotage, server: Server, store: Path
+) -> None:
+    words = ("storage", "usage", store.name, "--state", server.state)
+    titles, row = pilotage(*words, "--by", "dataset").out.splitlines()
+    assert titles.split() == ["storage", "dataset", "files", "size"]
+    assert row.split() == [store.name, store.name, "3", "57", "B"]
+    [line] = json.loads(pilotage(*words, "--json").out)
+    assert (line["nFiles"], line["size"]) == (3, 57)
+    (store / "who-knows").write_bytes(CONTENT)
+    [disk] = json.loads(pilotage(*words, "--disk", "--json").out)
+    assert (disk["nFiles"], disk["size"], disk["nLogs"]) == (4, 76, 0)
+    refused = pilotage(*words, "--disk", "--by", "task")
+    assert refused.code == 2 and "exclude each other" in refused.err
