@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Optional
+from typing import TYPE_CHECKING, Optional
 from urllib.parse import urlsplit
 
 import copytools
@@ -29,8 +30,12 @@ from protocol.messages.pilots import JobSpec, PilotRegistration, QueueForPilot
 from protocol.redaction import Secrets
 from protocol.settings import EXPERIMENT, QUEUE, TASK, Settings, override, read_secret
 
+if TYPE_CHECKING:
+    from pilot.cache import InputCache
+
 logger = logging.getLogger(__name__)
 
+MIB = 1024 * 1024
 QUEUE_SAYS = "queue "
 """How the origin of a setting begins that the queue has set."""
 
@@ -240,6 +245,22 @@ def configured_tools(settings: Settings, names: Sequence[str]) -> Tools:
     )
 
 
+def cache_of(settings: Settings, isolates: bool) -> Optional[InputCache]:
+    """Where inputs are kept, if the settings name a place; payloads that are isolated cannot write to their inputs."""
+    directory = settings.optional_path("cache", "directory")
+    if directory is None:
+        return None
+    from pilot.cache import Bounds, InputCache  # late: most pilots have none
+
+    hours = settings.number("cache", "verify_hours")
+    bounds = Bounds(
+        settings.integer("cache", "max_mb") * MIB,
+        settings.integer("cache", "free_mb") * MIB,
+        hours * 3600 if hours else math.inf,
+    )
+    return InputCache(directory, bounds, links=isolates)
+
+
 def _own_paths(settings: Settings, environ: Mapping[str, str]) -> tuple[str, ...]:
     work = os.path.realpath(settings.path("node_settings", "work_directory"))
     outbox = settings.optional_path("node_settings", "outbox_directory")
@@ -251,6 +272,7 @@ def _own_paths(settings: Settings, environ: Mapping[str, str]) -> tuple[str, ...
         f"/tmp/x509up_u{os.geteuid()}",
         settings.optional_path("services", "collector_token_file"),
         outbox or Path(work, "outbox"),
+        settings.optional_path("cache", "directory"),
     ]
     return (
         os.path.join(work, workdir.PREFIX),

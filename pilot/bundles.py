@@ -12,14 +12,11 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Callable, Optional
 
-from filelock import FileLock, Timeout
-
 from copytools import checksum
+from pilot.locking import alone
 from protocol.errors import PilotageError
 from protocol.messages.pilots import BundleRef
 
@@ -92,7 +89,7 @@ class Cache:
         path = self._directory / f"{algorithm}-{digest}"
         archive = self._verified(path, algorithm, digest)
         if archive is None:
-            with self._alone(path, seconds, check):
+            with alone(_lock_of(path), seconds, check):
                 archive = self._verified(path, algorithm, digest)
                 if archive is None:
                     archive = self._fetched(path, algorithm, digest, fetch)
@@ -112,23 +109,6 @@ class Cache:
             return None
         os.utime(file.fileno())
         return file
-
-    @contextmanager
-    def _alone(self, path: Path, seconds: float, check: Callable[[], None]) -> Iterator[None]:
-        lock = FileLock(_lock_of(path), mode=0o600, thread_local=False)
-        give_up_at = time.monotonic() + seconds
-        while True:
-            check()
-            try:
-                lock.acquire(timeout=0.5)
-                break
-            except Timeout:
-                if time.monotonic() >= give_up_at:
-                    raise
-        try:
-            yield
-        finally:
-            lock.release()
 
     def _fetched(self, path: Path, algorithm: str, digest: str, fetch: Callable[[Path], None]) -> BinaryIO:
         part = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import NamedTuple, Optional, Union
+from typing import TYPE_CHECKING, NamedTuple, Optional, Union
 
 from copytools.base import CopyTool
 from pilot.bundles import Cache
@@ -30,12 +30,20 @@ from protocol.messages.pilots import PilotRegistration, QueueForPilot
 from protocol.redaction import Secrets, is_secret_name
 from protocol.settings import Settings
 
+if TYPE_CHECKING:
+    from pilot.cache import InputCache
+
 IDENTITY = frozenset(("X509_USER_PROXY", "BEARER_TOKEN", "BEARER_TOKEN_FILE"))
 """Variables of the pilot's environment that say who the pilot is; a payload is somebody else."""
 STOP_GRACE_SECONDS = 3.0
 """What a payload gets between SIGTERM and SIGKILL when the pilot itself has to go: the batch system does not wait longer."""
 BATCH_END_SECONDS = 15.0
 """Before the end of the batch job the pilot ends what still runs, while it can still tell."""
+
+
+def are_isolated(executor: Chain, settings: Settings) -> bool:
+    """Whether payloads can neither read nor signal what is the pilot's, nor write to their inputs if these are not given to them."""
+    return executor.isolates or bool(settings.items("payload", "users"))
 
 
 class Signalled(NamedTuple):
@@ -132,13 +140,15 @@ class Context:
     started: float = field(default_factory=time.monotonic)
     collector: Optional[Collector] = None
     """Where reports go beside the server."""
+    cache: Optional[InputCache] = None
+    """Where inputs are kept for further jobs; None: nowhere."""
     allocation: Allocation = NOTHING
     """What the batch system had given when the pilot started."""
 
     @property
     def isolates(self) -> bool:
         """Payloads can neither read nor signal what is the pilot's."""
-        return self.executor.isolates or bool(self.settings.items("payload", "users"))
+        return are_isolated(self.executor, self.settings)
 
     def of(self, job: JobRun) -> Context:
         """The same with what the job's task wants otherwise: what works on a job is given this one."""

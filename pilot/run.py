@@ -18,7 +18,7 @@ from typing import Any, Callable, NamedTuple, Optional
 
 from pilot import building, channels, node, process
 from pilot.bundles import Cache
-from pilot.context import Context, Event, JobsChanged, Signalled, ThreadEnded
+from pilot.context import Context, Event, JobsChanged, Signalled, ThreadEnded, are_isolated
 from pilot.control import data, payload, steps
 from pilot.control import slot as slot_control
 from pilot.control.heartbeat import heartbeat
@@ -35,6 +35,7 @@ from pilot.workdir import JobLogs, PilotDirectory
 from protocol import __version__
 from protocol.errors import BY_NAME, PilotageError, PilotExit
 from protocol.logs import bound
+from protocol.messages import to_wire
 from protocol.messages.pilots import PilotEnd, PilotRegistration, QueueForPilot
 from protocol.redaction import Secrets
 from protocol.settings import Settings
@@ -132,6 +133,7 @@ def _run(
             directory.let_through()
         tools = building.tools(settings, environ, answer.storage_url)
         steps.utilities(settings)  # a wrong one ends the pilot here, and not each of its jobs
+        executor = executors.load(settings.items("payload", "executor"), environ)
         context = Context(
             settings=settings,
             environ=environ,
@@ -141,7 +143,7 @@ def _run(
             node=here,
             client=client,
             plugin=plugin,
-            executor=executors.load(settings.items("payload", "executor"), environ),
+            executor=executor,
             monitors=monitors.load(settings.items("limits", "monitors")),
             tools=tools.usable,
             unusable_tools=tools.unusable,
@@ -156,6 +158,7 @@ def _run(
             started=started,
             collector=building.collector_for(settings, environ, secrets),
             allocation=given,
+            cache=building.cache_of(settings, are_isolated(executor, settings)),
         )
         workflow = workflows.load(settings.text("node_settings", "workflow"))
         logging.getLogger().addHandler(job_logs)
@@ -206,6 +209,8 @@ class Pilot:
         self._thread("monitor", lambda: watch_payloads(context))
         if context.collector is not None:
             self._thread("collector", context.collector.run)
+        if context.cache is not None:
+            self._thread("cache", partial(context.cache.look_after, context.silence))
         stages_ahead = context.settings.integer("get_job", "stage_ahead") > 0
         for slot in range(1, context.settings.integer("node_settings", "slots") + 1):
             if stages_ahead:
@@ -291,6 +296,8 @@ class Pilot:
                     job.fail(ending.error)
             self._await_jobs(deadline)
         code = self._close(ending, deadline)
+        if context.cache is not None:
+            logger.info("inputs in the cache", extra=to_wire(context.cache.report()))
         logger.info("pilot ends", extra={"reason": ending.reason, "exit_code": code.value})
         _say_goodbye(context.client, context.pilot_id, code, ending.reason)
         self._join(time.monotonic() + JOIN_SECONDS)

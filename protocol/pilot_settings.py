@@ -223,6 +223,19 @@ _COPYTOOLS = (
             minimum=1, maximum=604_800, overridable=_ALL),
 )
 
+_CACHE = (
+    Setting("cache", "directory", Type.PATH, "",
+            "keeps inputs for further jobs; the account's pilots on a node may share it; empty: none are kept",
+            overridable=(QUEUE,)),
+    Setting("cache", "max_mb", Type.INTEGER, 10_240, "space for them; what was not used for longest goes first",
+            minimum=1, maximum=1_000_000_000, overridable=(QUEUE,)),
+    Setting("cache", "free_mb", Type.INTEGER, 2048, "and it goes while the disk of the directory has less free space",
+            minimum=0, maximum=1_000_000_000, overridable=(QUEUE,)),
+    Setting("cache", "verify_hours", Type.NUMBER, 24,
+            "each is read and verified again after so long; 0: after a start of the node alone",
+            minimum=0, maximum=87_600, overridable=(QUEUE,)),
+)
+
 _VALIDATION = (
     Setting("validation", "tools", Type.LIST, "", "programs that must be on PATH, or no job is asked for",
             overridable=(QUEUE, EXPERIMENT)),
@@ -315,6 +328,7 @@ ROWS = (
     *_HEARTBEAT,
     *CONNECTION_ROWS,
     *_COPYTOOLS,
+    *_CACHE,
     *_PAYLOAD,
     *_SERVICES,
     *_PATTERNS,

@@ -52,6 +52,7 @@ SECTIONS = frozenset(
         "archive",
         "availability",
         "brokerage",
+        "cache",
         "catalogue",
         "healing",
         "patterns",

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Callable, NamedTuple, Optional
+from typing import TYPE_CHECKING, Callable, NamedTuple, Optional
 
 import copytools
 from copytools import checksum
@@ -27,6 +27,9 @@ from copytools.base import Checksums, CopyTool, Moved
 from pilot.patience import Patience, Stopped, patiently
 from protocol.errors import PilotageError
 from protocol.redaction import one_line, redact
+
+if TYPE_CHECKING:
+    from pilot.cache import InputCache
 
 __all__ = ["Copied", "Data", "File", "Progress", "Result", "Stopped", "Tools", "Transfers", "find_tools"]
 
@@ -87,6 +90,8 @@ class Copied(NamedTuple):
 
     size: int
     checksums: Checksums
+    from_cache: bool = False
+    """It was on the node already."""
 
 
 class Result(NamedTuple):
@@ -118,12 +123,17 @@ class Data:
         timeout_seconds: float = 3600,
         backoff_seconds: float = 2,
         backoff_max_seconds: float = 60,
+        cache: Optional[InputCache] = None,
     ) -> None:
-        """`tools`: the first that knows a URL takes it; None: all that work here. `timeout_seconds` is for one try of one file."""
+        """`tools`: the first that knows a URL takes it; None: all that work here. `timeout_seconds` is for one try of one file.
+
+        What comes in with a checksum is kept in the `cache`.
+        """
         self.tools = find_tools().usable if tools is None else tuple(tools)
         self.parallel = parallel
         self.patience = Patience(retries, backoff_seconds, backoff_max_seconds)
         self.timeout_seconds = timeout_seconds
+        self.cache = cache
 
     # -- many files ---------------------------------------------------------------------------------------------------------
 
@@ -155,7 +165,20 @@ class Data:
     ) -> Copied:
         """Copy one file to its path, which must not exist, and verify it; Stopped soon after `stop` is set."""
         wanted = best(file.checksums)
-        return self._patiently("STAGE_IN_FAILED", lambda tool: _bring(tool, file, self.timeout_seconds, wanted), file, wanted, stop, moved)  # fmt: skip
+        stop = stop or threading.Event()
+
+        def fetch() -> Copied:
+            return self._patiently("STAGE_IN_FAILED", lambda tool: _bring(tool, file, self.timeout_seconds, wanted), file, wanted, stop, moved)  # fmt: skip
+
+        if self.cache is None or not wanted:
+            return fetch()
+        from pilot.cache import entry_of  # late: most pilots have none
+
+        entry = entry_of(file.checksums, wanted[0], file.size, file.shown)
+        if entry is None:
+            return fetch()
+        found = {entry.algorithm: entry.digest}
+        return self.cache.provide(entry, file.path, fetch, stop) or Copied(entry.size, found, from_cache=True)
 
     def look(self, file: File, stop: Optional[threading.Event] = None) -> Copied:
         """See that a file can be read where it is, and hold what its storage tells of it against what is known."""

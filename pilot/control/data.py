@@ -60,14 +60,15 @@ def _bring(context: Context, job: JobRun, file: InputFile, url: str, stay: Seque
     if url.partition(":")[0].lower() in stay:
         _leave(context, job, known)
         return
-    _copied(_data(context).bring, known, job)
+    copied = _copied(_data(context).bring, known, job)
     try:
         context.plugin.check_input(job, file, path)
     except OSError as error:
         raise PilotageError("STAGE_IN_FAILED", f"{file.lfn}: {error}") from None
     if path.is_symlink():
         job.linked.append(Path(os.path.realpath(path)))
-    logger.info("input is there", extra={"lfn": file.lfn, "size": file.size})
+    found = {"from_cache": copied.from_cache} if context.cache is not None else {}
+    logger.info("input is there", extra={"lfn": file.lfn, "size": file.size, **found})
 
 
 def stage_out(context: Context, job: JobRun) -> None:
@@ -134,4 +135,5 @@ def _data(context: Context, retries: Optional[int] = None) -> Data:
         timeout_seconds=context.settings.integer("copytools", "timeout_seconds"),
         backoff_seconds=patience.backoff_seconds,
         backoff_max_seconds=patience.backoff_max_seconds,
+        cache=context.cache,
     )

@@ -70,6 +70,7 @@ def examine(
         *_mounts(settings.items("validation", "mounts")),
         *_storage(tools),
         *_copytools(settings.items("copytools", "names"), unusable_tools),
+        *_cache(settings.optional_path("cache", "directory")),
         *_cores(here, settings.integer("node_settings", "slots")),
         *_gpus(here, settings.integer("node_settings", "slots"), settings.flag("validation", "gpu")),
         *_executor(executor, settings, work, tools),
@@ -217,6 +218,19 @@ def _copytools(named: Sequence[str], unusable: Mapping[str, str]) -> Iterator[Fi
     yield Finding("copytool", Level.OK, f"usable: {', '.join(usable)}")
     if reasons:
         yield Finding("copytool", Level.WARNING if are_named else Level.OK, f"not usable: {reasons}")
+
+
+def _cache(directory: Optional[Path]) -> Iterator[Finding]:
+    """Jobs do without it, so a wrong one is no reason to stop."""
+    if directory is None:
+        return
+    from pilot.cache import Bounds, InputCache  # late: most pilots have none
+
+    reason = InputCache(directory, Bounds(0), links=False).why_not()
+    if reason is None:
+        yield Finding("cache", Level.OK, f"inputs are kept in {directory}")
+    else:
+        yield Finding("cache", Level.WARNING, f"no inputs are kept in {directory}: {reason}")
 
 
 def _cores(here: Node, slots: int) -> Iterator[Finding]:

@@ -121,6 +121,19 @@ class QueueForPilot:
 
 
 @message
+class CacheReport:
+    """The inputs that a pilot keeps on its node: how often its jobs found theirs there, and what there is."""
+
+    hits: int = bounded(0, ge=0, le=BIG)
+    misses: int = bounded(0, ge=0, le=BIG)
+    hit_bytes: int = bounded(0, ge=0, le=BIG)
+    miss_bytes: int = bounded(0, ge=0, le=BIG)
+    n_files: int = bounded(0, ge=0, le=BIG)
+    """In the directory, which pilots of one node may share."""
+    n_bytes: int = bounded(0, ge=0, le=BIG)
+
+
+@message
 class GetJobRequest:
     """A pilot is free: what it offers. Repeated with the same `request_id` it yields the same attempts again."""
 
