@@ -36,7 +36,7 @@ from protocol import __version__
 from protocol.errors import BY_NAME, PilotageError, PilotExit
 from protocol.logs import bound
 from protocol.messages import to_wire
-from protocol.messages.pilots import PilotEnd, PilotRegistration, QueueForPilot
+from protocol.messages.pilots import CacheReport, PilotEnd, PilotRegistration, QueueForPilot
 from protocol.redaction import Secrets
 from protocol.settings import Settings
 
@@ -296,10 +296,11 @@ class Pilot:
                     job.fail(ending.error)
             self._await_jobs(deadline)
         code = self._close(ending, deadline)
-        if context.cache is not None:
-            logger.info("inputs in the cache", extra=to_wire(context.cache.report()))
+        report = context.cache.report() if context.cache is not None else None
+        if report is not None:
+            logger.info("inputs of the cache", extra=to_wire(report))
         logger.info("pilot ends", extra={"reason": ending.reason, "exit_code": code.value})
-        _say_goodbye(context.client, context.pilot_id, code, ending.reason)
+        _say_goodbye(context.client, context.pilot_id, code, ending.reason, report)
         self._join(time.monotonic() + JOIN_SECONDS)
         context.client.close()
         return code
@@ -347,9 +348,11 @@ def _end_told(client: ServerClient, pilot_id: str) -> Iterator[None]:
         raise
 
 
-def _say_goodbye(client: ServerClient, pilot_id: str, code: PilotExit, reason: str) -> None:
+def _say_goodbye(
+    client: ServerClient, pilot_id: str, code: PilotExit, reason: str, cache: Optional[CacheReport] = None
+) -> None:
     with last_word():
-        client.end_pilot(PilotEnd(pilot_id, int(code), reason), LAST_WORD_SECONDS)
+        client.end_pilot(PilotEnd(pilot_id, int(code), reason, cache), LAST_WORD_SECONDS)
 
 
 def _check_node(context: Context) -> None:

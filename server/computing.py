@@ -507,6 +507,7 @@ def queue_of_pilot(core: Core, pilot_id: str) -> str:
 def end_pilot(core: Core, word: PilotEnd) -> None:
     def work() -> None:
         ended = {"ended": now(), "last_seen": now(), "exit_code": word.exit_code, "reason": word.reason}
+        ended |= {"cache": json.dumps(to_wire(word.cache))} if word.cache is not None else {}
         if not Pilot.update(**ended).where(Pilot.pilot_id == word.pilot_id).execute():
             raise PilotageError("NOT_FOUND", f"no pilot {word.pilot_id} is registered")
 

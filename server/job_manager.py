@@ -12,7 +12,7 @@ from peewee import JOIN, fn
 
 from protocol.errors import BY_NAME, PilotageError
 from protocol.messages import from_wire
-from protocol.messages.pilots import GpuKind
+from protocol.messages.pilots import CacheReport, GpuKind
 from protocol.messages.views import AttemptView, FileView, JobView, Page, PilotView, StateTime
 from protocol.states import FINAL, HELD, Actor, JobState, PilotState
 from server import catalogue
@@ -280,6 +280,7 @@ def pilot_view(pilot: Pilot) -> PilotView:
         batch_id=pilot.batch_id,
         gpu_kinds=[from_wire(GpuKind, each) for each in json.loads(pilot.gpu_kinds)],
         benchmark=benchmarks.of(pilot),
+        cache=from_wire(CacheReport, json.loads(pilot.cache)) if pilot.cache else None,
     )
 
 

@@ -397,6 +397,8 @@ class Pilot(Table):
     """It is draining, to be replaced by the server's present pilot."""
     benchmark = TextField(null=True)
     """The last one that ran in one of its jobs."""
+    cache = TextField(null=True)
+    """JSON of its last `CacheReport`."""
 
 
 class WorkingGroup(Table):

@@ -12,7 +12,7 @@ from client.commands.common import examples, json_option, limit_option, print_li
 from client.metrics import benchmark_line
 from client.session import Session
 from client.tables import Column
-from protocol.messages.pilots import GpuKind
+from protocol.messages.pilots import CacheReport, GpuKind
 from protocol.messages.views import PilotsDrained, PilotView
 from protocol.states import PilotState
 
@@ -31,6 +31,7 @@ _COLUMNS = (
     Column("last word (UTC)", lambda pilot: tables.when(pilot.last_seen)),
     Column("exit", lambda pilot: pilot.exit_code, right=True),
     Column("batch job", lambda pilot: pilot.batch_id),
+    Column("from cache", lambda pilot: _hit_rate(pilot.cache) if pilot.cache else "", right=True),
 )
 
 
@@ -75,6 +76,7 @@ def show(session: Session, *, pilot_id: str, as_json: bool) -> None:
             "GPUs": ", ".join(_kind(kind) + _memory(kind) for kind in view.gpu_kinds),
             "benchmark": benchmark_line(view.benchmark),
             "jobs": f"{view.n_held} now, {view.n_done} done",
+            "inputs": _of_cache(view.cache) if view.cache else None,
             "first word": tables.when(view.first_seen),
             "last word": tables.when(view.last_seen),
         }
@@ -93,6 +95,21 @@ def _kind(kind: GpuKind) -> str:
 
 def _memory(kind: GpuKind) -> str:
     return f" with {kind.memory_mb} MiB" if kind.memory_mb else ""
+
+
+def _hit_rate(cache: CacheReport) -> str:
+    """How many of the inputs that could have been there were; in whole percent."""
+    wanted = cache.hits + cache.misses
+    return f"{100 * cache.hits // wanted} %" if wanted else ""
+
+
+def _of_cache(cache: CacheReport) -> str:
+    wanted = cache.hits + cache.misses
+    told = f"{cache.hits} of {wanted} from the node's cache"
+    if wanted:
+        all_bytes = cache.hit_bytes + cache.miss_bytes
+        told += f" ({_hit_rate(cache)}; {tables.size(cache.hit_bytes)} of {tables.size(all_bytes)})"
+    return f"{told}, which has {tables.some(cache.n_files, 'file')}, {tables.size(cache.n_bytes)}"
 
 
 def _one_or_all(outdated: str) -> Callable[[F], F]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import random
+from typing import Optional
 
 from pilot.context import Context
 from pilot.debug import Desk
 from protocol.errors import PilotageError
-from protocol.messages.pilots import Heartbeat
+from protocol.messages.pilots import CacheReport, Heartbeat
 
 logger = logging.getLogger(__name__)
 
@@ -16,10 +17,13 @@ logger = logging.getLogger(__name__)
 def heartbeat(context: Context) -> None:
     """A word about all attempts that are held, from the pilot's first second to its end, whatever else is slow or stuck."""
     desk = Desk(context)
+    told: Optional[CacheReport] = None
     while not context.silence.wait(desk.period(_period(context))):
         held = {job.spec.attempt_id: job for job in context.jobs.held()}
         desk.forget(set(held))
-        word = Heartbeat(context.pilot_id, [desk.held(job) for job in held.values()])
+        report = context.cache.report() if context.cache is not None else None
+        news = report if report != told else None
+        word = Heartbeat(context.pilot_id, [desk.held(job) for job in held.values()], news)
         try:
             reply = context.client.heartbeat(word)
         except PilotageError as error:
@@ -28,6 +32,7 @@ def heartbeat(context: Context) -> None:
             if error.name == "NOT_FOUND":
                 _register_again(context)
             continue
+        told = report
         if reply.drain and not context.drain.is_set():
             logger.info("the server wants this pilot to take no further job", extra={"update": reply.update})
             if reply.update:

@@ -417,6 +417,8 @@ class Heartbeat:
 
     pilot_id: str = bounded(**NAME_FIELD)
     attempts: List[HeldAttempt] = bounded(list, of=HeldAttempt, max_length=10_000)
+    cache: Optional[CacheReport] = bounded(None, of=CacheReport)
+    """If it keeps inputs, and there is news of that."""
 
 
 @message
@@ -436,3 +438,4 @@ class PilotEnd:
     pilot_id: str = bounded(**NAME_FIELD)
     exit_code: int = bounded(ge=0, le=255)
     reason: str = bounded("", **TEXT)
+    cache: Optional[CacheReport] = bounded(None, of=CacheReport)

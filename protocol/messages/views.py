@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Dict, List, Optional
 
 from protocol.messages import bounded, message
-from protocol.messages.pilots import BenchmarkReport, GpuKind
+from protocol.messages.pilots import BenchmarkReport, CacheReport, GpuKind
 
 
 @message
@@ -324,6 +324,8 @@ class PilotView:
     gpu_kinds: List[GpuKind] = bounded(list, of=GpuKind)
     benchmark: Optional[BenchmarkReport] = bounded(None, of=BenchmarkReport)
     """The last one."""
+    cache: Optional[CacheReport] = bounded(None, of=CacheReport)
+    """As it told last; None: it keeps no inputs."""
 
 
 @message

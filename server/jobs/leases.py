@@ -9,6 +9,7 @@ from itertools import islice
 from typing import Any
 
 from protocol.errors import PilotageError
+from protocol.messages import to_wire
 from protocol.messages.pilots import Command, Heartbeat, UpdateReply
 from protocol.states import HELD, Actor, JobState
 from server.access import tokens
@@ -18,7 +19,7 @@ from server.jobs import copies, debugging, moves, series, statements
 from server.jobs.moves import reply
 from server.jobs.statements import PAYLOAD_STATES
 from server.leaseclock import lease_clock
-from server.models import Attempt, Job, now
+from server.models import Attempt, Job, Pilot, now
 from server.pace import Pace
 from server.recent import pilot_facts, queue_facts, task_facts
 
@@ -67,6 +68,11 @@ def _heartbeat(core: Core, word: Heartbeat) -> list[UpdateReply]:
     renewed = core.database.write(
         lambda: core.database.run(statements.RENEW, words=sorted(words), **values), atomic=False
     )
+    if word.cache is not None:
+        told = json.dumps(to_wire(word.cache))
+        core.database.write(
+            lambda: Pilot.update(cache=told).where(Pilot.pilot_id == word.pilot_id).execute(), atomic=False
+        )
     states = {attempt_id: state for attempt_id, _, state in renewed}
     if core.limits.metrics_seconds:
         for held in word.attempts:

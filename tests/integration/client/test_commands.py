@@ -13,7 +13,7 @@ import pytest
 from client.session import Session
 from pilot.server_client import ServerClient
 from protocol.errors import BY_NAME
-from protocol.messages.pilots import GpuKind, PilotRegistration
+from protocol.messages.pilots import CacheReport, GpuKind, Heartbeat, PilotRegistration
 from protocol.messages.requests import TaskSpec
 from protocol.messages.views import DebugView, FileView, ReplicaView
 from protocol.resources import ResourceType
@@ -507,6 +507,24 @@ def test_a_pilot_is_shown_with_its_batch_job(pilotage: Pilotage, server: Server)
     assert "4711_3 of slurm" in pilotage("pilot", "show", "p-batch").out
     assert "4711_3" in pilotage("pilot", "list").out
     assert json.loads(pilotage("pilot", "show", "p-batch", "--json").out)["batchId"] == "4711_3"
+
+
+def test_a_pilot_is_shown_with_how_many_inputs_it_found_on_its_node(
+    pilotage: Pilotage, server: Server
+) -> None:
+    client = ServerClient(server.url, (server.state / "pilot.token").read_text().strip(), None, 5, 5)
+    client.register(PilotRegistration("p-cache", "n1", "1", queue="CPU"))
+    assert "the node's cache" not in pilotage("pilot", "show", "p-cache").out
+    report = CacheReport(hits=3, misses=1, hit_bytes=3 * 2**30, miss_bytes=2**30, n_files=1, n_bytes=2**31)
+    client.heartbeat(Heartbeat("p-cache", cache=report))
+    client.close()
+    told = "3 of 4 from the node's cache (75 %; 3.0 GiB of 4.0 GiB), which has 1 file, 2.0 GiB"
+    assert told in pilotage("pilot", "show", "p-cache").out
+    listed = pilotage("pilot", "list").out.splitlines()
+    assert listed[0].endswith("from cache")
+    assert next(line for line in listed if line.startswith("p-cache")).endswith("75 %")
+    shown = json.loads(pilotage("pilot", "show", "p-cache", "--json").out)
+    assert (shown["cache"]["hits"], shown["cache"]["misses"]) == (3, 1)
 
 
 def test_a_pilot_is_shown_with_its_gpus_and_makes_way_for_the_servers_present_one(

@@ -111,6 +111,30 @@ def test_a_pilot_without_a_job_verifies_what_is_due(site: Site, dispatcher: Disp
     assert "a damaged input in the cache is dropped" in pilot.log
 
 
+def test_the_server_and_the_log_are_told_how_many_inputs_were_found(
+    site: Site, dispatcher: Dispatcher
+) -> None:
+    dispatcher.queue.heartbeat_seconds = 1
+    file = an_input(site, "a.spd", b"content")
+    numbers = [hashes(dispatcher, file) for _ in range(3)]
+    pilot = site.start("--idle", "60", **settings(site.place / "cache"))
+
+    def told() -> List[Dict[str, int]]:
+        return [body["cache"] for body in dispatcher.bodies("heartbeat") if "cache" in body]
+
+    wait_until(lambda: told() and told()[-1]["hits"] == 2, 20, "a heartbeat with the hits")
+    n_heartbeats = len(dispatcher.bodies("heartbeat"))
+    n_told = len(told())
+    wait_until(lambda: len(dispatcher.bodies("heartbeat")) > n_heartbeats + 1, 20, "further heartbeats")
+    assert len(told()) <= n_told + 1, "only news are told"
+    pilot.signal(signal.SIGTERM)
+    pilot.wait()
+    [end] = dispatcher.bodies("endPilot")
+    assert (end["cache"]["hits"], end["cache"]["misses"], end["cache"]["hitBytes"]) == (2, 1, 14)
+    assert "hits=2 misses=1 hitBytes=14" in pilot.log
+    assert all(is_right(site, number, b"content") for number in numbers)
+
+
 # -- payloads that want to change it ----------------------------------------------------------------------------------------
 
 CHANGES = """

@@ -30,6 +30,7 @@ from tests.messages import message
 FILE = {"lfn": "new.spd", "size": 5, "url": "file:///data/new.spd", "checksums": {"md5": "0" * 32}}
 CHECKED = {"size": 3, "checksums": {"md5": "0" * 32}}
 METRICS = {"cpu": 1.5}
+CACHE = {"hits": 1, "misses": 1, "hitBytes": 5, "missBytes": 5, "nFiles": 1, "nBytes": 5}
 DEBUG = {
     "stdout": "out",
     "stdoutSize": 3,
@@ -120,9 +121,10 @@ BODIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         {
             "pilotId": "p1",
             "attempts": [{"attemptId": 1, "attemptToken": "", "metrics": METRICS, "debug": DEBUG}],
+            "cache": CACHE,
         },
     ),
-    "PilotEnd": ("pilot", "/v1/endPilot", {"pilotId": "p1", "exitCode": 0, "reason": "done"}),
+    "PilotEnd": ("pilot", "/v1/endPilot", {"pilotId": "p1", "exitCode": 0, "reason": "done", "cache": CACHE}),
     "TaskSpec": (
         "user",
         "/v1/tasks",

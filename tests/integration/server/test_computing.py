@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from protocol.errors import PilotageError
-from protocol.messages.pilots import GpuKind, PilotRegistration
+from protocol.messages.pilots import CacheReport, GpuKind, Heartbeat, PilotEnd, PilotRegistration
 from protocol.messages.requests import QueueSpec
 from protocol.resources import ResourceType
-from server import computing, job_manager
+from server import computing, job_executor, job_manager
 from server.models import Pilot
 from tests.integration.server.world import World, at_once
 
@@ -56,6 +56,18 @@ def test_a_pilot_is_shown_with_the_models_of_its_gpus(world: World) -> None:
     assert view.gpu_kinds == [GpuKind("NVIDIA A100\\x1b[2J", 2, 81_920), GpuKind("", 1, 0)]
     computing.register_pilot(world.core, replace(word, gpus=0, gpu_kinds=[]))
     assert job_manager.pilot("p1").gpu_kinds == []
+
+
+def test_a_pilot_is_shown_with_what_it_told_last_of_the_inputs_that_it_keeps(world: World) -> None:
+    world.pilot()
+    assert job_manager.pilot("p1").cache is None
+    first = CacheReport(hits=1, misses=2, hit_bytes=2**40, n_files=2)
+    job_executor.heartbeat(world.core, Heartbeat("p1", cache=first))
+    job_executor.heartbeat(world.core, Heartbeat("p1"))
+    assert job_manager.pilot("p1").cache == first
+    last = replace(first, hits=5)
+    computing.end_pilot(world.core, PilotEnd("p1", 0, cache=last))
+    assert job_manager.pilot("p1").cache == last
 
 
 def test_a_pilot_is_told_what_its_queue_wants_otherwise(world: World) -> None:
