@@ -23,6 +23,7 @@ from typing import Callable, Deque, Iterator, List, NamedTuple, Optional, Tuple,
 from copytools.base import Checksums, Deadline, shown
 from copytools.checksum import BLOCK, NOT_PLAIN, Hasher, blocks, open_plain
 from copytools.failures import End, Stage, translated
+from protocol.errors import PilotageError
 
 logger = logging.getLogger(__name__)
 
@@ -88,24 +89,49 @@ def copy(source: Path, target: Path, plan: Plan, deadline: Deadline) -> Copied:
         os.close(reading)
 
 
+def hashed(descriptor: int, algorithms: Tuple[str, ...], deadline: Deadline) -> Checksums:
+    """Of an open file, from its beginning; raises OSError, also if the file changes meanwhile."""
+    before = os.fstat(descriptor)
+    n_bytes = 0
+    with Hasher(algorithms) as hasher:
+        for block in blocks(descriptor, 0, None, bytearray(BLOCK)):
+            deadline.check()
+            hasher.update(block)
+            n_bytes += len(block)
+            if n_bytes > before.st_size:  # it grows, or is one of /proc that says it is empty
+                break
+        _refuse_changed(before, os.fstat(descriptor))
+        if n_bytes != before.st_size:
+            raise OSError(errno.EBUSY, f"{before.st_size} bytes became {n_bytes} while it was read")
+        return hasher.digests()
+
+
 def reread(path: Path, algorithms: Tuple[str, ...], deadline: Deadline) -> Checksums:
     """Checksums of a file as the storage gives it, not as this node's page cache remembers it; raises OSError."""
     descriptor = open_plain(path)
     try:
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        with Hasher(algorithms) as hasher:
-            for block in blocks(descriptor, 0, None, bytearray(BLOCK)):
-                hasher.update(block)
-                deadline.check()
-            return hasher.digests()
+        return hashed(descriptor, algorithms, deadline)
     finally:
         os.close(descriptor)
 
 
+def refuse_other_bytes(place: Path, copied: Copied, stored: Checksums) -> None:
+    """STAGE_OUT_MISMATCH, and the file that was made is taken away again, unless the storage holds what was read here."""
+    if stored == copied.checksums:
+        return
+    withdraw(place, copied.made)
+    detail = f"{shown(place)}: {copied.checksums} was read here, {stored} is on the storage"
+    raise PilotageError("STAGE_OUT_MISMATCH", detail)
+
+
 def withdraw(target: Path, made: Optional[Identity]) -> None:
-    """Take the name away from a file that turned out wrong, if it is still the one that was made; raises OSError."""
-    if made is not None and _identity(os.stat(target, follow_symlinks=False)) == made:
-        os.unlink(target)
+    """Take the name away from a file that turned out wrong, if it is still the one that was made; a failure is only told."""
+    try:
+        if made is not None and identity(os.stat(target, follow_symlinks=False)) == made:
+            os.unlink(target)
+    except OSError as error:
+        logger.warning("could not remove a file", extra={"path": shown(target), "reason": str(error)})
 
 
 def make_directories(directory: Path, durable: bool) -> None:
@@ -147,7 +173,7 @@ def _refuse_changed(before: os.stat_result, after: os.stat_result) -> None:
         raise OSError(errno.EBUSY, "the source changed while it was copied")
 
 
-def _identity(status: os.stat_result) -> Identity:
+def identity(status: os.stat_result) -> Identity:
     return status.st_dev, status.st_ino
 
 
@@ -270,7 +296,7 @@ class _NewFile:
         try:
             if named or not self._open_without_name():
                 self._open_with_name()
-            self.identity = _identity(os.fstat(self.descriptor))
+            self.identity = identity(os.fstat(self.descriptor))
         except OSError:
             self._clean_up()
             raise
@@ -325,7 +351,7 @@ class _NewFile:
             os.link(self.temporary, self.name, follow_symlinks=False, **here)
         except FileExistsError:
             # The first answer of an NFS server may have been lost, and the repeated request finds what the first one made.
-            if _identity(os.stat(self.name, dir_fd=self.directory, follow_symlinks=False)) != self.identity:
+            if identity(os.stat(self.name, dir_fd=self.directory, follow_symlinks=False)) != self.identity:
                 raise
         except OSError as error:
             if error.errno not in NO_LINKS:
@@ -409,17 +435,17 @@ def _publish(reading: int, new: _NewFile, plan: Plan, deadline: Deadline) -> Opt
         new.publish(plan.durable)
         return new.identity
     except FileExistsError:
-        if plan.stage is Stage.IN or not _same_bytes(reading, new, deadline):
+        if plan.stage is Stage.IN or not same_bytes(reading, new.name, new.directory, deadline):
             raise
     if plan.durable:  # who wrote it may have been killed before this
         os.fsync(new.directory)
     return None
 
 
-def _same_bytes(reading: int, new: _NewFile, deadline: Deadline) -> bool:
-    """Whether the file that has the target's name is what was to be written."""
+def same_bytes(reading: int, name: str, directory: int, deadline: Deadline) -> bool:
+    """Whether the file of that name is what was to be written; raises OSError if it cannot be read."""
     try:
-        there = open_plain(Path(new.name), new.directory)
+        there = open_plain(Path(name), directory)
     except OSError:
         return False
     try:

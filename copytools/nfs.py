@@ -13,8 +13,8 @@ import os
 from pathlib import Path
 from typing import Callable, Iterator, TypeVar
 
-from copytools.base import Checksums, Deadline, FileTool, Option, shown
-from copytools.copying import Copied, Plan, copy, reread, withdraw
+from copytools.base import Checksums, Deadline, FileTool, Option
+from copytools.copying import Plan, copy, refuse_other_bytes, reread, withdraw
 from copytools.failures import End, Stage, meaning, translated
 from protocol.errors import PilotageError
 from protocol.values import Bounds, Type
@@ -51,22 +51,18 @@ class Tool(FileTool):
         place, deadline = self.path_of(target), self.deadline(timeout)
         plan = Plan(Stage.OUT, self.algorithms, durable=True, named=True, hash_source=True)
         copied = self._patiently(Stage.OUT, place, deadline, lambda: copy(path, place, plan, deadline))
-        try:
-            self._verify(place, copied, deadline)
-        except PilotageError:
-            _withdraw(place, copied)
-            raise
-        return copied.checksums
 
-    def _verify(self, place: Path, copied: Copied, deadline: Deadline) -> None:
         def look() -> Checksums:
             with translated(Stage.OUT, End.TARGET, place):
                 return reread(place, tuple(copied.checksums), deadline)
 
-        stored = self._patiently(Stage.OUT, place, deadline, look)
-        if stored != copied.checksums:
-            detail = f"{shown(place)}: {copied.checksums} was read here, {stored} is on the storage"
-            raise PilotageError("STAGE_OUT_MISMATCH", detail)
+        try:
+            stored = self._patiently(Stage.OUT, place, deadline, look)
+        except PilotageError:
+            withdraw(place, copied.made)
+            raise
+        refuse_other_bytes(place, copied, stored)
+        return copied.checksums
 
     def _patiently(self, stage: Stage, path: Path, deadline: Deadline, action: Callable[[], T]) -> T:
         """Do it again, each time from opening the files, while NFS may still come to its senses; `path` is the one on NFS."""
@@ -114,13 +110,3 @@ def _ask_server(directory: Path) -> None:
             next(entries, None)
     except OSError:
         pass  # the next try tells more
-
-
-def _withdraw(place: Path, copied: Copied) -> None:
-    try:
-        withdraw(place, copied.made)
-    except OSError as error:
-        logger.warning(
-            "could not remove a file that failed its check",
-            extra={"path": shown(place), "reason": str(error)},
-        )

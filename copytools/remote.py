@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import NamedTuple, Optional, Tuple
 
 from copytools.base import Checksums, CopyTool, Deadline, Stored, shown
-from copytools.checksum import BLOCK, Hasher, blocks, supported
-from copytools.copying import give_name, hidden_name, open_output
+from copytools.checksum import supported
+from copytools.copying import give_name, hashed, hidden_name, open_output
 from copytools.failures import CORRUPTED, End, Stage, translated
 
 logger = logging.getLogger(__name__)
@@ -138,15 +138,6 @@ class RemoteTool(CopyTool):
             self.get(target, back, deadline)
             with open(back, "rb") as opened:
                 return hashed(opened.fileno(), (algorithm,), deadline)[algorithm] == ours
-
-
-def hashed(descriptor: int, algorithms: Tuple[str, ...], deadline: Deadline) -> Checksums:
-    """Of an open file, from its beginning; raises OSError."""
-    with Hasher(algorithms) as hasher:
-        for block in blocks(descriptor, 0, None, bytearray(BLOCK)):
-            hasher.update(block)
-            deadline.check()
-        return hasher.digests()
 
 
 def _compare(file: Outgoing, got: Optional[Stored]) -> None:

@@ -37,11 +37,13 @@ from tests.filesystems import mounted
 from tests.storages import STORAGES
 
 ROOT = Path(__file__).parent.parent.parent
-TOOLS = ("cp", "nfs")
+COPYING = ("cp", "nfs")
+"""Those that copy bytes both ways; the others link or move."""
+TOOLS = (*COPYING, "ln")
 """Every tool but null, which copies nothing."""
-WHERE = (("cp", "here"), ("cp", "elsewhere"), ("nfs", "elsewhere"))
+WHERE = (("cp", "here"), ("cp", "elsewhere"), ("nfs", "elsewhere"), ("ln", "here"))
 """Each tool, with its storage on the node's file system or on a second one."""
-OPTIONS = {"cp": {}, "nfs": {"visible_seconds": "0"}}
+OPTIONS: Dict[str, Dict[str, str]] = {"cp": {}, "nfs": {"visible_seconds": "0"}, "ln": {}}
 MIB = 1024 * 1024
 LARGE = copying.SMALL + 3 * MIB + 17
 FOREVER = 60.0
@@ -151,7 +153,7 @@ def test_a_file_goes_out_whole_with_its_checksums(
 
 
 @pytest.mark.component("mount")
-@pytest.mark.parametrize("name", TOOLS)
+@pytest.mark.parametrize("name", COPYING)
 @pytest.mark.parametrize("algorithms", ["blake3", "md5,adler32", "blake3, md5, adler32"])
 def test_a_large_file_goes_there_and_back(name: str, node: Path, algorithms: str) -> None:
     """Large enough for the kernel's copy beside a hashing thread."""
@@ -663,8 +665,9 @@ def test_a_user_without_privileges_can_copy(name: str, open_place: Path) -> None
     place.chmod(0o777)
     user = NOBODY if os.geteuid() == 0 else 0
     assert "checksums" in in_child(name, "copy_in", url(source), place / "a", user=user)
-    assert "checksums" in in_child(name, "copy_out", place / "a", url(place / "a.1"), user=user)
-    assert all_below(place) == ["a", "a.1"]
+    os.chown(write(place / "b", 100), user or -1, -1)
+    assert "checksums" in in_child(name, "copy_out", place / "b", url(place / "b.1"), user=user)
+    assert {*all_below(place)} - {"b"} == {"a", "b.1"}
 
 
 LARGE_WAY = {"SMALL": 0, "STRIDE": MIB}
@@ -701,7 +704,7 @@ def test_what_is_killed_in_the_middle_leaves_no_file_of_that_name(
 
 @EITHER_WAY
 @pytest.mark.component("mount")
-@pytest.mark.parametrize("name", TOOLS)
+@pytest.mark.parametrize("name", COPYING)
 def test_f13_a_full_disk_is_told_and_nothing_is_left(
     name: str, node: Path, settings: Dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -718,7 +721,7 @@ def test_f13_a_full_disk_is_told_and_nothing_is_left(
 
 
 @pytest.mark.component("mount")
-@pytest.mark.parametrize("name", TOOLS)
+@pytest.mark.parametrize("name", COPYING)
 def test_f13_no_free_inode_is_told_as_well(name: str, node: Path) -> None:
     tool, source = copytools.load(name, {}), write(node / "a", 10)
     with mounted("size=1m,nr_inodes=2") as full:
@@ -729,7 +732,7 @@ def test_f13_no_free_inode_is_told_as_well(name: str, node: Path) -> None:
 
 
 @pytest.mark.component("mount")
-@pytest.mark.parametrize("name", TOOLS)
+@pytest.mark.parametrize("name", COPYING)
 def test_f13_a_read_only_file_system_is_told_so(name: str, node: Path) -> None:
     tool, source = copytools.load(name, {}), write(node / "a", 10)
     with mounted("size=1m,ro") as place:
@@ -757,7 +760,7 @@ def failing(*injections: str, path: Optional[Path] = None) -> List[object]:
 
 
 @pytest.mark.component("strace")
-@pytest.mark.parametrize("name", TOOLS)
+@pytest.mark.parametrize("name", COPYING)
 @pytest.mark.parametrize(
     ("verb", "injection", "settings", "expected"),
     [
@@ -794,7 +797,7 @@ def test_f13_a_failing_system_call_fails_the_call_and_leaves_nothing(
 
 
 @pytest.mark.component("strace")
-@pytest.mark.parametrize("name", TOOLS)
+@pytest.mark.parametrize("name", COPYING)
 @pytest.mark.parametrize(
     "injections",
     [
@@ -963,6 +966,67 @@ def test_nfs_writes_under_a_hidden_name_syncs_links_and_reads_again(
     assert closes[-1] < steps.index("unlinkat hidden"), "NFS renames an open file instead of removing it"
 
 
+# -- links -------------------------------------------------------------------------------------------------------------
+
+
+def test_ln_makes_a_symbolic_link_to_where_an_input_really_lies(tmp_path: Path, node: Path) -> None:
+    """Within a container only that place is shown."""
+    source = write(tmp_path / "a", 100)
+    (tmp_path / "mount").symlink_to(tmp_path)
+    copytools.load("ln", {}).copy_in(url(tmp_path / "mount/a"), node / "a", FOREVER)
+    assert os.readlink(node / "a") == os.path.realpath(source)
+
+
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["here", "elsewhere"])
+def test_ln_makes_hard_links_to_inputs_where_it_is_told_to(
+    tmp_path: Path, node: Path, second_filesystem: Path, elsewhere: bool
+) -> None:
+    tool = copytools.load("ln", {"hard": "yes"})
+    source = write((second_filesystem if elsewhere else tmp_path) / "a", 100)
+    if elsewhere:
+        error = refused(lambda: tool.copy_in(url(source), node / "a", FOREVER))
+        assert error.name == "STAGE_IN_FAILED" and "EXDEV" in error.detail
+        assert all_below(node) == []
+    else:
+        assert tool.copy_in(url(source), node / "a", FOREVER) == checksum.of(source, tool.algorithms)
+        assert (node / "a").samefile(source) and not (node / "a").is_symlink()
+
+
+def test_ln_gives_an_output_a_second_name_and_copies_nothing(tmp_path: Path, node: Path) -> None:
+    path = write(node / "a", 100)
+    copytools.load("ln", {}).copy_out(path, url(tmp_path / "a.1"), FOREVER)
+    assert path.samefile(tmp_path / "a.1")
+
+
+def test_ln_says_that_there_is_no_link_to_another_file_system(node: Path, second_filesystem: Path) -> None:
+    path = write(node / "a", 100)
+    error = refused(lambda: copytools.load("ln", {}).copy_out(path, url(second_filesystem / "a.1"), FOREVER))
+    assert error.name == "STAGE_OUT_FAILED" and "another file system" in error.detail
+    assert all_below(second_filesystem) == [] and path.exists()
+
+
+@pytest.mark.component("strace")
+@pytest.mark.parametrize(
+    "injection", ["linkat:error=EIO", "fsync:error=EIO:when=2", "fsync:error=EIO:when=1"]
+)
+def test_f13_a_failing_system_call_leaves_no_link(tmp_path: Path, node: Path, injection: str) -> None:
+    path, target = write(node / "a", 100), tmp_path / "b"
+    answer = in_child("ln", "copy_out", path, url(target), wrapper=failing(injection))
+    assert answer.get("error") == "STAGE_OUT_FAILED", answer
+    assert path.exists() and not target.exists()
+
+
+@as_root
+def test_an_output_of_another_account_belongs_to_the_pilots_once_it_is_stored(
+    tool: CopyTool, storage: Path, node: Path
+) -> None:
+    """Else the next payload of that account could change what is registered."""
+    path = write(node / "a", 100)
+    os.chown(path, NOBODY, NOBODY)
+    tool.copy_out(path, url(storage / "a.1"), FOREVER)
+    assert (storage / "a.1").stat().st_uid == os.geteuid()
+
+
 # -- addresses ---------------------------------------------------------------------------------------------------------
 
 
@@ -1018,7 +1082,7 @@ def test_tools_are_found_in_a_zip_file_too(tmp_path: Path) -> None:
         [sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True, check=False, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"{archive}/copytools/__init__.py cp nfs null xrdcp {{'md5'"), (
+    assert done.stdout.startswith(f"{archive}/copytools/__init__.py cp ln nfs null xrdcp {{'md5'"), (
         "no site-packages, no blake3"
     )
     assert (tmp_path / "b").read_bytes() == archive.read_bytes()
