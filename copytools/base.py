@@ -134,7 +134,7 @@ class CopyTool:
 
         The answer: checksums of the bytes that now lie at `target`. A target that has the same bytes already is a success
         (an earlier try whose answer got lost), one with other bytes is OUTPUT_EXISTS. When it raises, nothing that it
-        made lies at `target`.
+        made lies at `target`, and the file is at `path` still; a tool that moves takes it away at the end.
         """
         raise NotImplementedError
 

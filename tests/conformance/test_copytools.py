@@ -39,11 +39,14 @@ from tests.storages import STORAGES
 ROOT = Path(__file__).parent.parent.parent
 COPYING = ("cp", "nfs")
 """Those that copy bytes both ways; the others link or move."""
-TOOLS = (*COPYING, "ln")
+TOOLS = (*COPYING, "ln", "mv")
 """Every tool but null, which copies nothing."""
-WHERE = (("cp", "here"), ("cp", "elsewhere"), ("nfs", "elsewhere"), ("ln", "here"))
+WHERE = (
+    *(("cp", "here"), ("cp", "elsewhere"), ("nfs", "elsewhere")),
+    *(("ln", "here"), ("mv", "here"), ("mv", "elsewhere")),
+)
 """Each tool, with its storage on the node's file system or on a second one."""
-OPTIONS: Dict[str, Dict[str, str]] = {"cp": {}, "nfs": {"visible_seconds": "0"}, "ln": {}}
+OPTIONS: Dict[str, Dict[str, str]] = {"cp": {}, "nfs": {"visible_seconds": "0"}, "ln": {}, "mv": {}}
 MIB = 1024 * 1024
 LARGE = copying.SMALL + 3 * MIB + 17
 FOREVER = 60.0
@@ -146,10 +149,12 @@ def test_a_file_goes_out_whole_with_its_checksums(
     tool: CopyTool, storage: Path, node: Path, size: int
 ) -> None:
     path = write(node / "out.root", size)
+    written, expected = path.read_bytes(), checksum.of(path, tool.algorithms)
     learned = tool.copy_out(path, url(storage / "out.root.17"), FOREVER)
-    assert (storage / "out.root.17").read_bytes() == path.read_bytes()
+    assert (storage / "out.root.17").read_bytes() == written
     assert all_below(storage) == ["out.root.17"]
-    assert learned == checksum.of(path, tool.algorithms)
+    assert learned == expected
+    assert path.exists() == (tool.name != "mv")
 
 
 @pytest.mark.component("mount")
@@ -205,16 +210,19 @@ def test_all_algorithms_are_learned_at_once(name: str, storage: Path, node: Path
 )
 def test_unusual_names_are_only_names(tool: CopyTool, storage: Path, node: Path, lfn: str) -> None:
     path = write(node / lfn, 1000)
+    written = path.read_bytes()
     tool.copy_out(path, url(storage / lfn), FOREVER)
     assert all_below(storage) == [lfn]
     tool.copy_in(url(storage / lfn), node / "back", FOREVER)
-    assert (node / "back").read_bytes() == path.read_bytes()
+    assert (node / "back").read_bytes() == written
 
 
 def test_a_url_may_lie_under_the_nodes_data_root(name: str, storage: Path, node: Path) -> None:
     tool = copytools.load(name, {"data_root": str(storage)})
-    tool.copy_out(write(node / "a", 10), "file:data/scope/set/a.3", FOREVER)
-    assert (storage / "data/scope/set/a.3").read_bytes() == (node / "a").read_bytes()
+    path = write(node / "a", 10)
+    written = path.read_bytes()
+    tool.copy_out(path, "file:data/scope/set/a.3", FOREVER)
+    assert (storage / "data/scope/set/a.3").read_bytes() == written
 
 
 def test_a_thousand_small_files_pass_through_one_tool_and_several_threads(
@@ -225,7 +233,7 @@ def test_a_thousand_small_files_pass_through_one_tool_and_several_threads(
         path.write_bytes(b"%d" % number)
         out = tool.copy_out(path, url(storage / "scope" / f"{number}.1"), FOREVER)
         assert out == tool.copy_in(url(storage / "scope" / f"{number}.1"), node / f"{number}.back", FOREVER)
-        assert (node / f"{number}.back").read_bytes() == path.read_bytes()
+        assert (node / f"{number}.back").read_bytes() == b"%d" % number
 
     gc.collect()  # what earlier tests left to the collector must not be closed in between
     open_before = len(os.listdir("/proc/self/fd"))
@@ -279,6 +287,8 @@ def test_an_output_that_is_stored_already_is_a_success(tool: CopyTool, storage: 
     path = write(node / "a", 3 * MIB)
     first = tool.copy_out(path, url(storage / "a.1"), FOREVER)
     inode = (storage / "a.1").stat().st_ino
+    if not path.exists():
+        write(path, 3 * MIB)
     assert tool.copy_out(path, url(storage / "a.1"), FOREVER) == first
     assert (storage / "a.1").stat().st_ino == inode
     assert all_below(storage) == ["a.1"]
@@ -313,6 +323,7 @@ def test_directories_of_an_output_are_made_below_the_storage_only(
     path = write(node / "a", 10)
     tool.copy_out(path, url(storage / "data/scope/set/a.1"), FOREVER)
     assert (storage / "data/scope/set/a.1").is_file()
+    path = write(node / "b", 10)
     error = refused(lambda: tool.copy_out(path, url(storage / "typo/data/scope/set/a.1"), FOREVER))
     assert error.name == "STAGE_OUT_FAILED"
     assert "is the storage mounted" in error.detail
@@ -499,6 +510,7 @@ def test_f15_of_two_that_write_the_same_name_one_wins_whole(
     tool: CopyTool, storage: Path, node: Path
 ) -> None:
     paths = [write(node / f"{number}", 2 * MIB, seed=number) for number in range(6)]
+    written = [path.read_bytes() for path in paths]
     start = threading.Barrier(len(paths))
 
     def store(path: Path) -> Optional[str]:
@@ -512,7 +524,8 @@ def test_f15_of_two_that_write_the_same_name_one_wins_whole(
     with ThreadPoolExecutor(len(paths)) as pool:
         outcomes = list(pool.map(store, paths))
     assert sorted(outcomes, key=str) == [None] + ["OUTPUT_EXISTS"] * 5
-    assert (storage / "a.1").read_bytes() == paths[outcomes.index(None)].read_bytes()
+    assert (storage / "a.1").read_bytes() == written[outcomes.index(None)]
+    assert [path.exists() for path in paths].count(False) == (tool.name == "mv"), "the losers have theirs"
     assert all_below(storage) == ["a.1"]
 
 
@@ -681,6 +694,7 @@ def test_what_is_killed_in_the_middle_leaves_no_file_of_that_name(
 ) -> None:
     path, size = (storage, 5 * MIB) if verb == "copy_in" else (node, 5 * MIB)
     source, target = write(path / "a", size), (node if verb == "copy_in" else storage) / "b"
+    written = source.read_bytes()
     paths = (url(source), target) if verb == "copy_in" else (source, url(target))
     process = start(name, verb, *paths, halt_at=3, settings=settings)
     try:
@@ -695,8 +709,9 @@ def test_what_is_killed_in_the_middle_leaves_no_file_of_that_name(
     # A name of its own is left only where the file system must have one, and says which file it was to become.
     assert all(re.fullmatch(r"\.b\.[0-9a-f]{12}\.part", each) for each in left)
     assert (len(left) == 1) == (name == "nfs" and verb == "copy_out")
+    assert source.read_bytes() == written, "for the next try"
     assert "checksums" in in_child(name, verb, *paths)
-    assert target.read_bytes() == source.read_bytes()
+    assert target.read_bytes() == written
 
 
 # -- file systems at their end ---------------------------------------------------------------------------------------
@@ -966,7 +981,7 @@ def test_nfs_writes_under_a_hidden_name_syncs_links_and_reads_again(
     assert closes[-1] < steps.index("unlinkat hidden"), "NFS renames an open file instead of removing it"
 
 
-# -- links -------------------------------------------------------------------------------------------------------------
+# -- links and moves -------------------------------------------------------------------------------------------------------------
 
 
 def test_ln_makes_a_symbolic_link_to_where_an_input_really_lies(tmp_path: Path, node: Path) -> None:
@@ -1005,13 +1020,58 @@ def test_ln_says_that_there_is_no_link_to_another_file_system(node: Path, second
     assert all_below(second_filesystem) == [] and path.exists()
 
 
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["here", "elsewhere"])
+def test_mv_copies_only_to_another_file_system(
+    tmp_path: Path, node: Path, second_filesystem: Path, elsewhere: bool
+) -> None:
+    path, storage = write(node / "a", 100), second_filesystem if elsewhere else tmp_path
+    inode = path.stat().st_ino
+    copytools.load("mv", {}).copy_out(path, url(storage / "a.1"), FOREVER)
+    assert ((storage / "a.1").stat().st_ino == inode) != elsewhere
+    assert not path.exists()
+
+
+def test_mv_leaves_an_input_on_its_storage_and_out_of_the_payloads_reach(tmp_path: Path, node: Path) -> None:
+    source = write(tmp_path / "a", 100)
+    copytools.load("mv", {}).copy_in(url(source), node / "a", FOREVER)
+    assert source.exists() and not (node / "a").samefile(source) and not (node / "a").is_symlink()
+
+
+def test_f14_mv_keeps_the_file_of_which_the_storage_has_other_bytes(
+    node: Path, second_filesystem: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(node / "a", MIB)
+    reread = copying.reread
+
+    def damaged(place: Path, *arguments: Any) -> Dict[str, str]:
+        os.truncate(place, 10)
+        return reread(place, *arguments)
+
+    monkeypatch.setattr("copytools.mv.reread", damaged)
+    error = refused(lambda: copytools.load("mv", {}).copy_out(path, url(second_filesystem / "a.1"), FOREVER))
+    assert error.name == "STAGE_OUT_MISMATCH"
+    assert all_below(second_filesystem) == [] and path.stat().st_size == MIB
+
+
 @pytest.mark.component("strace")
+def test_mv_copies_where_the_system_refuses_links(tmp_path: Path, node: Path) -> None:
+    """A bind mount is the same device and yet another file system."""
+    path = write(node / "a", 100)
+    wrapper = failing("linkat:error=EXDEV:when=1")
+    assert "checksums" in in_child("mv", "copy_out", path, url(tmp_path / "a.1"), wrapper=wrapper)
+    assert (tmp_path / "a.1").stat().st_size == 100 and not path.exists()
+
+
+@pytest.mark.component("strace")
+@pytest.mark.parametrize("name", ["ln", "mv"])
 @pytest.mark.parametrize(
     "injection", ["linkat:error=EIO", "fsync:error=EIO:when=2", "fsync:error=EIO:when=1"]
 )
-def test_f13_a_failing_system_call_leaves_no_link(tmp_path: Path, node: Path, injection: str) -> None:
+def test_f13_a_failing_system_call_leaves_no_link(
+    name: str, tmp_path: Path, node: Path, injection: str
+) -> None:
     path, target = write(node / "a", 100), tmp_path / "b"
-    answer = in_child("ln", "copy_out", path, url(target), wrapper=failing(injection))
+    answer = in_child(name, "copy_out", path, url(target), wrapper=failing(injection))
     assert answer.get("error") == "STAGE_OUT_FAILED", answer
     assert path.exists() and not target.exists()
 
@@ -1082,7 +1142,7 @@ def test_tools_are_found_in_a_zip_file_too(tmp_path: Path) -> None:
         [sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True, check=False, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"{archive}/copytools/__init__.py cp ln nfs null xrdcp {{'md5'"), (
+    assert done.stdout.startswith(f"{archive}/copytools/__init__.py cp ln mv nfs null xrdcp {{'md5'"), (
         "no site-packages, no blake3"
     )
     assert (tmp_path / "b").read_bytes() == archive.read_bytes()
