@@ -19,7 +19,6 @@ import click
 
 from daq import config as configuration
 from daq.config import DaqConfig, format_size
-from daq.emulator import FilePlan, Written, check_space, emulating, plan
 from daq.layout import Layout
 from protocol import spd
 from protocol.errors import PilotageError
@@ -29,6 +28,8 @@ from protocol.redaction import one_line
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
+
+    from daq.emulator import FilePlan, Written
 
 _PIPE_WIDTH = 120
 """Columns of a table that goes into a file or pipe."""
@@ -160,6 +161,8 @@ def emulate(
       pilotage daq emulate -o data -n 6 --run 7 --builders 3 --builder-directories --size 64MiB
       pilotage daq emulate -o mc -n 2 --size 1MiB --simulated --seed 99
     """
+    from daq.emulator import check_space, plan  # late: numpy, which reading and verifying do without
+
     config = _config(config_file, keys)
     for warning in configuration.warnings(config):
         click.echo(f"Warning: {warning}", err=True)
@@ -188,6 +191,8 @@ def _config(config_file: Path | None, keys: dict[str, str | None]) -> DaqConfig:
 
 def _emulate(plans: Sequence[FilePlan], jobs: int, quiet: bool) -> list[Written]:
     """Write with a progress bar; after Ctrl-C or SIGTERM no process and no unfinished file is left."""
+    from daq.emulator import Written, emulating
+
     written: list[Written] = []
     expected = Layout.of(plans[0].config, plans[0].kind, 0).expected_bytes * len(plans)
     try:

@@ -11,23 +11,23 @@ import errno
 import hashlib
 import multiprocessing
 import os
-import random
 import shutil
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import FrameType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from daq.config import DaqConfig, format_size
-from daq.hits import Crossings, Hits
-from daq.layout import MODULES, Layout, frame_bytes
+from daq.hits import Blocks, Counts, crc32
+from daq.layout import MODULES, Layout, Part, frame_bytes
 from protocol import spd
 from protocol.errors import PilotageError
 
@@ -35,7 +35,7 @@ NUMBER_MAX = 99_999_999
 """Highest chunk; runs and builders stay below it too."""
 BUILDER_MAX = 9_999
 
-_BATCH_BYTES = 1 << 17
+_BATCH_BYTES = 1 << 20
 """About what is made at once: little enough for the processor's cache. Files of one seed change with it."""
 _BATCH_SLICES = 4096
 _REPORT_SECONDS = 0.1
@@ -140,8 +140,8 @@ def write_file(plan: FilePlan, progress: Progress | None = None) -> Written:
     """
     started = time.monotonic()
     with _growing(plan) as stream:
-        content = _Content(plan, stream)
-        header = content.write(progress or (lambda _: None))
+        content = _Content(plan)
+        header = content.write(stream, progress or (lambda _: None))
     return Written(
         str(plan.path), header.size, plan.run, plan.chunk, plan.builder, header.frames, header.blocks, header.words,
         content.cut_hits, time.monotonic() - started,
@@ -182,43 +182,59 @@ def _publish(temporary: Path, target: Path, force: bool) -> None:
         temporary.rename(target)
 
 
+class _Batch(NamedTuple):
+    """Some slices of a frame, as they lie in the file."""
+
+    data: memoryview
+    blocks: int
+    words: int
+
+
 class _Content:
     """The bytes of one file: draws the number of hits of each block, keeps to the size limit, makes the hits."""
 
-    def __init__(self, plan: FilePlan, stream: BinaryIO) -> None:
+    def __init__(self, plan: FilePlan) -> None:
         config = plan.config
         self._plan, self._config = plan, config
         self._layout = layout = Layout.of(config, plan.kind, plan.builder)
-        self._random = random.Random(_seed(config.random_seed, plan.run, plan.chunk, plan.builder))
-        self._crossings = Crossings(layout.slice_ticks)
-        self._hits = Hits(layout.slice_ticks, plan.kind)
-        self._ids = [each.source_id for each in layout.senders]
-        header = spd.FileHeader(
+        self._header = spd.FileHeader(
             plan.kind, plan.run, plan.chunk, plan.builder, config.slice_length, config.frame_length,
             layout.sources, config.random_seed, config.debug_mode,
         )  # fmt: skip
-        self._writer = spd.Writer(stream, header)
         self._parts = list(layout.parts(plan.chunk))
         frames = frame_bytes(config) * len(self._parts)
-        self._room = config.data_file_size_limit - header.length - spd.FILE_TRAILER_BYTES - frames
+        self._room = config.data_file_size_limit - self._header.length - spd.FILE_TRAILER_BYTES - frames
         self._slices_left = layout.slices_per_file
         mean = sum(layout.counts) * MODULES * spd.WORD_BYTES // 256 + spd.BLOCK_BYTES
-        self._batch = max(1, min(_BATCH_SLICES, _BATCH_BYTES // mean))
+        self._batch = max(1, min(_BATCH_SLICES, _BATCH_BYTES // mean, self._slices_left))
+        seed = _seed(config.random_seed, plan.run, plan.chunk, plan.builder)
+        self._blocks = Blocks(layout, plan.kind, seed, self._batch)
         self.cut_hits = 0
 
-    def write(self, progress: Progress) -> spd.FileHeader:
-        for part in self._parts:
-            clocks = tuple(self._clock(part.frame, each) for each in self._config.frame_clock_id)
-            self._writer.begin_frame(spd.FrameHeader(part.frame, part.first_slice, part.slices, clocks))
-            end = part.first_slice + part.slices
-            for first in range(part.first_slice, end, self._batch):
-                data, blocks, words = self._slices(part.frame, first, min(self._batch, end - first))
-                self._writer.write_blocks(data, blocks, words)
-                progress(len(data))
-            self._writer.end_frame()
-        header = self._writer.close()
+    def write(self, stream: BinaryIO, progress: Progress) -> spd.FileHeader:
+        with _ahead(self._batches()) as batches:
+            writer = spd.Writer(stream, self._header, crc32)
+            for part in self._parts:
+                clocks = tuple(self._clock(part.frame, each) for each in self._config.frame_clock_id)
+                writer.begin_frame(spd.FrameHeader(part.frame, part.first_slice, part.slices, clocks))
+                for _ in self._batches_of(part):
+                    batch = next(batches)
+                    writer.write_blocks(*batch)
+                    progress(len(batch.data))
+                writer.end_frame()
+            header = writer.close()
         assert header.size <= self._config.data_file_size_limit, "the file is larger than its limit"
         return header
+
+    def _batches_of(self, part: Part) -> range:
+        """The first slice of each batch."""
+        return range(part.first_slice, part.first_slice + part.slices, self._batch)
+
+    def _batches(self) -> Iterator[_Batch]:
+        for part in self._parts:
+            end = part.first_slice + part.slices
+            for first in self._batches_of(part):
+                yield self._slices(part.frame, first, min(self._batch, end - first))
 
     def _clock(self, frame: int, source_id: int) -> spd.Clock:
         """The nominal start of the frame and up to 0.9 ns of jitter, the same in each file that holds a part of the frame."""
@@ -227,76 +243,47 @@ class _Content:
             source_id, nominal + _seed(self._config.random_seed, self._plan.run, frame, source_id) % 10
         )
 
-    def _slices(self, frame: int, first: int, number: int) -> tuple[bytes, int, int]:
-        """Some slices of a frame: their bytes, and how many blocks and hits these hold."""
+    def _slices(self, frame: int, first: int, number: int) -> _Batch:
         of_run = frame * self._config.frame_length + first
-        counts = self._draw(of_run, number)
-        used = self._size_of(counts)
+        counts = self._blocks.draw(of_run, number)
         self._slices_left -= number
-        if used > self._room - self._slices_left * self._layout.empty_slice_bytes:
-            self._cut(counts)
-            used = self._size_of(counts)
-        self._room -= used
-        data = b"".join(self._pieces(counts, of_run, first, number))
-        blocks = len(counts) if self._config.debug_mode else len(counts) - counts.count(0)
-        return data, blocks, sum(counts)
-
-    def _draw(self, of_run: int, number: int) -> list[int]:
-        """Hits of each block, slice by slice in the order of the senders."""
-        table = self._layout.counts
-        detector = [table[byte] for byte in self._random.randbytes(number * MODULES)]
-        crossing_modules = len(self._config.bunch_crossing_id)
-        counts: list[int] = []
-        for index in range(number):
-            counts += [self._crossings.number(of_run + index)] * crossing_modules
-            counts += detector[index * MODULES : (index + 1) * MODULES]
-        return counts
-
-    def _size_of(self, counts: list[int]) -> int:
-        blocks = len(counts) if self._config.debug_mode else len(counts) - counts.count(0)
-        return spd.BLOCK_BYTES * blocks + spd.WORD_BYTES * sum(counts)
-
-    def _cut(self, counts: list[int]) -> None:
-        """Leave out the hits for which the file has no room; in debug mode the empty blocks stay."""
         room = self._room - self._slices_left * self._layout.empty_slice_bytes
+        if self._size_of(counts) > room:
+            self._cut(counts, room)
+        self._room -= self._size_of(counts)
+        data = self._blocks.make(counts, of_run, first)
+        return _Batch(data, self._blocks.present(counts), int(counts.sum()))
+
+    def _size_of(self, counts: Counts) -> int:
+        return spd.BLOCK_BYTES * self._blocks.present(counts) + spd.WORD_BYTES * int(counts.sum())
+
+    def _cut(self, counts: Counts, room: int) -> None:
+        """Leave out the hits for which the file has no room; in debug mode the empty blocks stay."""
         head = spd.BLOCK_BYTES
         if self._config.debug_mode:
-            room -= head * len(counts)
+            room -= head * counts.size
             head = 0
-        for index, wanted in enumerate(counts):
+        flat = counts.reshape(-1)
+        for index, wanted in enumerate(flat.tolist()):
             kept = max(0, min(wanted, (room - head) // spd.WORD_BYTES))
             if kept:
                 room -= head + spd.WORD_BYTES * kept
             self.cut_hits += wanted - kept
-            counts[index] = kept
+            flat[index] = kept
 
-    def _pieces(self, counts: list[int], of_run: int, first: int, number: int) -> list[bytes | memoryview]:
-        """Headers, hits and trailers of the blocks, in order."""
-        crossing_modules = len(self._config.bunch_crossing_id)
-        per_slice = len(self._ids)
-        from_detector = sum(counts) - sum(sum(counts[at::per_slice]) for at in range(crossing_modules))
-        words = memoryview(self._hits.make(self._random, from_detector))
-        keep_empty = self._config.debug_mode
-        pack_head, pack_tail = spd.BLOCK_HEAD.pack, spd.BLOCK_TAIL.pack
-        pieces: list[bytes | memoryview] = []
-        add = pieces.append
-        at = 0
-        left = iter(counts)
-        for index in range(number):
-            crossings = memoryview(self._crossings.make(of_run + index))
-            for position, source_id in enumerate(self._ids):
-                count = next(left)
-                if not count and not keep_empty:
-                    continue
-                add(pack_head(spd.BLOCK_MAGIC, source_id, first + index, count))
-                if position < crossing_modules:
-                    add(crossings[: spd.WORD_BYTES * count])
-                else:
-                    end = at + spd.WORD_BYTES * count
-                    add(words[at:end])
-                    at = end
-                add(pack_tail(spd.BLOCK_END, count))
-        return pieces
+
+@contextmanager
+def _ahead(made: Iterator[_Batch]) -> Iterator[Iterator[_Batch]]:
+    """The same batches; a thread makes the next one meanwhile. (numpy and system calls let other threads work.)"""
+    with ThreadPoolExecutor(1, "hits") as pool:
+
+        def batches() -> Iterator[_Batch]:
+            coming = pool.submit(next, made, None)
+            while (batch := coming.result()) is not None:
+                coming = pool.submit(next, made, None)
+                yield batch
+
+        yield batches()
 
 
 def _seed(*numbers: int) -> int:

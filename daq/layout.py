@@ -79,6 +79,13 @@ class Layout:
     def empty_slice_bytes(self) -> int:
         return spd.BLOCK_BYTES * len(self.senders) if self.config.debug_mode else 0
 
+    @property
+    def slice_words_max(self) -> int:
+        """Words of a slice in which every module has as many hits as it may."""
+        crossings = len(self.config.bunch_crossing_id) * _crossings_max(self.config.slice_length)
+        blocks = len(self.senders) * spd.BLOCK_BYTES // spd.WORD_BYTES
+        return blocks + crossings + MODULES * max(self.counts)
+
     def parts(self, chunk: int) -> Iterator[Part]:
         """The frames of a chunk. A frame is cut where the chunk is full, and goes on with the builder's next chunk."""
         at, end = chunk * self.slices_per_file, (chunk + 1) * self.slices_per_file
@@ -110,9 +117,13 @@ def _slice_statistics(config: DaqConfig, counts: Sequence[int]) -> tuple[float, 
     sizes = [block_bytes(config, hits) for hits in counts]
     mean = sum(sizes) / 256
     variance = sum(size * size for size in sizes) / 256 - mean * mean
-    crossings = config.slice_length * 1000 // spd.TICK_PS // BUNCH_SPACING_TICKS + 1
-    crossing_bytes = len(config.bunch_crossing_id) * block_bytes(config, crossings)
+    crossing_bytes = len(config.bunch_crossing_id) * block_bytes(config, _crossings_max(config.slice_length))
     return MODULES * mean + crossing_bytes, math.sqrt(MODULES * variance)
+
+
+def _crossings_max(slice_ns: int) -> int:
+    """Bunch crossings in a slice, at most."""
+    return slice_ns * 1000 // spd.TICK_PS // BUNCH_SPACING_TICKS + 1
 
 
 def _slices_per_file(config: DaqConfig, fixed: int, mean: float, deviation: float) -> int:

@@ -44,7 +44,7 @@ THEIRS: Dict[str, Set[str]] = {
         *("parsl", "celery", "distributed", "hyperqueue"),
     },
     "client": {"click", "rich", "urllib3", "filelock", "psutil"},
-    "daq": {"click", "rich", "blake3"},
+    "daq": {"click", "rich", "blake3", "numpy", "isal"},
 }
 """folder → packages from PyPI that it may import; the standard library is everybody's."""
 
@@ -52,6 +52,7 @@ ONLY_IN: Dict[str, Tuple[str, ...]] = {
     "click": ("*/cli.py", "client/commands/*.py", "pilot/commands/*.py", "server/commands/*.py"),
     "urllib3": ("pilot/server_client.py", "client/session.py"),
     "blake3": ("copytools/checksum.py", "daq/*.py"),
+    **dict.fromkeys(("numpy", "isal"), ("daq/hits.py",)),
     # They are compared with, by a Python of their own.
     **dict.fromkeys(("parsl", "celery", "distributed", "hyperqueue"), ("server/bench/peers.py",)),
 }

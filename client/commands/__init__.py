@@ -168,7 +168,7 @@ COMMANDS = {
     "group": Lazy("client.commands.groups:group", "working groups: the tree of shares, and quotas"),
     "trail": Lazy("client.commands.trail:trail", "what was done by whom"),
     "bench": Lazy("server.bench.cli:bench", "measure how fast this version is on this machine", "server"),
-    "daq": Lazy("daq.cli:daq", "the DAQ emulator, and a reader of .spd files"),
+    "daq": Lazy("daq.cli:daq", "the DAQ emulator, and a reader of .spd files", "daq"),
     "config": Lazy("client.commands.config:config", "settings, their values and where each comes from"),
 }
 

@@ -77,6 +77,23 @@ def one_line_error(result: Result, exit_code: int = 1) -> str:
     return lines[-1]
 
 
+# -- without the extra -----------------------------------------------------------------------------------------------------
+
+
+def test_without_numpy_files_are_read_and_verified_and_emulate_tells_what_to_install(good: Path) -> None:
+    program = "import sys; sys.modules['numpy'] = None; from client.cli import main; main()"
+
+    def pilotage(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", program, "daq", *words]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    assert pilotage("read", str(good)).returncode == 0
+    assert pilotage("verify", str(good)).returncode == 0
+    done = pilotage("emulate", "--out", str(good.parent), "--force")
+    assert done.returncode == 1
+    assert "pip install 'pilotage[daq]'" in done.stderr and "Traceback" not in done.stderr
+
+
 # -- wrong options and settings ---------------------------------------------------------------------------------------------
 
 
@@ -178,7 +195,7 @@ def test_more_than_the_disk_holds_is_refused_before_it_is_begun(tmp_path: Path) 
 
 
 def test_the_same_seed_gives_the_same_bytes_whatever_the_number_of_processes(tmp_path: Path) -> None:
-    common = ("--files", 7, "--builders", 2, "--size", "100kB", "--quiet")
+    common = ("--files", 7, "--builders", 2, "--size", "3MB", "--quiet")
     for jobs in (1, 4):
         result = run("emulate", "-o", tmp_path / str(jobs), "-j", jobs, *common)
         assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
