@@ -60,6 +60,9 @@ class Deadline:
         """Seconds; never below zero."""
         return max(0.0, self._end - time.monotonic())
 
+    def is_over(self) -> bool:
+        return self.left() <= 0 or self._asked_to_stop()
+
     def check(self) -> None:
         """Called between blocks: an OSError, which the caller translates like any other, if it is time to end."""
         if self._asked_to_stop():

@@ -17,6 +17,7 @@ from copytools.base import Checksums, CopyTool, Deadline, Stored, shown
 from copytools.checksum import supported
 from copytools.copying import give_name, hashed, hidden_name, open_output
 from copytools.failures import CORRUPTED, End, Stage, translated
+from protocol.errors import PilotageError
 
 logger = logging.getLogger(__name__)
 
@@ -138,6 +139,14 @@ class RemoteTool(CopyTool):
             self.get(target, back, deadline)
             with open(back, "rb") as opened:
                 return hashed(opened.fileno(), (algorithm,), deadline)[algorithm] == ours
+
+
+def private(path: str) -> os.stat_result:
+    """Of a file with a secret; BAD_SETTINGS if others can read it, OSError if it is not there."""
+    status = os.stat(path)
+    if status.st_mode & 0o077:
+        raise PilotageError("BAD_SETTINGS", f"{shown(path)} holds a secret but is not private: chmod 600 it")
+    return status
 
 
 def _compare(file: Outgoing, got: Optional[Stored]) -> None:

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import ipaddress
 import socket
 import ssl
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,14 +17,12 @@ from typing import Callable, NamedTuple, Union
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from pilot.server_client import user_agent
-from protocol import addresses
+from protocol.connections import ended_in_time, reach
 from protocol.errors import PilotageError
 from protocol.redaction import one_line, redact
 
 MOST_REDIRECTS = 5
 REDIRECTS = (301, 302, 303, 307, 308)
-LOOK_SECONDS = 0.2
-"""How soon a download ends that nobody wants any more."""
 BLOCK = 1 << 18
 
 
@@ -93,23 +89,15 @@ def _reached(
     host, url = parts.hostname or "", parts.geturl()
     port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
-        sock = socket.create_connection((host, port), min(bounds.connect_seconds, _left(end)))
-    except (OSError, UnicodeError) as error:
+        sock = reach(host, port, min(bounds.connect_seconds, _left(end)))
+    except OSError as error:
         raise _failed(url, error) from None
-    try:
-        is_closed = _is_closed(sock)
-    except OSError as error:  # the other side has hung up at once
-        sock.close()
-        raise _failed(url, error) from None
-    if is_closed:
-        sock.close()
-        raise PilotageError("BAD_PATH", f"{shown(url)}: {host} is an address for machines' own use")
     sock.settimeout(min(bounds.silent_seconds, _left(end)))
     if parts.scheme == "https":
         context = ssl.create_default_context()
         sock = context.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False)
     connection = http.client.HTTPConnection(host, port)
-    with contextlib.closing(sock), _ended_in_time(sock, end, is_over):
+    with contextlib.closing(sock), ended_in_time(sock, lambda: time.monotonic() >= end or is_over()):
         try:
             if isinstance(sock, ssl.SSLSocket):
                 sock.do_handshake()
@@ -166,33 +154,6 @@ def _read(response: http.client.HTTPResponse) -> bytes:
         return response.read(BLOCK)
     except (OSError, ValueError) as error:
         raise _NetworkError(one_line(str(error))) from None
-
-
-def _is_closed(sock: socket.socket) -> bool:
-    """Judged by the address that was reached: a name may lead anywhere, and so may a redirection."""
-    host = str(sock.getpeername()[0]).partition("%")[0]
-    return addresses.is_closed(ipaddress.ip_address(host))
-
-
-@contextmanager
-def _ended_in_time(sock: socket.socket, end: float, is_over: Callable[[], bool]) -> Iterator[None]:
-    """Cut the connection when its time is over: a server that gives a byte now and then would hold us for ever."""
-    done = threading.Event()
-
-    def watch() -> None:
-        while not done.wait(LOOK_SECONDS):
-            if time.monotonic() >= end or is_over():
-                with contextlib.suppress(OSError):
-                    # Not the method of a TLS socket, which takes its session from under the thread that reads.
-                    socket.socket.shutdown(sock, socket.SHUT_RDWR)
-
-    watcher = threading.Thread(target=watch, name="download-watch", daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        done.set()
-        watcher.join()
 
 
 def _left(end: float) -> float:

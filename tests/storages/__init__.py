@@ -6,10 +6,12 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Callable, Dict
 
-from tests.storages import xrootd
+from tests.storages import webdav, xrootd
 from tests.storages.base import Storage
 
 STORAGES: Dict[str, Callable[[Path], AbstractContextManager[Storage]]] = {
     "xrdcp-xrootd": xrootd.running,
+    "http-xrootd": xrootd.over_http,
+    "http-wsgidav": webdav.running,
 }
 """Copytool and storage → a context that starts it in an empty directory which every account can enter."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Iterator, List, Optional
 
-from tests.storages.base import Storage
+from tests.storages.base import Storage, free_port
 from tests.waiting import wait_until
 
 PROGRAMS = ("xrootd", "xrdcp", "xrdfs")
@@ -38,11 +38,6 @@ def missing() -> Optional[str]:
     if absent:
         return f"not on PATH: {', '.join(absent)}"
     return None if os.getuid() == 0 else "xrootd is started by root, and becomes another account"
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return int(found.getsockname()[1])
 
 
 @contextmanager
@@ -79,6 +74,13 @@ def running(place: Path) -> Iterator[Storage]:
             pids=lambda: _pids(place),
             refused=f"{root}closed/",
         )
+
+
+@contextmanager
+def over_http(place: Path) -> Iterator[Storage]:
+    with running(place) as storage:
+        root = f"http://127.0.0.1:{storage.port}/store/"
+        yield replace(storage, tool="http", root=root, refused=f"{root}closed/")
 
 
 def _pids(place: Path) -> List[int]:

@@ -73,10 +73,12 @@ def test_ordinary_addresses_are_open() -> None:
 def test_a_server_that_hangs_up_at_once_is_not_the_nodes_fault(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def hung_up(sock: socket.socket) -> bool:
-        raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")  # what getpeername says then
+    class HungUp(Reached):
+        def getpeername(self) -> tuple[str, int]:
+            raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
 
-    monkeypatch.setattr(download, "_is_closed", hung_up)
-    with socket.create_server(("127.0.0.1", 0)) as server, pytest.raises(PilotageError) as caught:
-        download.fetch(f"http://127.0.0.1:{server.getsockname()[1]}/a", tmp_path / "a", BOUNDS)
-    assert caught.value.name == "SOFTWARE_NOT_FETCHED"
+    reached = HungUp("")
+    monkeypatch.setattr(socket, "create_connection", lambda address, timeout: reached)
+    with pytest.raises(PilotageError) as caught:
+        download.fetch("http://127.0.0.1:1/a", tmp_path / "a", BOUNDS)
+    assert caught.value.name == "SOFTWARE_NOT_FETCHED" and reached.closed
