@@ -17,7 +17,7 @@ import pytest
 import trustme
 
 import copytools
-from copytools import http as tool_http
+from copytools import web
 from copytools.base import CopyTool
 from protocol.errors import PilotageError
 
@@ -224,8 +224,8 @@ def test_connections_are_kept_from_one_file_to_the_next(
     server = start()
     server.files["/a"] = b"a" * 100_000
     made: List[object] = []
-    reach = tool_http.reach
-    monkeypatch.setattr(tool_http, "reach", lambda *given: made.append(given) or reach(*given))
+    reach = web.reach
+    monkeypatch.setattr(web, "reach", lambda *given: made.append(given) or reach(*given))
     for number in range(5):
         tool.until(lambda: False).copy_in(f"{server.url}/a", tmp_path / str(number), FOREVER)
     assert len(made) == 1

@@ -6,7 +6,7 @@ from typing import Dict
 
 import pytest
 
-from copytools import http
+from copytools import http, web
 from protocol.errors import PilotageError
 
 MD5 = "d5816f35916d1d9482fb0f1ec201101d"
@@ -40,7 +40,7 @@ def test_checksums_as_servers_write_them(told: str, expected: Dict[str, str]) ->
     ],
 )
 def test_addresses_are_written_as_the_web_wants_them(url: str, expected: str) -> None:
-    assert http._taken_apart(url).url == expected
+    assert web.taken_apart(url).url == expected
 
 
 @pytest.mark.parametrize(
@@ -50,6 +50,6 @@ def test_addresses_are_written_as_the_web_wants_them(url: str, expected: str) ->
 )  # fmt: skip
 def test_b25_what_is_no_address_of_a_file_is_refused_without_its_password(url: str) -> None:
     with pytest.raises(PilotageError) as caught:
-        http._taken_apart(url)
+        web.taken_apart(url)
     assert caught.value.name == "BAD_PATH"
     assert "geheim" not in str(caught.value)
