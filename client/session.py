@@ -50,6 +50,7 @@ from protocol.messages.requests import (
 )
 from protocol.messages.views import (
     AccountView,
+    DatasetCleaned,
     DatasetView,
     DebugView,
     ErrorReply,
@@ -405,6 +406,15 @@ class Session:
 
     def create_storage(self, spec: StorageSpec) -> StorageView:
         return self._one(StorageView, "POST", "/v1/storages", body=spec)
+
+    def clean_dataset(self, dataset: str, *, dry: bool = False) -> DatasetCleaned:
+        """Remove the outputs of a dataset for good, all of them; `dry`: only tell what would go. For admins."""
+        path = f"/v1/datasets/{quote(dataset, safe='')}/clean"
+        cleaned = self._one(DatasetCleaned, "POST", f"{path}?dry=yes" if dry else path)
+        first = cleaned
+        while not dry and cleaned.n_left and not cleaned.why_not:
+            cleaned = self._one(DatasetCleaned, "POST", path)
+        return replace(first, n_left=cleaned.n_left, why_not=cleaned.why_not)
 
     def mark_replicas(self, findings: Sequence[ReplicaFinding]) -> int:
         """Note what a look at the storages found; how many replicas have another state now. For admins."""

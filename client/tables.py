@@ -143,10 +143,11 @@ def seconds_between(start: str | None, end: str | None) -> float | None:
     """The time between two moments of the server, None while one of them is missing."""
     if start is None or end is None:
         return None
-    return (_moment(end) - _moment(start)).total_seconds()
+    return (moment(end) - moment(start)).total_seconds()
 
 
-def _moment(text: str) -> datetime.datetime:
+def moment(text: str) -> datetime.datetime:
+    """A time of the server."""
     # Python 3.10 reads no Z.
     return datetime.datetime.fromisoformat(text.replace("Z", "+00:00"))
 

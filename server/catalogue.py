@@ -215,11 +215,15 @@ def delete(core: Core, name: str, who: str) -> DatasetView:
         dataset = core.database.locked(Dataset.select().where(Dataset.name == name)).first() or find(name)
         if dataset.state != _DELETED:
             _refuse_used(dataset)
-            Dataset.update(state=_DELETED, deleted=now()).where(Dataset.id == dataset.id).execute()
-            trail.note(who, "dataset delete", name)
+            mark_deleted(dataset, who, "dataset delete")
         return dataset
 
     return view(core.database.write(work))
+
+
+def mark_deleted(dataset: Dataset, who: str, action: str, detail: str = "") -> None:
+    Dataset.update(state=_DELETED, deleted=now()).where(Dataset.id == dataset.id).execute()
+    trail.note(who, action, dataset.name, detail)
 
 
 def _refuse_used(dataset: Dataset) -> None:

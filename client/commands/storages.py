@@ -26,6 +26,11 @@ COMMANDS = {
     "check": Lazy(
         "server.commands.storages:check", "Compare storages of this machine with the catalogue.", "server"
     ),
+    "clean": Lazy(
+        "server.commands.storages:clean",
+        "Remove old logs, old outputs, what deleted datasets left.",
+        "server",
+    ),
     "usage": Lazy(
         "server.commands.storages:usage", "Show files and bytes by storage, dataset or task.", "server"
     ),

@@ -391,6 +391,18 @@ class StorageView:
 
 
 @message
+class DatasetCleaned:
+    """The outputs of a dataset that went, or would go: files and bytes that it had, and files that are still to go."""
+
+    dataset: str
+    n_files: int
+    size: int
+    n_left: int
+    why_not: str = ""
+    """Why they may not go."""
+
+
+@message
 class ReplicasMarked:
     """How many replicas have another state now; the others had it, or are gone."""
 

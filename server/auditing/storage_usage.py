@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,20 +78,23 @@ def by_catalogue(snapshot: Snapshot, names: Sequence[str], by: str, progress: Pr
 def by_disk(snapshot: Snapshot, names: Sequence[str], data_root: str) -> Iterator[OnDisk]:
     """Storage by storage; what lies in the directory of another storage is that one's."""
     wanted = addresses(snapshot, names)
-    places: dict[str, Place] = {}
-    reasons: dict[str, str] = defaultdict(str)
-    for name, url in addresses(snapshot).items():
-        try:
-            places[name] = Place(name, Path(local_path(url, data_root)))
-        except PilotageError as error:
-            reasons[name] = error.detail
-    for name in wanted:
-        if name not in places:
-            yield OnDisk(name, unseen=reasons[name])
-        elif not places[name].root.is_dir():
-            yield OnDisk(name, unseen=f"there is no directory {places[name].root} here")
+    here = {place.name: place for place in places(snapshot, data_root)}
+    for name, url in wanted.items():
+        if name in here:
+            yield _measured(here[name], list(here.values()))
         else:
-            yield _measured(places[name], list(places.values()))
+            yield OnDisk(name, unseen=f"this host sees no directory at {url}")
+
+
+def places(snapshot: Snapshot, data_root: str) -> list[Place]:
+    """The storages that this machine reaches."""
+    found = []
+    for name, url in addresses(snapshot).items():
+        with contextlib.suppress(PilotageError):
+            place = Place(name, Path(local_path(url, data_root)))
+            if place.root.is_dir():
+                found.append(place)
+    return found
 
 
 def _measured(place: Place, places: list[Place]) -> OnDisk:

@@ -1,8 +1,10 @@
-"""`pilotage storage check|usage`: the storages of this machine held against the catalogue, and how full they are."""
+"""`pilotage storage check|usage|clean`: storages held against the catalogue, how full they are, and what need not stay there."""
 
 from __future__ import annotations
 
 import dataclasses
+import time
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +13,22 @@ import click
 from client import progress, tables
 from client import settings as client_settings
 from client.commands import show_error
-from client.commands.common import examples, json_option, limit_option, print_list
+from client.commands.common import Duration, examples, json_option, limit_option, print_list
 from client.session import Session
 from client.tables import Column
 from protocol.errors import PilotageError
 from protocol.messages import to_wire
 from protocol.messages.requests import ReplicaFinding
-from protocol.states import ReplicaState
+from protocol.messages.views import DatasetCleaned, DatasetView
+from protocol.states import DatasetState, ReplicaState
 from server.auditing import replica_checks, storage_checks, storage_usage
 from server.auditing.replica_checks import BY_ADDRESS, Report
 from server.auditing.snapshot import Snapshot
 from server.auditing.strangers import Kind
 from server.commands.audit import checksum_options, data_root_option, storage_options
 from server.commands.db import Installation, of_installation
-from server.upkeep import reconcile
+from server.upkeep import old_logs, reconcile
+from server.upkeep.old_logs import Logs
 
 DAMAGE, BLIND = 1, 2
 """Exit codes: something is wrong; a storage could not be looked at. 0: all is as the catalogue says."""
@@ -305,3 +309,131 @@ _ON_DISK = (
     Column("size of logs", lambda each: tables.size(each.logs_size), right=True),
     Column("not looked at", lambda each: each.unseen),
 )
+
+
+# -- clean ------------------------------------------------------------------------------------------------------------------
+
+
+@click.command(
+    epilog=examples(
+        "pilotage storage clean --logs-older-than 90d",
+        "pilotage storage clean --outputs-older-than 365d --dataset 'test-*'",
+        "pilotage storage clean --deleted --yes",
+    )
+)
+@click.option("--logs-older-than", type=Duration(), metavar="AGE",
+              help="Logs, on this machine's storages, of tasks that ended so long ago: as 90d, 12h or 4w.")  # fmt: skip
+@click.option("--outputs-older-than", type=Duration(), metavar="AGE",
+              help="Outputs of tasks, in datasets that were closed so long ago.")  # fmt: skip
+@click.option("--deleted", is_flag=True, help="What is left of datasets that were deleted.")
+@click.option(
+    "--dataset", "pattern", default="*", metavar="GLOB", help="Of these datasets only.  [default: all]"
+)
+@click.option("-y", "--yes", is_flag=True, help="Do it; without this it is only said what would go.")
+@data_root_option
+@json_option
+@of_installation
+@click.pass_context
+def clean(
+    context: click.Context,
+    installation: Installation,
+    logs_older_than: int | None,
+    outputs_older_than: int | None,
+    deleted: bool,
+    pattern: str,
+    yes: bool,
+    data_root: str,
+    as_json: bool,
+) -> None:
+    """Remove what need not be kept: old logs, old outputs, what deleted datasets left. Says what would go, unless --yes.
+
+    A dataset whose outputs go is deleted for good. For outputs the server has to run: its sweeper removes their files. Files that
+    users registered, and outputs that a task still reads, stay. The exit code is 1 if something could not be removed.
+    """
+    if logs_older_than is None and outputs_older_than is None and not deleted:
+        raise click.UsageError("say what may go: --logs-older-than, --outputs-older-than or --deleted")
+    logs = [] if logs_older_than is None else _clean_logs(installation, logs_older_than, data_root, yes)
+    outputs: list[DatasetCleaned] = []
+    if outputs_older_than is not None or deleted:
+        with _session(installation) as session:
+            outputs = _clean_outputs(session, outputs_older_than, deleted, pattern, yes)
+    if as_json:
+        tables.show(
+            {
+                "done": yes,
+                "datasets": outputs,
+                "logs": [
+                    {"storage": each.storage, "task": each.task, "nFiles": len(each.names), "size": each.size,
+                     "notRemoved": each.not_removed}
+                    for each in logs
+                ],
+            }
+        )  # fmt: skip
+    else:
+        _print_cleaned(logs, outputs, yes)
+    if yes and (any(each.not_removed for each in logs) or any(each.why_not for each in outputs)):
+        context.exit(1)
+
+
+def _clean_logs(installation: Installation, seconds: int, data_root: str, yes: bool) -> list[Logs]:
+    with Snapshot(installation.url) as snapshot:
+        places = storage_usage.places(snapshot, data_root)
+        found = list(old_logs.find(snapshot, places, time.time() - seconds))
+    for logs in found if yes else ():
+        old_logs.remove(logs)
+    return found
+
+
+def _clean_outputs(
+    session: Session, seconds: int | None, deleted: bool, pattern: str, yes: bool
+) -> list[DatasetCleaned]:
+    """Of tasks alone: what users registered is theirs."""
+    found: list[DatasetView] = []
+    if seconds is not None:
+        before = time.time() - seconds
+        found += [each for each in session.datasets(state=DatasetState.CLOSED.value) if _is_old(each, before)]
+    if deleted:
+        found += session.datasets(state=DatasetState.DELETED.value)
+    wanted = [
+        each
+        for each in found
+        if each.task_id is not None and each.n_files and fnmatchcase(each.name, pattern)
+    ]
+    return [session.clean_dataset(dataset.name, dry=not yes) for dataset in wanted]
+
+
+def _is_old(dataset: DatasetView, before: float) -> bool:
+    return dataset.closed is not None and tables.moment(dataset.closed).timestamp() < before
+
+
+def _print_cleaned(logs: list[Logs], outputs: list[DatasetCleaned], yes: bool) -> None:
+    if outputs:
+        columns = (
+            Column("dataset", lambda each: each.dataset),
+            Column("files", lambda each: each.n_files, right=True),
+            Column("size", lambda each: tables.size(each.size), right=True),
+            Column("stays, because", lambda each: each.why_not),
+        )
+        tables.print_table(outputs, columns)
+    if logs:
+        tables.print_table(
+            logs,
+            (
+                Column("logs of task", lambda each: each.task),
+                Column("storage", lambda each: each.storage),
+                Column("files", lambda each: len(each.names), right=True),
+                Column("size", lambda each: tables.size(each.size), right=True),
+                Column("not removed", lambda each: each.not_removed),
+            ),
+        )
+    going = [each for each in outputs if not each.why_not]
+    n = sum(each.n_files for each in going) + sum(len(each.names) for each in logs)
+    size = tables.size(sum(each.size for each in going) + sum(each.size for each in logs))
+    if not n:
+        tables.write("Nothing to remove.")
+    elif yes:
+        tables.write(
+            f"Removed: {tables.some(n, 'file')}, {size}; of outputs the server removes the files now."
+        )
+    else:
+        tables.write(f"Would go: {tables.some(n, 'file')}, {size}. Nothing was removed: --yes does it.")

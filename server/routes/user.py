@@ -25,6 +25,7 @@ from protocol.messages.requests import (
     TaskSpec,
 )
 from protocol.messages.views import (
+    DatasetCleaned,
     DatasetView,
     DebugView,
     Explanation,
@@ -61,6 +62,7 @@ from server.brokerage import explain
 from server.http.wire import CURSOR, Parameter, path_id
 from server.jobs import debugging, operations, series
 from server.routes import Call, Door
+from server.upkeep import retention
 
 door = Door()
 
@@ -532,6 +534,19 @@ def create_storage(call: Call, spec: StorageSpec) -> StorageView:
         spec.url,
         lambda: computing.create_storage(call.core, spec),
     )
+
+
+@door.route(
+    "POST",
+    "/v1/datasets/<name>/clean",
+    Role.ADMIN,
+    None,
+    DatasetCleaned,
+    query=(_yes("dry", "only tell what would go"),),
+)
+def clean_dataset(call: Call, name: str) -> DatasetCleaned:
+    """Remove the outputs of a dataset for good; asked again while files are left. The dataset is deleted then."""
+    return retention.clean(call.core, name, call.caller.name, dry=call.query.is_yes("dry"))
 
 
 @door.route("POST", "/v1/replicas", Role.ADMIN, ReplicaFindings, ReplicasMarked)

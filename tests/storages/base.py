@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Callable, Dict, List, Mapping, Optional
 from urllib.parse import quote
 
+from tests.waiting import wait_until
+
 
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as found:
@@ -77,6 +79,7 @@ class Storage:
 
     def freeze(self) -> None:
         self._signal(signal.SIGSTOP)
+        wait_until(lambda: all(map(_is_stopped, self.pids())), 20, "a storage that stands still")
 
     def thaw(self) -> None:
         self._signal(signal.SIGCONT)
@@ -88,3 +91,9 @@ class Storage:
             except OSError as error:
                 if error.errno != errno.ESRCH:
                     raise
+
+
+def _is_stopped(pid: int) -> bool:
+    """With all its threads: each stops when it notices."""
+    stats = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return all(text.rpartition(")")[2].split()[0] in "TZX" for text in stats)

@@ -31,7 +31,7 @@ def running(place: Path) -> Iterator[Storage]:
             tool="http",
             root=f"dav://127.0.0.1:{port}/",
             directory=directory,
-            options={"connect_seconds": "2", "silent_seconds": "3"},
+            options={"connect_seconds": "2", "silent_seconds": "15"},
             port=port,
             pids=lambda: [server.pid],
             tells_checksum=False,

@@ -69,7 +69,7 @@ def running(place: Path) -> Iterator[Storage]:
             tool="xrdcp",
             root=root,
             directory=place / "data/store",
-            options={"connect_seconds": "2", "silent_seconds": "3"},
+            options={"connect_seconds": "2", "silent_seconds": "15"},
             port=port,
             pids=lambda: _pids(place),
             refused=f"{root}closed/",

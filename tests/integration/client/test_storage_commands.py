@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from client.session import Session
+from protocol.messages.requests import TaskSpec
+from protocol.messages.views import DatasetCleaned, DatasetView
 from server.auditing import storage_checks
 from tests.integration.client.conftest import Pilotage, Server
+from tests.waiting import wait_until
 
 CONTENT = b"the bytes of a file"
 
@@ -106,3 +109,83 @@ def test_how_full_storages_are_is_shown_as_a_table_and_as_json(
     assert (disk["nFiles"], disk["size"], disk["nLogs"]) == (4, 76, 0)
     refused = pilotage(*words, "--disk", "--by", "task")
     assert refused.code == 2 and "exclude each other" in refused.err
+
+
+def test_old_logs_go_when_that_is_confirmed_and_nothing_else_does(
+    pilotage: Pilotage, server: Server, session: Session, store: Path, tmp_path: Path
+) -> None:
+    ended, running = (
+        session.submit_task(TaskSpec(f"{store.name}-{word}", ["true"], n_jobs=1))
+        for word in ("ended", "runs")
+    )
+    session.cancel_task(ended.task_id)
+    wait_until(lambda: session.task(ended.task_id).ended, 20, "the end of the task")
+    old = store / "log" / f"task-{ended.task_id}"
+    kept = [
+        old / "notes.txt",
+        store / "log" / f"task-{running.task_id}" / "job-2.2.tar.gz",
+        store / "log" / "task-99999999" / "job-3.3.tar.gz",
+        tmp_path / "elsewhere" / "job-4.4.tar.gz",
+    ]
+    for path in (old / "job-1.1.tar.gz", old / "job-1.2.tar.gz", *kept):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"12345")
+    words = ("storage", "clean", "--state", server.state, "--logs-older-than", "1s")
+
+    def told() -> str:
+        seen = pilotage(*words)
+        assert seen.code == 0 and "2 files, 10 B. Nothing was removed: --yes does it." in seen.out
+        return seen.out
+
+    assert ended.name in wait_until(told, 20, "logs that are a second old")
+    assert (old / "job-1.1.tar.gz").exists()
+    done = pilotage(*words, "--yes", "--json")
+    assert done.code == 0 and json.loads(done.out)["logs"][0]["nFiles"] == 2
+    assert not (old / "job-1.1.tar.gz").exists() and all(path.exists() for path in kept)
+    old.rename(tmp_path / "moved")
+    old.symlink_to(tmp_path / "elsewhere")
+    pilotage(*words, "--yes")
+    assert kept[-1].exists(), "a link in the place of a folder is not followed"
+    session.cancel_task(running.task_id)
+
+
+def test_outputs_are_cleaned_by_age_name_and_state(
+    pilotage: Pilotage, server: Server, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which ones are asked for; what the server makes of that is tested there."""
+    asked: list[tuple[str, bool]] = []
+
+    def made(name: str, state: str, closed: str | None, task_id: int | None = 1) -> DatasetView:
+        return DatasetView(
+            name, name, state, n_files=3, size=9, created=long_ago, closed=closed, task_id=task_id
+        )
+
+    def clean(self: Session, name: str, *, dry: bool = False) -> DatasetCleaned:
+        asked.append((name, dry))
+        return DatasetCleaned(name, 3, 9, 3 if dry else 0, "task x reads it" if name == "old.2" else "")
+
+    long_ago, soon = "2026-01-01T00:00:00.000Z", "2199-01-01T00:00:00.000Z"
+    shown = [
+        made("old.1", "closed", long_ago),
+        made("old.2", "closed", long_ago),
+        made("older", "closed", long_ago),
+        made("old.raw", "closed", long_ago, None),
+        made("old.new", "closed", soon),
+        made("old.open", "open", None),
+        made("old.gone", "deleted", long_ago),
+    ]
+    monkeypatch.setattr(
+        Session, "datasets", lambda self, state: (each for each in shown if each.state == state)
+    )
+    monkeypatch.setattr(Session, "clean_dataset", clean)
+    words = ("storage", "clean", "--state", server.state, "--dataset", "old.*")
+    seen = pilotage(*words, "--outputs-older-than", "1d")
+    assert asked == [("old.1", True), ("old.2", True)]
+    assert seen.code == 0 and "Would go: 3 files, 9 B." in seen.out and "task x reads it" in seen.out
+    asked.clear()
+    assert pilotage(*words, "--outputs-older-than", "1d", "-y").code == 1, "one of them stays"
+    assert asked == [("old.1", False), ("old.2", False)]
+    asked.clear()
+    assert pilotage(*words, "--deleted", "--yes").code == 0
+    assert asked == [("old.gone", False)]
+    assert "say what may go" in pilotage("storage", "clean", "--state", server.state).err

@@ -93,6 +93,7 @@ OPERATORS = {
         "POST /v1/pilots/<pilot>/drain",
         "POST /v1/sites/<name>/state",
         "POST /v1/replicas",
+        "POST /v1/datasets/<name>/clean",
     ],
 }
 """These have tests of what they do in files of their own."""

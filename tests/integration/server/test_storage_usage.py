@@ -74,4 +74,4 @@ def test_the_disk_tells_of_what_lies_there_and_what_of_it_are_logs(
     local = found["LOCAL"]
     assert (local.n_files, local.size, local.n_logs, local.logs_size) == (3, 15, 1, 5)
     assert (found["INNER"].n_files, local.unseen) == (1, "")
-    assert "no file: URL" in found["FAR"].unseen and "no directory" in found["NEW"].unseen
+    assert "sees no directory at root:" in found["FAR"].unseen and "sees no directory" in found["NEW"].unseen
