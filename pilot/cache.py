@@ -138,6 +138,7 @@ class InputCache:
                     raise
                 brought = fetch()
             self._keep(entry, to)
+            self._make_room(0)  # others may have added something meanwhile
         self._count(entry, hit=False)
         return brought
 

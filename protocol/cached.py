@@ -43,4 +43,4 @@ def marks_of(checksums: Mapping[str, str], size: int, lfn: str) -> set[str]:
 
 
 def _mark(name: str) -> str:
-    return base64.b64encode(hashlib.sha256(name.encode()).digest()[:_BYTES]).decode()
+    return base64.b64encode(hashlib.sha256(name.encode()).digest()[:_BYTES], altchars=b"._").decode()

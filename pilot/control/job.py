@@ -235,6 +235,7 @@ class Asking:
             allow_other_country=settings.flag("get_job", "allow_other_country"),
             task_id=self._task_id,
             images=settings.flag("payload", "task_images") and context.executor.takes_images,
+            cached=context.cache.summary() or None if context.cache is not None else None,
         )
 
     def _promised(self, slot: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from typing import Dict, List, Optional
 
+from protocol import cached
 from protocol.messages import (
     BIG,
     ID,
@@ -158,6 +159,8 @@ class GetJobRequest:
     """Jobs of this task are preferred (--allowsameuser)."""
     images: Optional[bool] = None
     """Whether it runs containers that tasks name; left out: as its queue says."""
+    cached: Optional[str] = bounded(None, max_length=cached.LONGEST, pattern="^[A-Za-z0-9._]*$")
+    """What its node's cache holds (`protocol.cached.summary`): jobs with such inputs are preferred."""
 
 
 @message

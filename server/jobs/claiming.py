@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import json
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 from urllib.parse import quote
 
 import peewee
 
+from protocol import cached
 from protocol.errors import PilotageError
 from protocol.messages.pilots import GetJobRequest, InputFile, JobSpec, OutputFile
 from protocol.resources import Offer
@@ -22,6 +24,7 @@ from server.brokerage.broker import WINDOW, Lane
 from server.core import Core
 from server.database import Chain
 from server.jobs import moves, statements
+from server.jobs.statements import SPARE
 from server.leaseclock import lease_clock
 from server.models import Attempt, now
 from server.recent import PilotFacts, QueueFacts, TaskFacts, pilot_facts, queue_facts, storage_url, task_facts
@@ -117,20 +120,51 @@ def _take(
     core: Core, lane: Lane, request: GetJobRequest, queue: QueueFacts, values: dict[str, Any]
 ) -> list[Any]:
     """Jobs of one lane: its first ones, or of the first hundred those that suit this pilot best."""
-    if request.task_id is None and not core.broker.sites_matter:
+    if request.task_id is None and not core.broker.sites_matter and not request.cached:
         took = core.database.run(statements.CLAIM, **values)
         if took:
             lane.took(took[-1][6])
     else:
-        window = {"window": max(WINDOW, values["n"]), "task_id": request.task_id or 0, "site": queue.site}
-        best = core.database.run(statements.WINDOW, **values, **window)
-        ranked = [(job_id, rank) for rank, (job_id,) in enumerate(best)]
+        best = _best(core, request, queue, values)
+        ranked = [(job_id, rank) for rank, job_id in enumerate(best)]
         took = core.database.run(statements.CLAIM_THESE, wanted=ranked, **values) if ranked else []
     if not took:
         behind = {name: values[name] for name in ("job_class", "priority", "place")}
         # Jobs that only avoid this node are there for others.
         lane.empty = not core.database.run(statements.WAITING, **behind)
     return took
+
+
+def _best(core: Core, request: GetJobRequest, queue: QueueFacts, values: dict[str, Any]) -> list[int]:
+    """Of the first hundred jobs of a lane those that suit this pilot best: of its task, read from its cache, at its site."""
+    window, most = max(WINDOW, values["n"]), values["n"] + SPARE
+    rows = core.database.run(
+        statements.WINDOW,
+        **values,
+        window=window,
+        best=window if request.cached else most,
+        task_id=request.task_id or 0,
+        site=queue.site,
+    )
+    if request.cached and len(rows) > 1:
+        there = _bytes_there(core, [job_id for job_id, _ in rows], cached.marks_in(request.cached))
+        rows = sorted(rows, key=lambda row: (row[1], -there[row[0]]))
+    return [job_id for job_id, _ in rows[:most]]
+
+
+def _bytes_there(core: Core, job_ids: list[int], marks: frozenset[str]) -> Counter[int]:
+    """How many bytes of its inputs each of these jobs finds in a cache that holds what has these marks."""
+    there: Counter[int] = Counter()
+    for job_id, lfn, size, checksums in _of_jobs(core, statements.READ, job_ids):
+        if not marks.isdisjoint(_marks_of(checksums, size, lfn)):
+            there[job_id] += size
+    return there
+
+
+@functools.lru_cache(maxsize=4096)
+def _marks_of(checksums: str, size: int, lfn: str) -> set[str]:
+    """Of the jobs in a window nearly all are in the next one as well."""
+    return cached.marks_of(json.loads(checksums), size, lfn)
 
 
 def _tell_alive(core: Core, request: GetJobRequest, queue: QueueFacts) -> None:

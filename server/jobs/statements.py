@@ -148,22 +148,39 @@ SPARE = 20
 WINDOW = Chain(
     Part(
         "best",
-        f"""SELECT id FROM (
+        f"""SELECT id, CASE WHEN task_id = :task_id THEN 0 ELSE 1 END AS of_others FROM (
                 SELECT id, task_id, site, ready_nr FROM job
                 WHERE job_class_id = :job_class AND priority = :priority AND ready_nr > :place
                     AND {_CLAIMABLE} AND {_MAY_GO_TO_NODE}
                 ORDER BY ready_nr LIMIT :window
             ) AS first
-            ORDER BY CASE WHEN task_id = :task_id THEN 0 ELSE 1 END, CASE WHEN site = :site THEN 0 ELSE 1 END, ready_nr
-            LIMIT :n + {SPARE}""",
+            ORDER BY of_others, CASE WHEN site = :site THEN 0 ELSE 1 END, ready_nr
+            LIMIT :best""",
         {},
     ),
     result="best",
 )
 """Of the first jobs of a class and priority, those that suit this pilot best: of its task, then with their input at its site.
 
-Some more than are wanted: what suits one pilot best suits others too, and each job goes to one of them.
+Some more than are wanted (SPARE): what suits one pilot best suits others too, and each job goes to one of them.
 """
+
+MOST_INPUTS = 1000
+"""So many inputs of the jobs in a window are looked at, whichever these are: it is a preference."""
+
+READ = Chain(
+    Rows("wanted", {"id": "bigint"}),
+    Part(
+        "inputs",
+        f"""SELECT job_input.job_id, file.lfn, file.size, file.checksums
+            FROM wanted JOIN job_input ON job_input.job_id = wanted.id JOIN file ON file.id = job_input.file_id
+            LIMIT {MOST_INPUTS}""",
+        {},
+    ),
+    result="inputs",
+    bulk=True,
+)
+"""What jobs read, as far as a node's cache could know it."""
 
 WAITING = Chain(
     Part(

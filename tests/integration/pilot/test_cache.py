@@ -11,6 +11,7 @@ from typing import Callable, Dict, List
 import pytest
 from filelock import FileLock
 
+from protocol import cached
 from protocol.errors import PilotExit
 from protocol.messages.pilots import InputFile
 from tests.fakes.dispatcher import Dispatcher
@@ -133,6 +134,20 @@ def test_the_server_and_the_log_are_told_how_many_inputs_were_found(
     assert (end["cache"]["hits"], end["cache"]["misses"], end["cache"]["hitBytes"]) == (2, 1, 14)
     assert "hits=2 misses=1 hitBytes=14" in pilot.log
     assert all(is_right(site, number, b"content") for number in numbers)
+
+
+def test_a_pilot_tells_the_server_what_its_node_keeps_when_it_asks_for_a_job(
+    site: Site, dispatcher: Dispatcher
+) -> None:
+    hashes(dispatcher, an_input(site, "a.spd", b"content"))
+    kept = settings(site.place / "cache")
+    assert site.run(**kept) == PilotExit.DONE
+    dispatcher.add("true")
+    assert site.run(**kept) == PilotExit.DONE
+    dispatcher.add("true")
+    assert site.run() == PilotExit.DONE
+    asked = [body.get("cached") for body in dispatcher.bodies("getJob")]
+    assert asked == [None, cached.summary([entry(site.place / "cache", b"content").name]), None]
 
 
 # -- payloads that want to change it ----------------------------------------------------------------------------------------

@@ -111,6 +111,7 @@ BODIES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "allowOtherCountry": True,
             "taskId": 1,
             "images": True,
+            "cached": "AbC0",
         },
     ),
     "AttemptUpdate": ("pilot", "/v1/updateJob", UPDATE),

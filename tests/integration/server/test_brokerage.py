@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 
 import pytest
 
+from protocol import cached
 from protocol.messages.pilots import PilotRegistration
 from protocol.resources import Needs, ResourceType
 from protocol.states import JobState
 from server import closer, computing
 from server.brokerage import broker
-from server.brokerage.broker import Broker
+from server.brokerage.broker import WINDOW, Broker
 from server.core import Core
 from server.database import proxy
-from server.jobs import claiming
+from server.jobs import claiming, statements
 from server.jobs.claiming import SIGN_OF_LIFE_SECONDS
-from server.models import Attempt, Job, JobClass, Node, Pilot, Queue, Site, WorkingGroup
+from server.models import Attempt, File, Job, JobClass, JobInput, Node, Pilot, Queue, Site, WorkingGroup
 from server.recent import SECONDS, Recent
 from tests.integration.server.world import World, at_once
 
@@ -181,6 +184,75 @@ def test_locality_is_a_preference_and_priority_goes_first(world: World) -> None:
     world.pilot()
     Job.update(site="LOCAL").where(Job.priority == 0).execute()
     assert tasks_of(world, n_jobs=2) == ["urgent", "near"]
+
+
+def with_inputs(world: World, n: int, in_cache: Sequence[int], **spec: object) -> str:
+    """A task over `n` files; what the cache of a pilot says that has those of these jobs."""
+    world.dataset(n)
+    world.task(**spec)  # type: ignore[arg-type]
+    world.form()
+    world.pilot()
+    names = []
+    for job_nr in in_cache:
+        digest = f"{job_nr:032x}"
+        file = File.select().join(JobInput).join(Job).where(Job.job_nr == job_nr)
+        File.update(checksums=json.dumps({"adler32": "00000000", "md5": digest})).where(
+            File.id.in_(file)
+        ).execute()
+        names.append(cached.name_of("md5", digest, 10, ""))
+    return cached.summary(names)
+
+
+def test_of_equal_jobs_the_one_whose_input_the_node_keeps_goes_first(world: World) -> None:
+    told = with_inputs(world, 6, [4, 6])
+    assert [job.job_nr for job in world.claim(n_jobs=3, cached=told)] == [4, 6, 1]
+    assert [job.job_nr for job in world.claim(n_jobs=3)] == [2, 3, 5]
+
+
+def test_the_job_that_finds_most_of_its_inputs_goes_first(world: World) -> None:
+    world.dataset(6)
+    world.task(files_per_job=2)
+    world.form()
+    world.pilot()
+    kept = {"md5": "f" * 32}
+    File.update(checksums=json.dumps(kept)).where(File.lfn.in_(["f00001.spd", "f00004.spd"])).execute()
+    File.update(checksums=json.dumps(kept), size=10_000).where(File.lfn == "f00004.spd").execute()
+    told = cached.summary([cached.name_of("md5", "f" * 32, size, "") for size in (10, 10_000)])
+    assert [job.job_nr for job in world.claim(n_jobs=3, cached=told)] == [3, 1, 2]
+
+
+def test_what_a_node_keeps_is_a_preference_among_the_first_jobs_of_a_class(world: World) -> None:
+    told = with_inputs(world, WINDOW + 1, [WINDOW + 1])
+    assert [job.job_nr for job in world.claim(cached=told)] == [1]
+    assert [job.job_nr for job in world.claim(cached=told)] == [WINDOW + 1]
+
+
+def test_priority_and_the_same_task_go_before_what_a_node_keeps(world: World) -> None:
+    told = with_inputs(world, 2, [2])
+    mine = world.task("mine", n_jobs=1)
+    world.task("urgent", n_jobs=1, priority=1)
+    world.form()
+    assert tasks_of(world, n_jobs=4, cached=told, task_id=mine.task_id) == ["urgent", "mine", "t", "t"]
+
+
+def test_a_pilot_without_a_cache_costs_no_look_at_inputs(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_inputs(world, 3, [3])
+    ran: list[object] = []
+    run = world.core.database.run
+    monkeypatch.setattr(
+        world.core.database, "run", lambda chain, **values: ran.append(chain) or run(chain, **values)
+    )
+    assert len(world.claim()) == 1
+    assert statements.CLAIM in ran
+    assert statements.WINDOW not in ran and statements.READ not in ran
+
+
+@pytest.mark.parametrize("told", ["A", "AAAA" * 1000, "____"])
+def test_any_word_about_a_cache_does_no_harm(told: str, world: World) -> None:
+    with_inputs(world, 3, [3])
+    assert len(world.claim(cached=told)) == 1
 
 
 # -- elsewhere --------------------------------------------------------------------------------------------------------------
