@@ -29,6 +29,8 @@ from protocol.messages import from_wire, to_wire
 from protocol.messages.requests import (
     AccountChange,
     AccountSpec,
+    ContainerChange,
+    ContainerSpec,
     DatasetSpec,
     DebugWish,
     FileList,
@@ -50,6 +52,7 @@ from protocol.messages.requests import (
 )
 from protocol.messages.views import (
     AccountView,
+    ContainerView,
     DatasetCleaned,
     DatasetView,
     DebugView,
@@ -335,6 +338,29 @@ class Session:
         self, *, scope: str | None = None, lfn: str | None = None, dataset: str | None = None
     ) -> Iterator[FileView]:
         return self._all(FileView, "/v1/files", scope=scope, lfn=lfn, dataset=dataset)
+
+    def create_container(self, spec: ContainerSpec) -> ContainerView:
+        return self._one(ContainerView, "POST", "/v1/containers", body=spec)
+
+    def containers(self, *, name: str | None = None) -> Iterator[ContainerView]:
+        """Containers with this in their name; the newest first."""
+        return self._all(ContainerView, "/v1/containers", name=name, order="newest")
+
+    def container(self, name: str) -> ContainerView:
+        """A container with its datasets."""
+        return self._one(ContainerView, "GET", f"/v1/containers/{_name(name, 'container')}")
+
+    def change_container(
+        self, name: str, *, add: Sequence[str] = (), remove: Sequence[str] = ()
+    ) -> ContainerView:
+        """Datasets at its end, and others no more."""
+        body = ContainerChange(list(add), list(remove))
+        path = f"/v1/containers/{_name(name, 'container')}/datasets"
+        return self._one(ContainerView, "POST", path, body=body)
+
+    def delete_container(self, name: str) -> None:
+        """Its datasets stay."""
+        self._call("POST", f"/v1/containers/{_name(name, 'container')}/delete")
 
     # -- pilots, queues, storages, sites ----------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from peewee import fn
 
-from server import catalogue
+from server import catalogue, containers
 from server.models import Dataset, File, Job, Task
 from server.specs import spec_of
 
@@ -17,16 +17,21 @@ def of(dataset: Dataset) -> int:
 
     Tasks that have ended leave what came after them; without any task all files wait.
     """
-    tasks = list(Task.select().where(Task.input_dataset == dataset.id))
-    going = [_n_left(task) + _n_open(task) for task in tasks if task.ended is None]
+    tasks = list(Task.select().where(containers.reads(dataset.id)))
+    n_files = catalogue.sizes([dataset])[dataset.id][0]
+    going = [_n_left(task, dataset, n_files) + _n_open(task) for task in tasks if task.ended is None]
     if going:
         return min(max(going), MOST)
     if tasks:
-        return min(_n_left(task) for task in tasks)
-    return min(catalogue.sizes([dataset])[dataset.id][0], MOST)
+        return min(_n_left(task, dataset, n_files) for task in tasks)
+    return min(n_files, MOST)
 
 
-def _n_left(task: Task) -> int:
+def _n_left(task: Task, dataset: Dataset, n_files: int) -> int:
+    """Files of which no job was formed. In a container the dataset may come later, or have been read before."""
+    if task.input_dataset_id != dataset.id:
+        order = [each.id for each in containers.inputs_of(task)]
+        return n_files if order.index(dataset.id) > order.index(task.input_dataset_id) else 0
     files = File.select(File.id).where(
         File.dataset == task.input_dataset_id, File.state == "available", File.id > task.last_file_id
     )

@@ -18,7 +18,7 @@ from protocol.states import DatasetState
 from server import metadata, registration, replicas
 from server.access import trail
 from server.core import Core
-from server.models import Dataset, File, Job, Replica, Task, now
+from server.models import Container, Dataset, File, Job, Replica, Task, TaskInput, now
 from server.pace import Pace
 from server.paging import Cursor, iso, page_of_all
 from server.registration import MEBIBYTE, Facts
@@ -36,7 +36,7 @@ def find(name: str) -> Dataset:
 
 
 def refuse_name(name: str, advice: str = "") -> None:
-    """ALREADY_EXISTS for the name of a dataset, also of one that was deleted."""
+    """ALREADY_EXISTS for the name of a container or a dataset, also of one that was deleted."""
     there = Dataset.get_or_none(Dataset.name == name)
     if there is not None and there.state == _DELETED:
         raise PilotageError(
@@ -45,6 +45,8 @@ def refuse_name(name: str, advice: str = "") -> None:
         )
     if there is not None:
         raise PilotageError("ALREADY_EXISTS", f"there is a dataset {name} already{advice}")
+    if Container.get_or_none(Container.name == name):
+        raise PilotageError("ALREADY_EXISTS", f"there is a container {name} already{advice}")
 
 
 def create(core: Core, spec: DatasetSpec, owner: str = "") -> DatasetView:
@@ -227,7 +229,8 @@ def mark_deleted(dataset: Dataset, who: str, action: str, detail: str = "") -> N
 
 
 def _refuse_used(dataset: Dataset) -> None:
-    uses = (Task.input_dataset == dataset.id) | (Task.output_dataset == dataset.id)
+    listed = TaskInput.select(TaskInput.task).where(TaskInput.dataset == dataset.id)
+    uses = (Task.input_dataset == dataset.id) | (Task.output_dataset == dataset.id) | Task.id.in_(listed)
     using = list(Task.select(Task.name).where(uses, Task.ended.is_null()).order_by(Task.id).limit(6))
     if using:
         names = ", ".join(task.name for task in using[:5]) + (", …" if len(using) > 5 else "")

@@ -130,6 +130,26 @@ class DatasetMetadata(Table):
         indexes = ((("key", "value"), False), (("key", "number"), False))
 
 
+class Container(Table):
+    """A named list of datasets."""
+
+    number = BigAutoField()
+    name = TextField(unique=True)
+    owner = TextField(default="")
+    created = DoubleField(default=now)
+
+
+class ContainerMember(Table):
+    """A dataset in a container; their numbers are their order."""
+
+    number = BigAutoField()
+    container = ForeignKeyField(Container, index=False)
+    dataset = ForeignKeyField(Dataset)
+
+    class Meta:
+        indexes = ((("container", "dataset"), True),)
+
+
 class File(Table):
     """A file of a dataset. One that a job will make is *declared* until COMPLETED makes it *available*."""
 
@@ -187,6 +207,9 @@ class Task(Table):
     priority = IntegerField(default=0)
     job_class = ForeignKeyField(JobClass)
     input_dataset = ForeignKeyField(Dataset, null=True, backref="consumers")
+    """Of a task over a container: the one of which jobs are formed now, or were formed last."""
+    input_container = TextField(null=True)
+    """The container that the task was submitted over; what it listed then is in `TaskInput`."""
     output_dataset = ForeignKeyField(Dataset, null=True, backref="producers")
     n_formed = IntegerField(default=0)
     last_file_id = BigIntegerField(default=0)
@@ -225,6 +248,17 @@ Task.add_index(
 )
 Task.add_index(Task.index(Task.id, where=Task.unsettled, name="task_unsettled"))
 Task.add_index(Task.index(Task.id, where=Task.cancelled_by.is_null(False), name="task_being_cancelled"))
+
+
+class TaskInput(Table):
+    """A dataset that a task over a container reads: one after the other."""
+
+    task = ForeignKeyField(Task, index=False)
+    position = IntegerField()
+    dataset = ForeignKeyField(Dataset)
+
+    class Meta:
+        primary_key = CompositeKey("task", "position")
 
 
 class TaskDependency(Table):
@@ -574,10 +608,13 @@ TABLES: tuple[type[Table], ...] = (
     Node,
     Dataset,
     DatasetMetadata,
+    Container,
+    ContainerMember,
     File,
     Replica,
     JobClass,
     Task,
+    TaskInput,
     TaskDependency,
     Job,
     JobInput,

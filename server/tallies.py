@@ -13,7 +13,7 @@ from typing import Any
 from peewee import Value, fn
 
 from protocol.states import JobState, TaskState, task_state
-from server import catalogue
+from server import catalogue, containers
 from server.models import Job, Task
 from server.specs import spec_of
 
@@ -65,8 +65,9 @@ def expected_jobs(task: Task) -> int:
     spec = spec_of(task)
     if task.input_dataset_id is None:
         return spec.n_jobs
-    n_files = catalogue.sizes([task.input_dataset])[task.input_dataset_id][0]
-    return max(-(-n_files // spec.files_per_job), int(task.n_formed) + 1)
+    sizes = catalogue.sizes(containers.inputs_of(task))
+    n_jobs = sum(-(-n_files // spec.files_per_job) for n_files, _ in sizes.values())
+    return max(n_jobs, int(task.n_formed) + 1)
 
 
 def state_of(task: Task) -> TaskState:

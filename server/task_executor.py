@@ -15,7 +15,7 @@ from peewee import JOIN, fn
 
 from protocol.messages.requests import TaskSpec
 from protocol.states import DatasetState, JobState
-from server import job_executor
+from server import containers, job_executor
 from server.access import quotas
 from server.access.quotas import Quotas
 from server.brokerage import dependencies
@@ -181,10 +181,23 @@ def _form_some(core: Core, task_id: int, n: int, pace: Pace) -> tuple[int, int]:
         ]
         ready = forming.form(core, task, jobs)
         last_file_id = groups[-1][-1][0] if groups and groups[-1] else task.last_file_id
-        Task.update(
-            n_formed=task.n_formed + len(jobs), last_file_id=last_file_id, all_formed=all_formed
-        ).where(Task.id == task.id).execute()
+        changes = {
+            "n_formed": task.n_formed + len(jobs),
+            "last_file_id": last_file_id,
+            "all_formed": all_formed,
+        }
+        if all_formed and task.input_container is not None:
+            changes |= _go_on(task)
+        Task.update(changes).where(Task.id == task.id).execute()
     return len(jobs), ready
+
+
+def _go_on(task: Task) -> dict[str, Any]:
+    """What changes in a task over a container, of which one dataset has been read."""
+    following = containers.after(task)
+    if following is None:
+        return {}
+    return {"input_dataset": following, "last_file_id": 0, "all_formed": False}
 
 
 Group = Sequence[tuple[int, str]]

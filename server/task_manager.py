@@ -17,12 +17,12 @@ from protocol.messages.views import Page, TaskView
 from protocol.redaction import one_line
 from protocol.resources import ResourceType
 from protocol.settings import TASK
-from protocol.states import DatasetState, JobState, TaskState, task_state
-from server import catalogue, tallies
+from protocol.states import JobState, TaskState, task_state
+from server import catalogue, containers, tallies
 from server.brokerage import broker, dependencies
 from server.core import Core
 from server.jobs import cancelling
-from server.models import Account, Bundle, Dataset, File, Job, Queue, Site, Task, now
+from server.models import Account, Bundle, Job, Queue, Site, Task, now
 from server.paging import Cursor, iso, page_of_all
 from server.specs import dump
 from server.tallies import Tally, expected_jobs
@@ -49,13 +49,12 @@ def register(core: Core, spec: TaskSpec, owner: str) -> TaskView:
     def work() -> Task:
         if Task.get_or_none(Task.name == spec.name):
             raise PilotageError("ALREADY_EXISTS", f"there is a task {spec.name} already")
-        if spec.input_dataset:
-            # Nobody deletes it meanwhile.
-            core.database.locked(Dataset.select().where(Dataset.name == spec.input_dataset)).first()
+        inputs = containers.resolve(core, spec.input_dataset) if spec.input_dataset else []
         _check_against_database(spec)
         group = spec.working_group or _group_of(owner)
         after = dependencies.resolve(spec, owner, group)
-        input_dataset = Dataset.get(Dataset.name == spec.input_dataset) if spec.input_dataset else None
+        input_dataset = inputs[0] if inputs else None
+        in_container = input_dataset is not None and input_dataset.name != spec.input_dataset
         task = Task.create(
             name=spec.name,
             owner=owner,
@@ -65,10 +64,13 @@ def register(core: Core, spec: TaskSpec, owner: str) -> TaskView:
             boost=dependencies.boost(core.limits, spec, input_dataset),
             job_class=broker.class_of(broker.needs_of(spec, group)),
             input_dataset=input_dataset,
+            input_container=spec.input_dataset if in_container else None,
             working_group=group,
             country_group=spec.country_group,
         )
         dependencies.keep(task.id, after)
+        if in_container:
+            containers.keep(task.id, inputs)
         if spec.outputs:
             output = catalogue.create_output(spec.output_dataset or f"{spec.name}.out", task.id, owner)
             Task.update(output_dataset=output).where(Task.id == task.id).execute()
@@ -200,16 +202,6 @@ def _wrong_software(address: str, checksum: str) -> str:
 
 def _check_against_database(spec: TaskSpec) -> None:
     """What the specification names must exist."""
-    if spec.input_dataset:
-        dataset = catalogue.find(spec.input_dataset)
-        catalogue.refuse_deleted(dataset)
-        if (
-            dataset.state == DatasetState.CLOSED.value
-            and not File.select().where(File.dataset == dataset.id).exists()
-        ):
-            raise PilotageError(
-                "BAD_REQUEST", f"dataset {dataset.name} is closed and has no files: there would be no job"
-            )
     if spec.queue:
         queue = Queue.get_or_none(Queue.name == spec.queue)
         if queue is None:
@@ -280,7 +272,7 @@ def _view(task: Task, tally: Tally, n_outputs: int) -> TaskView:
         created=iso(task.created),
         resource_type=task.resource_type,
         priority=task.priority,
-        input_dataset=task.input_dataset.name if task.input_dataset else None,
+        input_dataset=task.input_container or (task.input_dataset.name if task.input_dataset else None),
         output_dataset=output.name if output else None,
         output_state=output.state if output else None,
         n_outputs=n_outputs,

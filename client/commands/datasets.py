@@ -21,6 +21,7 @@ from client.commands.common import (
     say_next,
     with_session,
 )
+from client.commands.containers import container
 from client.commands.files import COLUMNS as FILE_COLUMNS
 from client.session import Session
 from client.tables import Column
@@ -45,6 +46,9 @@ STANDARD_INPUT = "-"
 @click.group(cls=Group)
 def dataset() -> None:
     """Datasets: named collections of files; tasks read them and make them."""
+
+
+dataset.add_command(container)
 
 
 @dataset.command(

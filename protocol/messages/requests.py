@@ -20,7 +20,9 @@ class TaskSpec:
         description="program and arguments; placeholders such as {input} are filled in on the node",
     )
     input_dataset: str = bounded(
-        "", description="closed or open dataset whose files are the inputs", **OPTIONAL_NAME
+        "",
+        description="closed or open dataset whose files are the inputs, or container of such",
+        **OPTIONAL_NAME,
     )
     n_jobs: int = bounded(
         0, ge=0, le=10_000_000, description="number of jobs of a task without input dataset"
@@ -144,6 +146,22 @@ class MetadataChange:
 
     values: Dict[str, str] = bounded(dict, max_length=100, description="a text for each key, as run: 7")
     unset: List[str] = bounded(list, max_length=100, description="keys that are taken away")
+
+
+@request
+class ContainerSpec:
+    """A new container: a named list of datasets, over which a task may run."""
+
+    name: str = bounded(**NAME_FIELD)
+    datasets: List[str] = bounded(list, max_length=1000, description="in the order in which tasks read them")
+
+
+@request
+class ContainerChange:
+    """Which datasets a container is to list besides, at its end, and which no more."""
+
+    add: List[str] = bounded(list, max_length=1000)
+    remove: List[str] = bounded(list, max_length=1000)
 
 
 @request

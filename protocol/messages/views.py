@@ -56,6 +56,17 @@ class DatasetView:
 
 
 @message
+class ContainerView:
+    """A named list of datasets; the datasets themselves of one container, not in lists."""
+
+    name: str
+    owner: str
+    created: str
+    n_datasets: int
+    datasets: Optional[List[DatasetView]] = bounded(None, of=DatasetView)
+
+
+@message
 class TaskView:
     """A task as the server reports it; `counts` holds the number of jobs in each state that occurs."""
 

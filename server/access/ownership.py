@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from protocol.errors import PilotageError
-from server import catalogue, task_manager
+from server import catalogue, containers, task_manager
 from server.access import groups
 from server.access.tokens import Caller, Role
 from server.brokerage import dependencies
@@ -19,7 +19,7 @@ from server.routes import Route
 Guard = Callable[[Caller, Mapping[str, str]], None]
 """Given the caller and the parts of the address that name things; FORBIDDEN, or NOT_FOUND where there is none."""
 
-MAKING = frozenset({"POST /v1/tasks", "POST /v1/datasets", "PUT /v1/bundles/<digest>"})
+MAKING = frozenset({"POST /v1/tasks", "POST /v1/datasets", "POST /v1/containers", "PUT /v1/bundles/<digest>"})
 """What makes something new, which then is the caller's."""
 
 
@@ -79,8 +79,14 @@ def _dataset(caller: Caller, parts: Mapping[str, str]) -> None:
     _check(caller, dataset.owner, "", f"dataset {dataset.name}")
 
 
+def _container(caller: Caller, parts: Mapping[str, str]) -> None:
+    container = containers.find(parts["name"])
+    _check(caller, container.owner, "", f"container {container.name}")
+
+
 _GUARDS: dict[str, Guard] = {
     "/v1/tasks/<task>/": _task,
     "/v1/jobs/<job>/": _job,
     "/v1/datasets/<name>": _dataset,
+    "/v1/containers/<name>": _container,
 }

@@ -10,7 +10,7 @@ from peewee import fn
 from protocol.errors import PilotageError
 from protocol.messages.requests import TaskSpec
 from server.core import Limits
-from server.models import Dataset, Task, TaskDependency
+from server.models import Dataset, Task, TaskDependency, TaskInput
 
 LONGEST_CHAIN = 100
 """Steps that are counted for the boost of a chain."""
@@ -93,7 +93,12 @@ def _next_ones(task_ids: Sequence[int]) -> Iterable[int]:
         .join(Dataset, on=(Task.input_dataset == Dataset.id))
         .where(Dataset.task_id.in_(task_ids))
     )
-    return sorted({task_id for (task_id,) in [*waiting, *reading.tuples()]})
+    listed = (
+        TaskInput.select(TaskInput.task)
+        .join(Dataset, on=(TaskInput.dataset == Dataset.id))
+        .where(Dataset.task_id.in_(task_ids))
+    )
+    return sorted({task_id for (task_id,) in [*waiting, *reading.tuples(), *listed.tuples()]})
 
 
 # -- boosts -----------------------------------------------------------------------------------------------------------------

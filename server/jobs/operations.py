@@ -16,7 +16,7 @@ from protocol.errors import PilotageError
 from protocol.messages.requests import RetrySpec
 from protocol.messages.views import RetryReply
 from protocol.states import FINAL, Actor, DatasetState, JobState, TaskState, sources
-from server import task_manager
+from server import containers, task_manager
 from server.access import trail
 from server.brokerage import dependencies
 from server.core import Core
@@ -342,7 +342,8 @@ def _reopen(core: Core, task: Task) -> None:
     if task.ended is None:
         return
     # Locked: nobody deletes them meanwhile.
-    used = Dataset.select().where(Dataset.id.in_([task.input_dataset_id, task.output_dataset_id]))
+    ids = [each.id for each in containers.inputs_of(task)] + [task.output_dataset_id]
+    used = Dataset.select().where(Dataset.id.in_(ids))
     for dataset in core.database.locked(used.order_by(Dataset.id)):
         if dataset.state == DatasetState.DELETED.value:
             what = "output" if dataset.id == task.output_dataset_id else "input"
@@ -350,7 +351,7 @@ def _reopen(core: Core, task: Task) -> None:
     output = task.output_dataset
     if output is not None:
         # Locked: a reader that is just forming its first jobs is waited for.
-        for reader in core.database.locked(Task.select().where(Task.input_dataset == output.id)):
+        for reader in core.database.locked(Task.select().where(containers.reads(output.id))):
             if reader.n_formed:
                 raise PilotageError(
                     "WRONG_STATE",

@@ -9,6 +9,8 @@ from typing import Any
 from protocol.errors import BY_NAME
 from protocol.messages.pilots import BundleRef
 from protocol.messages.requests import (
+    ContainerChange,
+    ContainerSpec,
     DatasetSpec,
     DebugWish,
     FileList,
@@ -25,6 +27,7 @@ from protocol.messages.requests import (
     TaskSpec,
 )
 from protocol.messages.views import (
+    ContainerView,
     DatasetCleaned,
     DatasetView,
     DebugView,
@@ -50,6 +53,7 @@ from server import (
     bundles,
     catalogue,
     computing,
+    containers,
     failure_report,
     job_executor,
     job_manager,
@@ -333,6 +337,40 @@ def list_dataset_files(call: Call, name: str) -> Page:
     """The files of a dataset."""
     cursor = call.query.cursor()
     return catalogue.files(cursor, dataset=name)
+
+
+@door.route("POST", "/v1/containers", Role.USER, ContainerSpec, ContainerView, 201)
+def create_container(call: Call, spec: ContainerSpec) -> ContainerView:
+    """Make a container: a named list of datasets, over which a task may run."""
+    return containers.create(call.core, spec, call.caller.name)
+
+
+@door.route(
+    "GET", "/v1/containers", Role.USER, None, Page, query=(*CURSOR, Parameter("name", "a part of the name"))
+)
+def list_containers(call: Call) -> Page:
+    """Containers, by a part of the name."""
+    cursor = call.query.cursor()
+    return containers.page(cursor, call.query.text("name"))
+
+
+@door.route("GET", "/v1/containers/<name>", Role.USER, None, ContainerView)
+def show_container(call: Call, name: str) -> ContainerView:
+    """One container with its datasets."""
+    return containers.details(containers.find(name))
+
+
+@door.route("POST", "/v1/containers/<name>/datasets", Role.USER, ContainerChange, ContainerView)
+def change_container(call: Call, wish: ContainerChange, name: str) -> ContainerView:
+    """Add datasets to a container, and take others out; tasks that were submitted before are not changed."""
+    return containers.change(call.core, name, wish)
+
+
+@door.route("POST", "/v1/containers/<name>/delete", Role.USER, None, None)
+def delete_container(call: Call, name: str) -> dict[str, Any]:
+    """Remove a container; its datasets stay."""
+    containers.delete(call.core, name)
+    return {}
 
 
 @door.route(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any, List
 
@@ -388,6 +389,29 @@ def test_datasets_are_described_and_found_by_it(pilotage: Pilotage, tmp_path: Pa
     ):
         refused = pilotage(*words)
         assert refused.code and told in refused.err
+
+
+def test_a_container_of_datasets_is_made_changed_and_the_input_of_a_task(
+    pilotage: Pilotage, tmp_path: Path
+) -> None:
+    for name in ("box-1", "box-2", "box-3"):
+        pilotage("dataset", "register", name, files(tmp_path / name))
+    made = pilotage("dataset", "container", "create", "box", "box-2", "box-1")
+    assert made.code == 0 and "pilotage task submit --input box" in made.err
+    assert pilotage("dataset", "container", "add", "box", "box-3").code == 0
+    shown = json.loads(pilotage("dataset", "container", "remove", "box", "box-1", "--json").out)
+    assert [each["name"] for each in shown["datasets"]] == ["box-2", "box-3"]
+    assert "box-3" in pilotage("dataset", "container", "show", "box").out
+    assert "box" in pilotage("dataset", "container", "list", "--name", "box").out
+    done = pilotage("task", "submit", "--name", "over-box", "--input", "box", "--", "true", "{input}")
+    assert done.code == 0 and "6 jobs over box" in done.out, done.err
+    assert re.search("input +box\n", pilotage("task", "show", "over-box").out)
+    pilotage("task", "cancel", "over-box")
+    assert pilotage("dataset", "container", "delete", "box").out == (
+        "The container box is deleted; its datasets stay.\n"
+    )
+    gone = pilotage("dataset", "container", "show", "box")
+    assert gone.code == 1 and "no container box" in gone.err
 
 
 def test_a_duplicate_dataset_is_refused(pilotage: Pilotage, tmp_path: Path) -> None:

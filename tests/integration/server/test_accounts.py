@@ -32,6 +32,8 @@ CHANGES: dict[str, Any] = {
     "POST /v1/datasets/<name>/close": None,
     "POST /v1/datasets/<name>/delete": None,
     "POST /v1/datasets/<name>/metadata": {"values": {"run": "7"}},
+    "POST /v1/containers/<name>/datasets": {"add": ["mine"]},
+    "POST /v1/containers/<name>/delete": None,
 }
 """Every route that changes a thing of somebody, with a body that is right."""
 
@@ -44,7 +46,9 @@ def changing() -> list[Route]:
 
 def address(route: str) -> tuple[str, str]:
     method, _, path = route.partition(" ")
-    return method, path.replace("<task>", "t").replace("<job>", "1").replace("<name>", "mine")
+    return method, path.replace("<task>", "t").replace("<job>", "1").replace(
+        "s/<name>", "s/box" if "containers" in path else "s/mine"
+    )
 
 
 @pytest.fixture
@@ -54,6 +58,7 @@ def world(core: Core, tenants: Tenants) -> World:
     bob = tenants.token("bob", group="spd.sim")
     tenants.task(bob, "t")
     bob.ok("POST", "/v1/datasets", {"name": "mine"})
+    bob.ok("POST", "/v1/containers", {"name": "box"})
     world = World(core)
     assert world.form() == 3
     return world

@@ -18,8 +18,9 @@ import pytest
 from flask.testing import FlaskClient
 
 from protocol.messages import pilots, wire_name
+from protocol.messages.requests import ContainerSpec
 from server import app as app_module
-from server import task_manager
+from server import containers, task_manager
 from server.access.tokens import Role
 from server.core import Core
 from server.models import Account, Task, WorkingGroup
@@ -160,6 +161,8 @@ BODIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"name": "new", "scope": "new", "files": [FILE], "close": True},
     ),
     "FileList": ("user", "/v1/datasets/open/files", {"files": [FILE], "close": True}),
+    "ContainerSpec": ("user", "/v1/containers", {"name": "new", "datasets": ["open", "listed"]}),
+    "ContainerChange": ("user", "/v1/containers/some/datasets", {"add": ["open"], "remove": ["listed"]}),
     "MetadataChange": (
         "user",
         "/v1/datasets/open/metadata",
@@ -354,6 +357,8 @@ def speaker(core: Core, client: FlaskClient, bearer: Bearer) -> Speaker:
     world = World(core)
     world.dataset(1, "open", close=False, first=500)
     core.database.write(_tenants)
+    world.dataset(1, "listed")
+    containers.create(core, ContainerSpec("some", ["listed"]), "ada")
     job = world.job_with_outputs()
     world.task("again", n_jobs=1)
     task_manager.cancel(core, "again", "ada")
@@ -448,6 +453,7 @@ NESTED = 100_000
 EMPTY = (
     "FileList",
     "MetadataChange",
+    "ContainerChange",
     "GroupChange",
     "QueueChange",
     "AccountChange",
@@ -593,6 +599,10 @@ REFUSED: list[tuple[str, str, Any, int]] = [
     ("POST", "/v1/datasets/open/files", {"files": [FILE, FILE]}, 409),
     ("POST", "/v1/datasets/nope/close", None, 404),
     ("POST", "/v1/datasets/nope/delete", None, 404),
+    ("POST", "/v1/containers", {"name": "some"}, 409),
+    ("POST", "/v1/containers", {"name": "x", "datasets": ["nope"]}, 404),
+    ("POST", "/v1/containers/some/datasets", {"remove": ["open"]}, 404),
+    ("POST", "/v1/containers/nope/delete", None, 404),
     ("POST", "/v1/datasets/in/delete", None, 409),
     ("POST", "/v1/queues", {"name": "CPU"}, 409),
     ("POST", "/v1/queues", {"name": "NEW", "storage": "NOPE"}, 404),

@@ -81,6 +81,8 @@ OPERATORS = {
         "GET /v1/nodes",
         "POST /v1/datasets/<name>/delete",
         "POST /v1/datasets/<name>/metadata",
+        *("POST /v1/containers", "GET /v1/containers", "GET /v1/containers/<name>"),
+        *("POST /v1/containers/<name>/datasets", "POST /v1/containers/<name>/delete"),
     ],
     "admin": [
         *("POST /v1/tokens", "GET /v1/tokens", "POST /v1/tokens/<token>/revoke", "GET /v1/trail"),
@@ -336,9 +338,14 @@ def test_every_reply_is_of_its_declared_class(core: Core, speaker: Speaker) -> N
     world.fail(world.job_with_outputs())
     speaker.ok("POST", "/v1/groups", {"name": "spd"})
     speaker.ok("POST", "/v1/accounts", {"name": "ada", "workingGroup": "spd"})
+    speaker.ok("POST", "/v1/containers", {"name": "box"})
     for route in (route for door in app_module.DOORS for route in door.routes):
         if route.method == "GET" and route.reply is not None:
-            path = filled(route.path).replace("/queues/in", "/queues/CPU")
+            path = (
+                filled(route.path)
+                .replace("/queues/in", "/queues/CPU")
+                .replace("s/in", "s/box" if "containers" in route.path else "s/in")
+            )
             read = from_wire(route.reply, speaker.ok("GET", path))
             assert isinstance(read, route.reply)
             if route.reply is Page and route.path not in ("/v1/datasets/<name>/files",):
