@@ -277,7 +277,7 @@ class InputCache:
 
     def _keep(self, entry: Entry, path: Path) -> None:
         """Make an entry of a file that was verified."""
-        if entry.size > self._bounds.most_bytes:
+        if entry.size > self._bounds.most_bytes or path.is_symlink():
             return
         with self._or_told(), self._opened() as folder:
             file = checksum.open_plain(path)

@@ -16,7 +16,7 @@ from protocol.errors import PilotExit
 from protocol.messages.pilots import InputFile
 from tests.fakes.dispatcher import Dispatcher
 from tests.filesystems import mounted, no_mount
-from tests.integration.pilot.test_hostile_payloads import BUBBLEWRAP, OTHER_ACCOUNT, SetUp, house_of
+from tests.houses import BUBBLEWRAP, OTHER_ACCOUNT, SetUp, house_of
 from tests.pilots import PilotProcess, Site
 from tests.waiting import wait_until
 

@@ -5,39 +5,24 @@ from __future__ import annotations
 import json
 import os
 import signal
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple
+from typing import Any, Iterator, List
 
 import pytest
 
 from protocol.errors import PilotExit
 from protocol.messages.pilots import Step, StepKind
-from server import pilot_package
-from tests.fakes.dispatcher import TOKEN, Dispatcher
+from tests.fakes.dispatcher import TOKEN
+from tests.houses import BUBBLEWRAP, DIRECTORIES, OTHER_ACCOUNT, House, SetUp, house_of
 from tests.integration.pilot.test_isolation import sleepers
-from tests.pilots import Site
-from tests.users import NOBODY, PYTHON, ordinary_user, place_for_all
+from tests.users import NOBODY
 from tests.waiting import wait_until
 
 pytestmark = [
     pytest.mark.component("bubblewrap"),
     pytest.mark.skipif(os.getuid() != 0, reason="only root can be another; run the tests as root"),
 ]
-
-BUBBLEWRAP = {"PILOTAGE_PAYLOAD__EXECUTOR": "bubblewrap"}
-OTHER_ACCOUNT = {"PILOTAGE_PAYLOAD__USERS": "nobody"}
-DIRECTORIES = ("PILOTAGE_COPYTOOL_CP__DIRECTORIES", "PILOTAGE_COPYTOOL_NFS__DIRECTORIES")
-"""Without them root copies no file for others."""
-
-
-class SetUp(NamedTuple):
-    """How a pilot runs its payloads, and as whom it runs itself."""
-
-    settings: Dict[str, str]
-    as_root: bool = True
-
 
 ISOLATED = {
     "bubblewrap, by root": SetUp(BUBBLEWRAP),
@@ -46,37 +31,6 @@ ISOLATED = {
     "another account in bubblewrap": SetUp({**BUBBLEWRAP, **OTHER_ACCOUNT}),
 }
 NOT_ISOLATED = {"plain, by root": SetUp({}), "plain, by an ordinary user": SetUp({}, as_root=False)}
-
-
-class House(NamedTuple):
-    site: Site
-    dispatcher: Dispatcher
-    settings: Dict[str, str]
-    runs_as_root: bool
-    """Its payloads do."""
-
-
-@contextmanager
-def house_of(wanted: SetUp) -> Iterator[House]:
-    """A node where every account gets in, but not into what is the pilot's."""
-    with place_for_all() as base:
-        place, storage = base / "node", base / "storage"
-        (storage / "log").mkdir(parents=True)
-        place.mkdir()
-        with Dispatcher(storage) as dispatcher:
-            site = Site(place, dispatcher)
-            site.environment["PYTHONDONTWRITEBYTECODE"] = "1"
-            site.environment.update(dict.fromkeys(DIRECTORIES, str(base)))
-            package = base / "pilot.pyz"
-            pilot_package.build(package)
-            package.chmod(0o644)
-            places = (place, site.token, storage, storage / "log")
-            site.program = [*([] if wanted.as_root else ordinary_user(*places)), PYTHON, str(package)]
-            try:
-                runs_as_root = wanted.as_root and not OTHER_ACCOUNT.items() <= wanted.settings.items()
-                yield House(site, dispatcher, wanted.settings, runs_as_root)
-            finally:
-                site.clear()
 
 
 @pytest.fixture(params=ISOLATED)

@@ -20,7 +20,7 @@ import trustme
 
 from protocol.messages.pilots import Step, StepKind
 from tests.fakes.dispatcher import TOKEN, Dispatcher
-from tests.integration.pilot.test_hostile_payloads import OTHER_ACCOUNT, SetUp, house_of
+from tests.houses import OTHER_ACCOUNT, SetUp, house_of
 from tests.integration.pilot.test_isolation import ISOLATED
 from tests.pilots import Site
 from tests.waiting import wait_until

@@ -218,6 +218,21 @@ def test_an_image_of_the_queue_that_is_not_on_the_node_makes_it_unfit(tmp_path: 
     assert [level for level, _ in told(examined(tmp_path, **given), "executor")] != ["unfit"]  # type: ignore[arg-type]
 
 
+def test_a_directory_for_inputs_that_cannot_be_used_is_warned_of_and_no_reason_to_stop(
+    tmp_path: Path,
+) -> None:
+    good, bad = tmp_path / "good", tmp_path / "bad"
+    bad.mkdir()
+    bad.chmod(0o777)
+    assert told(examined(tmp_path), "cache") == []
+    ((level, _),) = told(examined(tmp_path, cache__directory=str(good)), "cache")
+    assert level == "ok"
+    findings = examined(tmp_path, cache__directory=str(bad))
+    fitness.judge(findings)
+    ((level, detail),) = told(findings, "cache")
+    assert level == "warning" and "others may write in it (chmod 700)" in detail
+
+
 def test_a_file_of_patterns_that_cannot_be_read_is_warned_of_before_the_first_job_fails(
     tmp_path: Path,
 ) -> None:
