@@ -62,6 +62,7 @@ from protocol.messages.views import (
     GroupView,
     JobMetrics,
     JobView,
+    Lineage,
     NodeView,
     Page,
     PilotsDrained,
@@ -330,6 +331,10 @@ class Session:
 
     def dataset(self, dataset: str) -> DatasetView:
         return self._one(DatasetView, "GET", f"/v1/datasets/{_name(dataset, 'dataset')}")
+
+    def lineage(self, dataset: str) -> Lineage:
+        """Of what a dataset was made, and what was made of it."""
+        return self._one(Lineage, "GET", f"/v1/datasets/{_name(dataset, 'dataset')}/lineage")
 
     def dataset_files(self, dataset: str) -> Iterator[FileView]:
         return self._all(FileView, f"/v1/datasets/{_name(dataset, 'dataset')}/files")

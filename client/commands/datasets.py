@@ -40,6 +40,14 @@ _COLUMNS = (
 )
 
 
+_LINEAGE = (
+    Column("level", lambda step: f"{step.level:+d}" if step.level else "0", right=True),
+    Column("dataset", lambda step: step.dataset),
+    Column("state", lambda step: step.state),
+    Column("made by", lambda step: f"task {step.task_id} ({step.task})" if step.task_id else "registration"),
+    Column("from", lambda step: ", ".join(step.inputs) or None),
+    Column("with", lambda step: " ".join(filter(None, (step.command, step.software))) or None),
+)
 STANDARD_INPUT = "-"
 
 
@@ -254,6 +262,21 @@ def get(session: Session, *, name: str, directory: Path | None, threads: int, as
 def close(session: Session, *, name: str, as_json: bool) -> None:
     """Close a dataset for good: it takes no more files."""
     _print(session.close_dataset(name), as_json)
+
+
+@dataset.command(epilog=examples("pilotage dataset lineage md5.out"))
+@click.argument("name", metavar="NAME")
+@json_option
+@with_session
+def lineage(session: Session, *, name: str, as_json: bool) -> None:
+    """Show of what a dataset was made, by which tasks, and what was made of it."""
+    found = session.lineage(name)
+    if as_json:
+        return tables.show(found)
+    tables.print_table(found.steps, _LINEAGE)
+    if found.more:
+        tables.say("There are more datasets than these.")
+    return None
 
 
 @dataset.command(

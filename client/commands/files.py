@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 
 import click
 
@@ -11,8 +12,12 @@ from client.commands import Group
 from client.commands.common import examples, json_option, limit_option, print_list, with_session
 from client.session import Session
 from client.tables import Column
-from protocol.messages.views import ReplicaView
+from protocol.errors import PilotageError
+from protocol.messages.views import FileView, JobView, ReplicaView
 from protocol.states import ReplicaState
+
+MOST_SHOWN = 20
+"""Files of one name, and inputs of one job."""
 
 COLUMNS = (
     Column("lfn", lambda file: file.lfn),
@@ -65,3 +70,65 @@ def list_files(
         else "No file yet; register some: pilotage dataset register --help"
     )
     print_list(session.files(scope=scope, lfn=lfn, dataset=dataset), COLUMNS, limit, as_json, nothing)
+
+
+@file.command(epilog=examples("pilotage file show run-000001-00000-00.md5 --dataset md5.out"))
+@click.argument("lfn", metavar="LFN")
+@click.option("--scope", metavar="SCOPE")
+@click.option("--dataset", metavar="DATASET")
+@json_option
+@with_session
+def show(session: Session, *, lfn: str, scope: str | None, dataset: str | None, as_json: bool) -> None:
+    """Show a file: what it is, where it lies, and which job made it of which files. In several scopes: each of them."""
+    found = list(islice(session.files(scope=scope, lfn=lfn, dataset=dataset), MOST_SHOWN))
+    if not found:
+        raise PilotageError("NOT_FOUND", f"no file {lfn!a}", advice="pilotage file list --help")
+    shown = [(each, _job(session, each.job_id)) for each in found]
+    if as_json:
+        return tables.show([{"file": each, "madeBy": job} for each, job in shown])
+    for index, (each, job) in enumerate(shown):
+        if index:
+            tables.write("")
+        tables.print_facts({**_facts(each), **_origin(each, job)})
+    return None
+
+
+def _job(session: Session, job_id: int | None) -> JobView | None:
+    """The job that made a file; None if it was registered, or if the job was pruned from the archive."""
+    if job_id is None:
+        return None
+    try:
+        return session.job(job_id)
+    except PilotageError as error:
+        if error.name != "NOT_FOUND":
+            raise
+        return None
+
+
+def _facts(view: FileView) -> dict[str, object]:
+    return {
+        "file": view.lfn,
+        "scope": view.scope,
+        "dataset": view.dataset,
+        "state": view.state,
+        "size": tables.size(view.size),
+        **view.checksums,
+        "address": view.url,
+    }
+
+
+def _origin(view: FileView, job: JobView | None) -> dict[str, object]:
+    if view.job_id is None:
+        return {"made by": "registration"}
+    if job is None:
+        return {
+            "made by": f"job {view.job_id}, which was pruned; see pilotage dataset lineage {view.dataset}"
+        }
+    last = next((each for each in reversed(job.attempts or ()) if each.error is None), None)
+    inputs = [f"{each.lfn} ({each.dataset})" for each in job.inputs or ()]
+    more = f" and {len(inputs) - MOST_SHOWN} more" if len(inputs) > MOST_SHOWN else ""
+    return {
+        "made by": f"job {job.job_id} of task {job.task_id} ({job.task})",
+        "on node": last.node if last else None,
+        "made of": ", ".join(inputs[:MOST_SHOWN]) + more,
+    }

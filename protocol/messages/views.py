@@ -67,6 +67,32 @@ class ContainerView:
 
 
 @message
+class LineageStep:
+    """A dataset, and what made it: a task with its inputs, or nobody, where it was registered."""
+
+    dataset: str
+    level: int
+    """0: the dataset that was asked for; below 0 what it was made of, above 0 what was made of it."""
+    state: str
+    owner: str = ""
+    task_id: Optional[int] = None
+    task: str = ""
+    inputs: List[str] = bounded(list)
+    command: str = ""
+    software: str = ""
+
+
+@message
+class Lineage:
+    """Where a dataset comes from and what became of it."""
+
+    dataset: str
+    steps: List[LineageStep] = bounded(list, of=LineageStep)
+    more: bool = False
+    """There are so many that not all are told."""
+
+
+@message
 class TaskView:
     """A task as the server reports it; `counts` holds the number of jobs in each state that occurs."""
 

@@ -34,6 +34,7 @@ from protocol.messages.views import (
     Explanation,
     JobMetrics,
     JobView,
+    Lineage,
     NodeView,
     Page,
     PilotsDrained,
@@ -57,6 +58,7 @@ from server import (
     failure_report,
     job_executor,
     job_manager,
+    lineage,
     replicas,
     task_manager,
 )
@@ -288,6 +290,12 @@ def show_dataset(call: Call, name: str) -> DatasetView:
     shown = catalogue.view(found)
     shown.n_waiting = backlog.of(found)
     return shown
+
+
+@door.route("GET", "/v1/datasets/<name>/lineage", Role.USER, None, Lineage)
+def show_lineage(call: Call, name: str) -> Lineage:
+    """Of what a dataset was made, by which tasks, and what was made of it."""
+    return lineage.of(catalogue.find(name))
 
 
 @door.route(

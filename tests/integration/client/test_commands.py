@@ -13,10 +13,11 @@ import pytest
 
 from client.session import Session
 from pilot.server_client import ServerClient
-from protocol.errors import BY_NAME
+from protocol.errors import BY_NAME, PilotageError
+from protocol.messages import to_wire
 from protocol.messages.pilots import CacheReport, GpuKind, Heartbeat, PilotRegistration
 from protocol.messages.requests import TaskSpec
-from protocol.messages.views import DebugView, FileView, ReplicaView
+from protocol.messages.views import AttemptView, DebugView, FileView, JobView, ReplicaView
 from protocol.resources import ResourceType
 from protocol.share import shared_path
 from protocol.states import JobState
@@ -681,3 +682,60 @@ def test_what_is_known_against_a_replica_is_listed_with_the_file(
     monkeypatch.setattr(Session, "dataset_files", lambda *_, **__: iter([file]))
     titles, row = pilotage("dataset", "files", "in").out.splitlines()
     assert titles.endswith("replicas") and row.endswith("2; bad on OLD: it is lost")
+
+
+def test_a_file_is_shown_with_the_job_that_made_it_and_of_what(
+    pilotage: Pilotage, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = FileView("a.o", "t.out", "t.out", 3, {"md5": "0" * 32}, "file:///s/t.out/a.o.9", "available", 4711)
+    read = [FileView(f"{nr}.i", "in", "in", 3, {}, "file:///x", "available") for nr in range(22)]
+    attempts = [
+        AttemptView(8, 1, "FAILED", "p1", "bad-node", "CPU", error="PAYLOAD_FAILED"),
+        AttemptView(9, 2, "COMPLETED", "p2", "good-node", "CPU"),
+    ]
+    job = JobView(
+        4711,
+        1,
+        17,
+        "t",
+        "COMPLETED",
+        "cpu",
+        0,
+        2,
+        "now",
+        "now",
+        inputs=read,
+        outputs=[made],
+        attempts=attempts,
+    )
+    monkeypatch.setattr(Session, "files", lambda *_, **__: iter([made, made]))
+    monkeypatch.setattr(Session, "job", lambda self, job_id: job)
+    told = pilotage("file", "show", "a.o").out
+    assert told.count("made by  job 4711 of task 17 (t)") == 2
+    assert "good-node" in told and "0.i (in), 1.i (in)" in told and "19.i (in) and 2 more" in told
+
+    def pruned(*_: Any) -> JobView:
+        raise PilotageError("NOT_FOUND", "no job 4711")
+
+    monkeypatch.setattr(Session, "job", pruned)
+    assert (
+        "job 4711, which was pruned; see pilotage dataset lineage t.out"
+        in pilotage("file", "show", "a.o").out
+    )
+    [shown, _] = json.loads(pilotage("file", "show", "a.o", "--json").out)
+    assert shown == {"file": to_wire(made), "madeBy": None}
+    monkeypatch.setattr(Session, "files", lambda *_, **__: iter([]))
+    gone = pilotage("file", "show", "a.o")
+    assert gone.code == 1 and "no file 'a.o'" in gone.err
+
+
+def test_of_what_a_dataset_was_made_is_told(pilotage: Pilotage, tmp_path: Path) -> None:
+    pilotage("dataset", "register", "line-in", files(tmp_path / "data"))
+    words = ("--name", "line", "--input", "line-in", "--output", "{stem}.o", "--", "cp", "{input}", "a b")
+    assert pilotage("task", "submit", *words).code == 0
+    told = [line.split() for line in pilotage("dataset", "lineage", "line.out").out.splitlines()]
+    assert told[1][:4] == ["-1", "line-in", "closed", "registration"]
+    assert told[2][:3] == ["0", "line.out", "open"] and told[2][5:8] == ["(line)", "line-in", "cp"]
+    steps = json.loads(pilotage("dataset", "lineage", "line-in", "--json").out)["steps"]
+    assert [(step["level"], step["dataset"]) for step in steps] == [(0, "line-in"), (1, "line.out")]
+    pilotage("task", "cancel", "line")

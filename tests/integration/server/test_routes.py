@@ -81,6 +81,7 @@ OPERATORS = {
         "GET /v1/nodes",
         "POST /v1/datasets/<name>/delete",
         "POST /v1/datasets/<name>/metadata",
+        "GET /v1/datasets/<name>/lineage",
         *("POST /v1/containers", "GET /v1/containers", "GET /v1/containers/<name>"),
         *("POST /v1/containers/<name>/datasets", "POST /v1/containers/<name>/delete"),
     ],
