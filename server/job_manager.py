@@ -18,8 +18,8 @@ from protocol.states import FINAL, HELD, Actor, JobState, PilotState
 from server import catalogue
 from server.job_executor import TAKEN_AWAY, lease_clock
 from server.jobs import benchmarks, retrying
-from server.jobs.claiming import log_url
 from server.jobs.moves import find as find
+from server.jobs.places import log_url
 from server.models import (
     STATE_TIMES,
     ArchivedJob,

@@ -235,6 +235,8 @@ class Task(Table):
     ended = DoubleField(null=True, index=True)
     archived = BooleanField(default=False)
     """Whether all of its jobs have left the hot tables."""
+    target_storage = TextField(null=True)
+    """Where it copies its input dataset to; what its jobs write are replicas of what they read."""
     pruned = BooleanField(default=False)
     """Its jobs have left the archive too, or are leaving it: only its counters tell of them."""
 

@@ -35,6 +35,8 @@ def output_names(spec: TaskSpec, task_id: int, job_nr: int, lfn: str) -> list[st
 def outputs_of(task: Task, jobs: Sequence[Job]) -> dict[int, list[str]]:
     """What each of these jobs of a task writes, by its id; also of those that have failed, which declare it no more."""
     spec = spec_of(task)
+    if spec.replicate_to:
+        return _inputs([job.id for job in jobs])
     if not spec.outputs:
         return {job.id: [] for job in jobs}
     first_lfns = _first_inputs([job.id for job in jobs]) if task.input_dataset_id is not None else {}
@@ -42,10 +44,18 @@ def outputs_of(task: Task, jobs: Sequence[Job]) -> dict[int, list[str]]:
 
 
 def _first_inputs(job_ids: Sequence[int]) -> dict[int, str]:
+    return {job_id: lfns[0] for job_id, lfns in _inputs(job_ids).items() if lfns}
+
+
+def _inputs(job_ids: Sequence[int]) -> dict[int, list[str]]:
+    """What each of these jobs reads, in order."""
     rows = (
         JobInput.select(JobInput.job, File.lfn)
         .join(File, on=(JobInput.file == File.id))
         .where(JobInput.job.in_(job_ids))
-        .order_by(File.id.desc())
+        .order_by(File.id)
     )
-    return dict(rows.tuples())
+    found: dict[int, list[str]] = {job_id: [] for job_id in job_ids}
+    for job_id, lfn in rows.tuples():
+        found[job_id].append(lfn)
+    return found

@@ -14,7 +14,7 @@ from typing import Any
 from peewee import JOIN, fn
 
 from protocol.messages.requests import TaskSpec
-from protocol.states import DatasetState, JobState
+from protocol.states import DatasetState, JobState, ReplicaState
 from server import containers, job_executor
 from server.access import quotas
 from server.access.quotas import Quotas
@@ -22,7 +22,7 @@ from server.brokerage import dependencies
 from server.core import Core
 from server.jobs import forming, operations
 from server.jobs.forming import NewJob
-from server.models import Dataset, File, Job, JobClass, Task
+from server.models import Dataset, File, Job, JobClass, Replica, Task
 from server.pace import Pace
 from server.specs import output_names, spec_of
 from server.waiting import wake
@@ -160,6 +160,13 @@ def _next_files(task: Task) -> Any:
     query = File.select(File.id, File.lfn).where(
         File.dataset == task.input_dataset_id, File.state == "available", File.id > task.last_file_id
     )
+    if task.target_storage:
+        there = Replica.select().where(
+            Replica.file == File.id,
+            Replica.storage == task.target_storage,
+            Replica.state == ReplicaState.GOOD.value,
+        )
+        query = query.where(~fn.EXISTS(there))
     return query.order_by(File.id)
 
 

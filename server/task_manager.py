@@ -22,7 +22,7 @@ from server import catalogue, containers, tallies
 from server.brokerage import broker, dependencies
 from server.core import Core
 from server.jobs import cancelling
-from server.models import Account, Bundle, Job, Queue, Site, Task, now
+from server.models import Account, Bundle, Job, Queue, Site, Storage, Task, now
 from server.paging import Cursor, iso, page_of_all
 from server.specs import dump
 from server.tallies import Tally, expected_jobs
@@ -67,6 +67,7 @@ def register(core: Core, spec: TaskSpec, owner: str) -> TaskView:
             input_container=spec.input_dataset if in_container else None,
             working_group=group,
             country_group=spec.country_group,
+            target_storage=spec.replicate_to or None,
         )
         dependencies.keep(task.id, after)
         if in_container:
@@ -109,6 +110,11 @@ def _check(spec: TaskSpec) -> None:
             "BAD_REQUEST",
             "a task has either an input dataset (--input, inputDataset: a job per file) "
             "or a number of jobs without input (--jobs, nJobs)",
+        )
+    if spec.replicate_to and (not spec.input_dataset or spec.outputs or spec.replicate > 1):
+        raise PilotageError(
+            "BAD_REQUEST",
+            "replicateTo: such a task copies its input dataset; it has no outputs of its own, and no copies of its jobs",
         )
     if spec.n_jobs and spec.files_per_job != 1:
         raise PilotageError("BAD_REQUEST", "filesPerJob goes with an input dataset only")
@@ -211,6 +217,8 @@ def _check_against_database(spec: TaskSpec) -> None:
                 "BAD_REQUEST",
                 f"queue {queue.name} is a {queue.resource_type} queue and the task asks for {spec.resource_type}",
             )
+    if spec.replicate_to and not Storage.get_or_none(Storage.name == spec.replicate_to):
+        raise PilotageError("NOT_FOUND", f"no storage {spec.replicate_to}; see 'pilotage storage list'")
     if spec.site and not Site.get_or_none(Site.name == spec.site):
         raise PilotageError("NOT_FOUND", f"no site {spec.site}; see 'pilotage site list'")
     if spec.bundle and not Bundle.get_or_none(Bundle.digest == spec.bundle):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -26,6 +27,7 @@ from client.commands.files import COLUMNS as FILE_COLUMNS
 from client.session import Session
 from client.tables import Column
 from protocol.files import ALGORITHMS, check_name
+from protocol.messages.requests import TaskSpec
 from protocol.messages.views import DatasetView
 from protocol.redaction import one_line
 from protocol.states import DatasetState
@@ -253,6 +255,44 @@ def get(session: Session, *, name: str, directory: Path | None, threads: int, as
     what = f"{tables.some(result.copied, 'file')} copied and verified{there}"
     tables.write(f"Dataset {name}: {what}, {tables.size(result.size)} in {one_line(str(directory))}")
     return None
+
+
+@dataset.command(
+    epilog=examples(
+        "pilotage dataset replicate run-1 --to NFS", "pilotage dataset replicate run-1 --to FAR --queue FARM"
+    )
+)
+@click.argument("name", metavar="NAME")
+@click.option("--to", "storage", required=True, metavar="STORAGE", help="Where the copies go.")
+@click.option("--queue", default="", metavar="QUEUE", help="Only pilots of this queue.")
+@click.option("--site", default="", metavar="SITE", help="Only pilots of this site.")
+@click.option(
+    "--files-per-job", type=int, default=1, show_default=True, metavar="N", help="Files of one job."
+)
+@click.option("--priority", type=int, default=0, show_default=True, metavar="N", help="Higher goes first.")
+@click.option("--task", "task_name", metavar="NAME", help="Name of the task.  [default: made from all that and the time]")  # fmt: skip
+@json_option
+@with_session
+def replicate(
+    session: Session, *, name: str, storage: str, task_name: str | None, as_json: bool, **options: Any
+) -> None:
+    """Copy a dataset to another storage, by jobs that pilots run: each file has one more replica there then.
+
+    Files that have a good replica there are left out, so the same command goes on after failures, and mends what a
+    check found bad. Pilots have to see both storages.
+    """
+    made = f"{name[:100]}.to.{storage[:40]}.{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
+    spec = TaskSpec(task_name or made, COPY, input_dataset=name, replicate_to=storage, **options)
+    view = session.submit_task(spec)
+    if as_json:
+        return tables.show(view)
+    tables.write(f"Task {view.task_id} ({view.name}) copies {name} to {storage}.")
+    say_next(f"pilotage task watch {view.name}")
+    return None
+
+
+COPY = ["sh", "-c", 'for file; do cp -L -- "$file" . || exit; done', "sh", "{inputs}"]
+"""The payload: what was staged in becomes the job's outputs, of the same names in its directory."""
 
 
 @dataset.command(epilog=examples("pilotage dataset close run-1"))

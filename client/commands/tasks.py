@@ -123,6 +123,8 @@ def task() -> None:
 @click.option("--max-losses", type=int, metavar="N", help="Tries that nodes may lose.  [default: 10]")
 @click.option("--replicate", type=int, metavar="K",
               help="Run K copies of each job on different nodes; the first that completes counts.  [default: 1]")  # fmt: skip
+@click.option("--replicate-to", metavar="STORAGE",
+              help="Copy the input dataset to this storage; 'pilotage dataset replicate' says the rest too.")  # fmt: skip
 @click.option("--queue", metavar="QUEUE", help="Only pilots of this queue.")
 @click.option("--site", metavar="SITE", help="Only pilots of this site.")
 @click.option(
@@ -407,6 +409,9 @@ def _wishes(spec: dict[str, Any]) -> dict[str, Any]:
     return {
         "queue": spec.get("queue"),
         "site": spec.get("site"),
+        "copied to": f"storage {spec[wire_name('replicate_to')]}"
+        if spec.get(wire_name("replicate_to"))
+        else None,
         "copies": f"{copies} of each job, on different nodes (--replicate)" if copies > 1 else None,
     }
 

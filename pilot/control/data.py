@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Callable, Optional
 
+from copytools.base import CopyTool, FileTool
 from pilot import addresses, control, workdir
 from pilot.api.data import Copied, Data, File, Stopped
 from pilot.context import Context
@@ -76,7 +78,7 @@ def stage_out(context: Context, job: JobRun) -> None:
     job.enter(JobState.STAGE_OUT)
     for output in job.spec.outputs:
         file = File(_address(context, output.url), job.output_path(output), name=output.lfn)
-        copied = _copied(_data(context).take_away, file, job)
+        copied = _copied(_data(context, storage=output.storage).take_away, file, job)
         job.outputs.append(OutputReport(output.lfn, copied.size, copied.checksums))
         logger.info("output is stored", extra={"lfn": output.lfn, "size": copied.size})
     store_log(context, job)
@@ -126,14 +128,22 @@ def _copied(copy: Callable[..., Copied], file: File, job: JobRun) -> Copied:
         raise JobOver from None
 
 
-def _data(context: Context, retries: Optional[int] = None) -> Data:
-    """With the tools of the queue and the settings as they are for its jobs."""
+def _data(context: Context, retries: Optional[int] = None, storage: str = "") -> Data:
+    """With the tools of the queue and the settings as they are for its jobs; `storage`: another one than the queue's."""
     patience = Patience.of(context.settings)
     return Data(
-        context.tools,
+        [_for(tool, storage) for tool in context.tools] if storage else context.tools,
         retries=patience.retries if retries is None else retries,
         timeout_seconds=context.settings.integer("copytools", "timeout_seconds"),
         backoff_seconds=patience.backoff_seconds,
         backoff_max_seconds=patience.backoff_max_seconds,
         cache=context.cache,
     )
+
+
+def _for(tool: CopyTool, storage: str) -> CopyTool:
+    """The same tool, for outputs that go there."""
+    if isinstance(tool, FileTool):
+        tool = copy.copy(tool)
+        tool.storage = storage if storage.startswith("file:") else ""
+    return tool

@@ -43,6 +43,8 @@ class OutputFile:
     scope: str
     dataset: str
     url: str
+    storage: str = ""
+    """The address of its storage, if that is another one than the queue's; its directory has to be there."""
 
 
 @message

@@ -60,6 +60,11 @@ class TaskSpec:
     replicate: int = bounded(
         1, ge=1, le=5, description="copies of each job, on different nodes; the first that completes counts"
     )
+    replicate_to: str = bounded(
+        "",
+        description="storage to which the input dataset is copied: each job writes what it has read (`dataset replicate`)",
+        **OPTIONAL_NAME,
+    )
     queue: str = bounded("", description="bind the task to one queue", **OPTIONAL_NAME)
     site: str = bounded("", description="bind the task to one site", **OPTIONAL_NAME)
     prod_source_label: str = bounded(

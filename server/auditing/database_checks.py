@@ -106,6 +106,7 @@ QUERIES = (
         WHERE {range} AND NOT t.pruned AND f.state = 'available' AND (t.all_formed OR f.id <= t.last_file_id)
               AND (j.id IS NULL OR j.task_id <> t.id)
               AND NOT EXISTS (SELECT 1 FROM archived_job x WHERE x.task_id = t.id)
+              AND NOT EXISTS (SELECT 1 FROM replica r WHERE r.file_id = f.id AND r.storage_id = t.target_storage)
         """,
     ),
     Query(
@@ -356,7 +357,8 @@ QUERIES = (
         SELECT f.lfn AS file, f.job_id AS job, f.state, COUNT(r.id) AS replicas
         FROM file f LEFT JOIN replica r ON r.file_id = f.id
         WHERE {range} GROUP BY f.id, f.lfn, f.job_id, f.state
-        HAVING (f.state = 'available' AND (COUNT(r.id) = 0 OR (f.job_id IS NOT NULL AND COUNT(r.id) <> 1)))
+        HAVING (f.state = 'available'
+                AND (COUNT(r.id) = 0 OR (f.job_id IS NOT NULL AND COUNT(r.id) <> COUNT(DISTINCT r.storage_id))))
                OR (f.state = 'declared' AND COUNT(r.id) > 0)
         """,
     ),
@@ -368,6 +370,7 @@ QUERIES = (
         SELECT f.lfn AS file, j.id AS job, j.attempt_id AS attempt, r.url
         FROM file f JOIN replica r ON r.file_id = f.id JOIN job j ON j.id = f.job_id
         WHERE {{range}} AND j.state {_is(JobState.COMPLETED)} AND r.url NOT LIKE '%.' || CAST(j.attempt_id AS TEXT)
+              AND NOT EXISTS (SELECT 1 FROM task t WHERE t.input_dataset_id = f.dataset_id AND t.target_storage = r.storage_id)
         """,
     ),
 )

@@ -181,7 +181,8 @@ class Strangers:
         sql = """
             SELECT a.id, a.job_id AS job, a.state, a.ended_at, d.name AS dataset
             FROM attempt a LEFT JOIN job j ON j.id = a.job_id LEFT JOIN task t ON t.id = j.task_id
-                LEFT JOIN dataset d ON d.id = t.output_dataset_id
+                LEFT JOIN dataset d
+                    ON d.id = CASE WHEN t.target_storage IS NULL THEN t.output_dataset_id ELSE t.input_dataset_id END
             WHERE a.id IN :ids
         """
         return {row["id"]: row for row in self._snapshot.rows(sql, ids=ids)} if ids else {}

@@ -114,7 +114,7 @@ def _held(job: Job) -> list[str]:
         f"{MEANING[JobState(job.state)]}: pilot {attempt.pilot_id} holds it on node {attempt.node} of queue {attempt.queue}"
         f", attempt {attempt.attempt_nr}"
     ]
-    if job.copies is not None:
+    if job.copies is not None and spec_of(job.task).replicate > 1:
         words.append(_copies(job))
     pilot = Pilot.get_or_none(Pilot.pilot_id == attempt.pilot_id)
     if pilot is not None:

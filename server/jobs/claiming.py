@@ -8,7 +8,6 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
-from urllib.parse import quote
 
 import peewee
 
@@ -23,7 +22,8 @@ from server.brokerage import broker, nodes
 from server.brokerage.broker import WINDOW, Lane
 from server.core import Core
 from server.database import Chain
-from server.jobs import moves, statements
+from server.jobs import moves, replication, statements
+from server.jobs.places import log_url, physical_name
 from server.jobs.statements import SPARE
 from server.leaseclock import lease_clock
 from server.models import Attempt, now
@@ -254,7 +254,9 @@ def _spec(
         command=spec.command,
         environment=spec.environment,
         inputs=inputs,
-        outputs=[
+        outputs=replication.outputs(core, task, inputs, attempt_id)
+        if spec.replicate_to
+        else [
             OutputFile(
                 lfn,
                 spec_scope(task),
@@ -283,16 +285,6 @@ def _spec(
 def spec_scope(task: TaskFacts) -> str:
     """The scope of a task's outputs is the name of its output dataset."""
     return task.output_dataset
-
-
-def physical_name(storage: str, dataset: str, lfn: str, attempt_id: int) -> str:
-    """The URL that this attempt alone may write: it contains the attempt's id, which is never used again."""
-    return f"{storage}/{quote(dataset)}/{quote(lfn)}.{attempt_id}"
-
-
-def log_url(storage: str, task_id: int, job_id: int, attempt_id: int) -> str:
-    """Where an attempt's log archive goes."""
-    return f"{storage}/log/task-{task_id}/job-{job_id}.{attempt_id}.tar.gz"
 
 
 def _inputs(core: Core, job_ids: list[int], site: str) -> dict[int, list[InputFile]]:

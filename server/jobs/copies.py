@@ -18,8 +18,8 @@ from server.models import Attempt, Job, now
 
 
 def after_the_first(spec: TaskSpec) -> int | None:
-    """How many copies may follow the one that leads; None for a task whose jobs have none."""
-    return spec.replicate - 1 if spec.replicate > 1 else None
+    """How many copies may follow the one that leads; None for a task whose jobs have none, and whose ends need no look."""
+    return spec.replicate - 1 if spec.replicate > 1 or spec.replicate_to else None
 
 
 def running(job: Job) -> Any:

@@ -21,9 +21,10 @@ from server import replicas
 from server.access import tokens
 from server.brokerage import nodes
 from server.core import Core
-from server.jobs import benchmarks, copies, moves, retrying, statements
-from server.jobs.claiming import outputs_of, physical_name
+from server.jobs import benchmarks, copies, moves, replication, retrying, statements
+from server.jobs.claiming import outputs_of
 from server.jobs.moves import TAKEN_AWAY, is_taken, reply
+from server.jobs.places import physical_name
 from server.jobs.statements import MOVED
 from server.models import STATE_TIMES, Attempt, now
 from server.recent import storage_url
@@ -281,6 +282,11 @@ def _publish(core: Core, row: dict[str, Any], reports: Sequence[OutputReport]) -
     """The outputs: the declared names, all of them and no others, become available where this attempt wrote them."""
     declared = _declared(core, row["job_id"])
     reported = {report.lfn: report for report in reports}
+    if not declared and (target := replication.target_of(row["job_id"])):
+        files = replication.files_of(core, row["job_id"])
+        _refuse_outputs({file.lfn for file in files}, reported.keys(), len(reports) - len(reported))
+        replication.publish(core, row["id"], target, files, reports)
+        return
     _refuse_outputs(declared.keys(), reported.keys(), len(reports) - len(reported))
     storage = storage_url(core.recent, row["storage_id"])
     outputs = []

@@ -24,7 +24,7 @@ from protocol.files import UNFINISHED, local_path
 from protocol.states import JobState
 from server.core import Core
 from server.database import Chain, Part, Rows
-from server.jobs.claiming import physical_name
+from server.jobs.places import physical_name
 from server.models import Attempt, Counter, Garbage, Job, Storage, Task, now
 from server.specs import outputs_of
 
@@ -88,8 +88,12 @@ def left_by(task_id: int, jobs: Sequence[Job]) -> list[Left]:
     task = Task.get_by_id(task_id)
     of_those = {job_id for _, job_id, _ in tries}
     names = outputs_of(task, [job for job in jobs if job.id in of_those])
+    if task.target_storage:  # theirs, and not the queue's
+        target = Storage.get_by_id(task.target_storage).url
+        tries = [(attempt_id, job_id, target) for attempt_id, job_id, _ in tries]
+    dataset = task.input_dataset if task.target_storage else task.output_dataset
     return [
-        (attempt_id, physical_name(url, task.output_dataset.name, lfn, attempt_id))
+        (attempt_id, physical_name(url, dataset.name, lfn, attempt_id))
         for attempt_id, job_id, url in tries
         for lfn in names[job_id]
     ]

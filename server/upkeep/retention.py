@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import time
-from pathlib import PurePosixPath
 
 from protocol.errors import PilotageError
 from protocol.files import local_path
@@ -16,6 +15,7 @@ from protocol.messages.views import DatasetCleaned
 from protocol.states import DatasetState
 from server import catalogue
 from server.core import Core
+from server.jobs.places import attempt_of
 from server.models import Dataset, File, Garbage, Replica, Storage, Task, now
 from server.pace import Pace
 from server.registration import MEBIBYTE
@@ -89,7 +89,7 @@ def _remove_some(dataset_id: int, pace: Pace) -> int:
             return 0
         of_these = Replica.file.in_(list(sizes))
         outputs = Replica.select(Replica.url).where(of_these, Replica.storage.is_null(False))
-        left = [(_attempt_of(url), url) for (url,) in outputs.tuples()]
+        left = [(attempt_of(url), url) for (url,) in outputs.tuples()]
         rows = [
             {"attempt_id": attempt_id, "url": url, "due": now()} for attempt_id, url in left if attempt_id
         ]
@@ -103,9 +103,3 @@ def _remove_some(dataset_id: int, pace: Pace) -> int:
             bytes_more=Dataset.bytes_more - sum(size % MEBIBYTE for size in sizes.values()),
         ).where(Dataset.id == dataset_id).execute()
     return len(sizes)
-
-
-def _attempt_of(url: str) -> int:
-    """The attempt that wrote an output: its number ends the physical name."""
-    number = PurePosixPath(url).suffix[1:]
-    return int(number) if number.isascii() and number.isdigit() and len(number) < 19 else 0

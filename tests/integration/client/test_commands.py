@@ -63,7 +63,7 @@ def test_every_option_of_submit_reaches_the_server(pilotage: Pilotage, session: 
         "name": "all-options", "command": ["prog", "--flag", "{output}", "-x"], "inputDataset": "", "nJobs": 4,
         "filesPerJob": 1, "outputs": ["a-{job_nr}", "b-{job_nr}"], "outputDataset": "all-options-results",
         "environment": {"A": "1", "B": "x=y"}, "resourceType": "gpu", "cores": 3, "memoryMb": 100, "diskMb": 200,
-        "walltimeSeconds": 300, "gpus": 2, "priority": 7, "maxAttempts": 5, "maxLosses": 6, "replicate": 2, "queue": "GPU",
+        "walltimeSeconds": 300, "gpus": 2, "priority": 7, "maxAttempts": 5, "maxLosses": 6, "replicate": 2, "replicateTo": "", "queue": "GPU",
         "prodSourceLabel": "ptest", "dataType": "raw", "bundle": "", "site": "", "workingGroup": "", "countryGroup": "",
         "requires": [], "tags": [], "after": [], "image": "docker://debian:12",
         "software": "https://host/reco.tar.gz", "softwareChecksum": f"sha256:{'0' * 64}",
