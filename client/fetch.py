@@ -90,6 +90,11 @@ def _right(files: Sequence[FileView], directory: Path, threads: int, advance: pr
         return {lfn for lfn in pool.map(look, files) if lfn}
 
 
+def _addresses(file: FileView) -> list[str]:
+    """Where it lies, the best place first."""
+    return list(dict.fromkeys([file.url, *(replica.url for replica in file.replicas or ())]))
+
+
 def _copy(
     session: Session, files: Sequence[FileView], directory: Path, threads: int, advance: progress.Advance
 ) -> list[PilotageError]:
@@ -98,14 +103,18 @@ def _copy(
     stop = threading.Event()
 
     def copy(file: FileView) -> PilotageError | None:
-        try:
-            transfer.copy_in(
-                file.url, directory / file.lfn, file.size, file.checksums, session.data_root, stop.is_set
-            )
-        except PilotageError as error:
-            return PilotageError(error.name, f"{one_line(file.lfn)}: {error.detail}")
-        advance(file.size)
-        return None
+        failed: PilotageError | None = None
+        for url in _addresses(file):
+            try:
+                transfer.copy_in(
+                    url, directory / file.lfn, file.size, file.checksums, session.data_root, stop.is_set
+                )
+            except PilotageError as error:
+                failed = failed or PilotageError(error.name, f"{one_line(file.lfn)}: {error.detail}")
+            else:
+                advance(file.size)
+                return None
+        return failed
 
     pool = ThreadPoolExecutor(threads)
     try:

@@ -107,12 +107,16 @@ def _why_unseen(snapshot: Snapshot, tally: Tally, data_root: str) -> str:
     return ""
 
 
-_ROWS = """
-    SELECT r.id, r.url, r.state, r.storage_id AS storage, f.lfn, f.size, f.checksums, d.name AS dataset,
+_FACTS = "r.id, r.url, r.state, r.storage_id AS storage, f.size, f.checksums"
+_FROM = "FROM file f JOIN replica r ON r.file_id = f.id"
+_FIRST = f"SELECT {_FACTS} {_FROM} WHERE f.state = 'available' AND f.id BETWEEN :low AND :high"
+_AGAIN = f"""
+    SELECT {_FACTS}, f.lfn, d.name AS dataset,
         (SELECT COUNT(*) FROM replica o WHERE o.file_id = f.id AND o.id <> r.id AND o.state = 'good') AS n_good
-    FROM file f JOIN replica r ON r.file_id = f.id JOIN dataset d ON d.id = f.dataset_id
-    WHERE f.state = 'available' AND
+    {_FROM} JOIN dataset d ON d.id = f.dataset_id
+    WHERE f.state = 'available' AND r.id IN :ids ORDER BY r.id
 """
+"""With what is told of the few that are wrong."""
 
 
 class _Replicas:
@@ -129,7 +133,7 @@ class _Replicas:
         sql = "SELECT COUNT(*) AS n, COALESCE(SUM(size), 0) AS size FROM file WHERE state = 'available'"
         is_read = sampler(self._options, self._snapshot.one(sql) or {"n": 0, "size": 0})
         for low, high, _ in ranges(self._snapshot, "file", None, progress):
-            for row in self._snapshot.rows(f"{_ROWS} f.id BETWEEN :low AND :high", low=low, high=high):
+            for row in self._snapshot.rows(_FIRST, low=low, high=high):
                 if tally := self._tally_of(row):
                     self._first(row, tally, is_read)
             self._suspects.settle_if_many()
@@ -181,7 +185,7 @@ class _Replicas:
 
     def _again(self, ids: list[int]) -> None:
         """The second look: a server that runs changes the catalogue and the disk while one looks."""
-        for row in self._snapshot.rows(f"{_ROWS} r.id IN :ids ORDER BY r.id", ids=ids):
+        for row in self._snapshot.rows(_AGAIN, ids=ids):
             is_read = row["id"] in self._read
             self._read.discard(row["id"])
             came = compare(row["url"], row["size"], row["checksums"], self._options.data_root, is_read)
