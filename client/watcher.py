@@ -186,6 +186,10 @@ class Buffer:
 
     def _examined(self, path: str, now: float) -> Iterator[tuple[Found, str]]:
         """The file, and why it is unfinished; nothing where it cannot be registered or has just gone."""
+        if os.path.islink(path):
+            # Whoever may write into the buffer would else have any file registered that this process may read.
+            self.put_aside(path, "is a link; of a buffer only its own files are registered")
+            return
         try:
             found = self.examined(path)
         except PilotageError as error:

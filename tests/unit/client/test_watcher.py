@@ -305,6 +305,16 @@ def test_a_buffer_that_vanishes_for_a_while_is_told_and_nothing_is_forgotten(
     assert any("cannot be looked into" in words for words in case.said)
 
 
+def test_a_link_that_was_planted_in_the_buffer_is_not_registered(case: Case, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    case.make("a.dat")
+    (case.folder / "b.dat").symlink_to(tmp_path / "secret")
+    (case.folder / "deep").symlink_to(tmp_path)
+    case.watch(Clock())
+    assert case.server.lfns == ["a.dat"]
+    assert any("b.dat: is a link" in words for words in case.said)
+
+
 def test_a_directory_that_is_none_is_refused_at_once(case: Case) -> None:
     (case.folder / "file").write_text("")
     for path in (case.folder / "file", case.folder / "missing"):
