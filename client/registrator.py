@@ -231,10 +231,9 @@ def find(
     """The files that these paths mean, and those `listed` as they are; raises if one of them cannot be registered."""
     problems: list[PilotageError] = []
     given = [path for text in paths for path in _expand(str(text), problems)]
-    literally = (path for text in listed for path in _literally(text, problems))
     inventory = Inventory(url_prefix)
     wrong: set[str] = set()
-    for each in chain(given, literally):
+    for each in chain(given, map(os.path.normpath, listed)):
         inventory.below(each)
         for path in _listed(each, problems):
             try:
@@ -291,14 +290,6 @@ def natural(name: str) -> str:
         return f"\x01{len(digits):03}{digits}"
 
     return re.sub("[0-9]+", number, name)
-
-
-def _literally(text: str, problems: list[PilotageError]) -> list[str]:
-    """A path of a list, in which nothing stands for anything else."""
-    if "\0" in text or not os.path.lexists(text):
-        problems.append(PilotageError("BAD_PATH", f"{one_line(text)} does not exist"))
-        return []
-    return [str(Path(text))]
 
 
 def _expand(text: str, problems: list[PilotageError]) -> list[str]:
@@ -362,6 +353,8 @@ def _stamp(path: str) -> Stamp:
     except OSError as error:
         broken = "is a link that leads nowhere" if os.path.islink(path) else error.strerror
         raise PilotageError("BAD_PATH", str(broken)) from None
+    except ValueError:
+        raise PilotageError("BAD_PATH", "a path has no NUL character") from None
     if not stat.S_ISREG(status.st_mode):
         raise PilotageError("BAD_PATH", "is not a regular file")
     if not os.access(path, os.R_OK):

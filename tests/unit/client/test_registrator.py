@@ -190,8 +190,10 @@ def test_names_with_line_breaks_and_no_utf_8_pass_through_a_list_with_nul() -> N
 def test_what_is_no_list_of_paths_is_refused_before_it_fills_the_memory(tmp_path: Path) -> None:
     with pytest.raises(PilotageError, match="is it a list of paths"):
         list(registrator.lines_of(io.BytesIO(bytes(range(1, 10)) * 2**20)))
-    with pytest.raises(PilotageError, match=r"\*.spd does not exist"):
+    with pytest.raises(PilotageError, match=r"\*.spd: No such file"):
         find([], listed=[f"{tmp_path}/*.spd"])
+    with pytest.raises(PilotageError, match="no NUL"):
+        find([], listed=["a\0b"])
 
 
 def test_the_common_parent_of_a_list_is_that_of_all_its_paths(tmp_path: Path) -> None:
