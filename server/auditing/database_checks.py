@@ -110,6 +110,20 @@ QUERIES = (
         """,
     ),
     Query(
+        "job-inputs",
+        "task",
+        "file {file} of {dataset}, which task {task} has read in its container, is read by no job of that task",
+        """
+        SELECT t.id AS task, f.lfn AS file, d.name AS dataset
+        FROM task t JOIN task_input p ON p.task_id = t.id AND p.dataset_id = t.input_dataset_id
+             JOIN task_input e ON e.task_id = t.id AND e.position < p.position
+             JOIN dataset d ON d.id = e.dataset_id JOIN file f ON f.dataset_id = e.dataset_id
+             LEFT JOIN job_input i ON i.task_id = t.id AND i.file_id = f.id LEFT JOIN job j ON j.id = i.job_id
+        WHERE {range} AND NOT t.pruned AND f.state = 'available' AND (j.id IS NULL OR j.task_id <> t.id)
+              AND NOT EXISTS (SELECT 1 FROM archived_job x WHERE x.task_id = t.id)
+        """,
+    ),
+    Query(
         "counters",
         "task",
         "task {task} counts {n_completed} completed, {n_failed} failed and {n_cancelled} cancelled jobs and {n_attempts} attempts; "

@@ -11,7 +11,7 @@ from server.brokerage import dependencies
 from server.jobs import operations
 from server.models import Dataset, File, Job, JobInput, Task
 from server.paging import Cursor
-from tests.auditing import assert_clean
+from tests.auditing import assert_clean, look
 from tests.integration.server.world import World, files, refusing
 
 
@@ -106,6 +106,17 @@ def test_a_task_reads_each_file_of_each_dataset_once_and_no_job_reads_of_two(
     ended = task_manager.view(Task.get())
     assert (ended.state, ended.n_jobs, ended.input_dataset) == ("COMPLETED", n_jobs, "c")
     assert_clean(url, storages=False)
+
+
+def test_a_file_of_a_container_that_was_passed_over_is_found_by_the_audit(world: World, url: str) -> None:
+    make(world, "a", "b")
+    container(world, "a", "b")
+    world.task(input_dataset="c")
+    while world.form():
+        pass
+    world.core.database.write(lambda: JobInput.delete().where(JobInput.job == 1).execute())
+    [finding] = look(url, storages=False).findings
+    assert (finding.check, finding.subject["file"]) == ("job-inputs", "f00000.spd")
 
 
 def test_a_container_is_read_as_it_was_when_the_task_was_submitted(world: World) -> None:
