@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import errno
 import os
 import time
 from pathlib import Path
-from typing import Callable, Dict, Mapping, NamedTuple, Optional, Tuple, TypeVar
+from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, TypeVar
 
 from copytools import checksum
 from protocol.errors import PilotageError
-from protocol.files import local_path
+from protocol.files import is_plain_url, local_path
 from protocol.redaction import one_line, redact
 from protocol.values import Bounds, Places, Type, Value, as_text, nearest, parse
 
@@ -27,6 +26,13 @@ class Stored(NamedTuple):
     size: int
     checksums: Checksums
     """Calculated by the storage from its own bytes; empty if it tells none."""
+
+
+class Learned(NamedTuple):
+    """What a tool learned of a file on the way."""
+
+    size: int
+    checksums: Checksums
 
 
 class Option(NamedTuple):
@@ -132,6 +138,14 @@ class CopyTool:
         """
         raise NotImplementedError
 
+    def copy_in_small(self, files: Sequence[Tuple[str, Path]]) -> List[Optional[Learned]]:
+        """Copy many files of some KiB (`copying.TINY` at most) at once, for tools to which one by one costs more.
+
+        None for each that was not copied, for whatever reason: nothing lies there then, and `copy_in`, which is tried
+        next, tells why.
+        """
+        return [None] * len(files)
+
     def copy_out(self, path: Path, target: str, timeout: float) -> Optional[Checksums]:
         """Copy the plain file at `path` to the URL `target`, a name that nobody else ever writes.
 
@@ -147,7 +161,8 @@ class CopyTool:
 
     def until(self: T, asked_to_stop: Callable[[], bool], moved: Moved = lambda n_bytes: None) -> T:
         """The same tool for one job: its calls raise soon after `asked_to_stop` has answered yes, and tell `moved` how far they are."""
-        for_one_job = copy.copy(self)
+        for_one_job = type(self).__new__(type(self))  # as copy.copy does, in a tenth of the time
+        for_one_job.__dict__.update(self.__dict__)
         for_one_job._asked_to_stop = asked_to_stop
         for_one_job._moved = moved
         return for_one_job
@@ -211,6 +226,22 @@ class FileTool(CopyTool):
                 return Stored(os.fstat(descriptor).st_size, {})
             finally:
                 os.close(descriptor)
+
+    def paths_of(self, urls: Sequence[str]) -> List[Optional[str]]:
+        """The paths of many URLs as `path_of` has them; what is refused for one of a directory is looked at once. None: refused."""
+        allowed: Dict[str, bool] = {}
+        return [self._path_in(url, allowed) for url in urls]
+
+    def _path_in(self, url: str, allowed: Dict[str, bool]) -> Optional[str]:
+        directory, _, name = url.rpartition("/")
+        if directory not in allowed or not is_plain_url(url) or name in ("", "."):
+            try:
+                path = str(self.path_of(url))
+            except PilotageError:
+                return None
+            allowed[directory] = is_plain_url(url)
+            return path
+        return url[len("file://") :]
 
     def missing_storage(self) -> Optional[Path]:
         """The directory of the storage if it is not there."""

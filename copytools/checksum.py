@@ -205,6 +205,16 @@ def of(
         return hasher.digests()
 
 
+def of_bytes(data: memoryview, algorithms: Iterable[str]) -> Dict[str, str]:
+    """Checksums of what is in memory; `algorithms` are supported ones."""
+    found = {}
+    for algorithm in algorithms:
+        calculated = _new(algorithm)
+        calculated.update(data)
+        found[algorithm] = calculated.hexdigest()
+    return found
+
+
 def _read_into(
     hasher: Hasher, path: Union[str, Path], descriptor: int, on_block: Callable[[int], None]
 ) -> None:

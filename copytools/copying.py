@@ -15,19 +15,22 @@ import os
 import uuid
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
-from typing import Callable, Deque, Iterator, List, NamedTuple, Optional, Tuple, Type
+from typing import Callable, Deque, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple, Type
 
-from copytools.base import Checksums, Deadline, shown
-from copytools.checksum import BLOCK, NOT_PLAIN, Hasher, blocks, open_plain
+from copytools.base import Checksums, Deadline, Learned, shown
+from copytools.checksum import BLOCK, NOT_PLAIN, Hasher, blocks, of_bytes, open_plain
 from copytools.failures import End, Stage, translated
 from protocol.errors import PilotageError
 
 logger = logging.getLogger(__name__)
 
 MIB = 1024 * 1024
+
+TINY = 64 * 1024
+"""Bytes that one read and one write are enough for."""
 
 SMALL = 64 * MIB
 """Bytes up to which one pass is as fast as two threads."""
@@ -51,8 +54,7 @@ Identity = Tuple[int, int]
 """Device and inode."""
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """How a tool wants its files copied."""
 
     stage: Stage
@@ -104,6 +106,59 @@ def hashed(descriptor: int, algorithms: Tuple[str, ...], deadline: Deadline) -> 
         if n_bytes != before.st_size:
             raise OSError(errno.EBUSY, f"{before.st_size} bytes became {n_bytes} while it was read")
         return hasher.digests()
+
+
+def copy_small(
+    files: Iterable[Tuple[Optional[str], str]], algorithms: Tuple[str, ...], asked_to_stop: Callable[[], bool]
+) -> Iterator[Optional[Learned]]:
+    """As `copy`, many files of at most TINY bytes going in, at a third of the cost: (source, target) → what was learned.
+
+    None where there is no source, or anything is not as usual: then there is no target, and `copy` tells why.
+    """
+    buffer = memoryview(bytearray(TINY + 1))
+    directories: Dict[str, int] = {}
+    try:
+        for source, target in files:
+            if source is None or asked_to_stop():
+                yield None
+                continue
+            try:
+                parent, slash, name = target.rpartition("/")
+                if parent not in directories:
+                    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+                    directories[parent] = os.open(parent + slash or ".", flags)
+                yield _copy_small(source, name, directories[parent], algorithms, buffer)
+            except OSError:
+                yield None
+    finally:
+        for directory in directories.values():
+            os.close(directory)
+
+
+def _copy_small(
+    source: str, name: str, directory: int, algorithms: Tuple[str, ...], buffer: memoryview
+) -> Optional[Learned]:
+    """One read, one write, a file without a name until it is whole."""
+    reading = open_plain(source)
+    try:
+        before = os.fstat(reading)
+        n_bytes = os.readv(reading, [buffer])
+        if n_bytes != before.st_size or n_bytes == len(buffer):
+            return None
+        writing = os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o666, dir_fd=directory)
+        try:
+            data = buffer[:n_bytes]
+            if os.write(writing, data) != n_bytes:
+                return None
+            checksums = of_bytes(data, algorithms)
+            _refuse_changed(before, os.fstat(reading))
+            os.close(os.dup(writing))  # as in _NewFile.publish
+            _link_open(writing, name, directory)
+        finally:
+            os.close(writing)
+    finally:
+        os.close(reading)
+    return Learned(n_bytes, checksums)
 
 
 def reread(path: Path, algorithms: Tuple[str, ...], deadline: Deadline) -> Checksums:
@@ -303,7 +358,7 @@ class _NewFile:
 
     def _open_without_name(self) -> bool:
         """Such a file vanishes with its last descriptor, even if we are killed; some file systems do not know that."""
-        if not os.path.isdir("/proc/self/fd"):  # by which it would get its name
+        if not _has_proc():  # by which it would get its name
             return False
         try:
             self.descriptor = os.open(
@@ -329,7 +384,7 @@ class _NewFile:
         if self.temporary:
             self._link_hidden()
         else:
-            self._link_open()
+            _link_open(self.descriptor, self.name, self.directory)
         if durable:
             self._sync()
 
@@ -339,11 +394,6 @@ class _NewFile:
         except OSError:
             self._unlink(self.name)
             raise
-
-    def _link_open(self) -> None:
-        os.link(
-            f"/proc/self/fd/{self.descriptor}", self.name, dst_dir_fd=self.directory, follow_symlinks=True
-        )
 
     def _link_hidden(self) -> None:
         here = {"src_dir_fd": self.directory, "dst_dir_fd": self.directory}
@@ -408,6 +458,16 @@ def give_name(hidden: Path, target: Path) -> None:
         rename_to_new(directory, hidden.name, target.name)
     finally:
         os.close(directory)
+
+
+def _link_open(descriptor: int, name: str, directory: int) -> None:
+    """Give a file without a name one that nothing has."""
+    os.link(f"/proc/self/fd/{descriptor}", name, dst_dir_fd=directory, follow_symlinks=True)
+
+
+@lru_cache(None)
+def _has_proc() -> bool:
+    return os.path.isdir("/proc/self/fd")
 
 
 def hidden_name(name: str) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import enum
 import errno
-from contextlib import contextmanager
-from typing import Dict, Iterator, Tuple
+from types import TracebackType
+from typing import Dict, Optional, Tuple, Type
 
 from copytools.base import shown
 from copytools.checksum import NOT_PLAIN
@@ -82,14 +82,30 @@ def meaning(stage: Stage, end: End, number: int) -> str:
     return TABLE.get(number, UNKNOWN)[_COLUMN[stage, end]]
 
 
-@contextmanager
-def translated(stage: Stage, end: End, place: object) -> Iterator[None]:
-    """What fails with an OSError in here fails with an error of the catalogue; `place` is the path that the detail names."""
-    try:
-        yield
-    except OSError as error:
-        name = meaning(stage, end, error.errno or 0)
-        raise PilotageError(name, f"{stage.value}, {end.value} {shown(place)}: {_reason(error)}") from error
+class translated:
+    """What fails with an OSError in here fails with an error of the catalogue; `place` is the path that the detail names.
+
+    A class, since a generator takes a few times as long, and three of these are around each small file.
+    """
+
+    __slots__ = ("_stage", "_end", "_place")
+
+    def __init__(self, stage: Stage, end: End, place: object) -> None:
+        self._stage, self._end, self._place = stage, end, place
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self,
+        kind: Optional[Type[BaseException]],
+        error: Optional[BaseException],
+        trace: Optional[TracebackType],
+    ) -> None:
+        if isinstance(error, OSError):
+            name = meaning(self._stage, self._end, error.errno or 0)
+            where = f"{self._stage.value}, {self._end.value} {shown(self._place)}"
+            raise PilotageError(name, f"{where}: {_reason(error)}") from error
 
 
 def _reason(error: OSError) -> str:

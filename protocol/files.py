@@ -98,12 +98,22 @@ def parse_checksum(text: str) -> tuple[str, str]:
     return next(iter(check_checksums({algorithm: value}).items()))
 
 
+_PLAIN_URL = re.compile(r"file:///[\w.,:=+@~/-]*", re.ASCII)
+
+
+def is_plain_url(url: str) -> bool:
+    """Whether it is a path behind `file://`, as nearly every URL, so that nothing is to be taken apart."""
+    return _PLAIN_URL.fullmatch(url) is not None and ".." not in url
+
+
 def local_path(url: str, data_root: str = "") -> PurePosixPath:
     """The path that a `file:` URL names on this node.
 
     `file:///srv/data/a` is that path everywhere; `file:data/a` lies under the node's data root (SCRIPT_PREFIX), for
     storages that nodes mount at different places.
     """
+    if is_plain_url(url):
+        return PurePosixPath(url[len("file://") :])
     try:
         parts = urlsplit(url)
     except ValueError as error:

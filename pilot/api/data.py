@@ -14,8 +14,8 @@ import errno
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Callable, NamedTuple, Optional
 
 import copytools
 from copytools import checksum
-from copytools.base import Checksums, CopyTool, Moved
+from copytools.base import Checksums, CopyTool, Learned, Moved
 from pilot.patience import Patience, Stopped, patiently
 from protocol.errors import PilotageError
 from protocol.redaction import one_line, redact
@@ -147,7 +147,9 @@ class Data:
 
         Both are called by one thread at a time. Bytes of a try that failed are taken back: `moved` then gets a number below zero.
         """
-        return Transfers(self.bring, files, self.parallel, progress, moved)
+        # What lies in the cache is found there one by one.
+        small = self._bring_small if self.cache is None else None
+        return Transfers(self.bring, files, self.parallel, progress, moved, small)
 
     def stage_out(
         self,
@@ -179,6 +181,19 @@ class Data:
             return fetch()
         found = {entry.algorithm: entry.digest}
         return self.cache.provide(entry, file.path, fetch, stop) or Copied(entry.size, found, from_cache=True)
+
+    def _bring_small(self, files: Sequence[File], stop: threading.Event) -> list[Optional[Copied]]:
+        """Copy some small files in one go, as far as they are alike; what is None was not, and `bring` tells why."""
+        wanted = best(files[0].checksums)
+        scheme = _scheme(files[0].url)
+        alike = [file for file in files if best(file.checksums) == wanted and _scheme(file.url) == scheme]
+        try:
+            tool = self._tool_for(files[0].url, wanted, stop, lambda n_bytes: None)
+        except PilotageError:
+            return [None] * len(files)
+        learned = tool.copy_in_small([(file.url, file.path) for file in alike])
+        found = {id(file): _kept(file, wanted, each) for file, each in zip(alike, learned)}
+        return [found.get(id(file)) for file in files]
 
     def look(self, file: File, stop: Optional[threading.Event] = None) -> Copied:
         """See that a file can be read where it is, and hold what its storage tells of it against what is known."""
@@ -221,7 +236,7 @@ class Data:
         self, url: str, algorithms: tuple[str, ...], stop: threading.Event, moved: Moved
     ) -> CopyTool:
         """The first tool that understands the URL, made for this file: it ends soon after the word to stop."""
-        scheme = url.partition(":")[0].lower()  # not urlsplit: that raises for some URLs that users register
+        scheme = _scheme(url)
         for tool in self.tools:
             if scheme in tool.schemes:
                 mine = tool.until(stop.is_set, moved)
@@ -248,8 +263,23 @@ class _Meter:
             self.moved(n_bytes - self._bytes)
 
 
+def _scheme(url: str) -> str:
+    return url.partition(":")[0].lower()  # not urlsplit: that raises for some URLs that users register
+
+
 _NAMES = {errno.ENOSPC: "NO_LOCAL_SPACE", errno.EDQUOT: "NO_LOCAL_SPACE", errno.ETIMEDOUT: "{stage}_TIMEOUT"}
 """What a tool, or our own look at a file, may say in the system's words."""
+
+
+SMALL_BYTES = 64 * 1024
+"""Of these, threads of one process copy fewer than one thread alone does: all that costs time is done by one at a time."""
+FEW = 64
+"""Small files that a thread takes at once."""
+QUICK_SECONDS = 0.002
+"""If small files take longer each, it is something to wait for, and further threads help."""
+
+CopyOne = Callable[[File, threading.Event, Moved], Copied]
+CopySmall = Callable[[Sequence[File], threading.Event], "list[Optional[Copied]]"]
 
 
 class Transfers:
@@ -257,32 +287,46 @@ class Transfers:
 
     def __init__(
         self,
-        copy: Callable[[File, threading.Event, Moved], Copied],
+        copy: CopyOne,
         files: Iterable[File],
         parallel: int,
         progress: Optional[Callable[[Progress], None]],
         moved: Optional[Moved],
+        copy_small: Optional[CopySmall] = None,
     ) -> None:
         self._copy = copy
+        self._copy_small = copy_small
         self._progress = progress
         self._told = moved
         self._stop = threading.Event()
-        self._lock = threading.Lock()
+        self._files = list(files)
+        self._results: list[Optional[Result]] = [None] * len(self._files)
+        self._small: deque[int] = deque()
+        self._others: deque[int] = deque()
+        for number, file in enumerate(self._files):
+            is_small = copy_small is not None and file.size is not None and file.size <= SMALL_BYTES
+            (self._small if is_small else self._others).append(number)
         self._done = 0
-        files = list(files)
-        self._total = len(files)
-        pool = ThreadPoolExecutor(max(1, min(parallel, self._total)), "transfer")
-        self._futures = [pool.submit(self._one, file) for file in files]
-        pool.shutdown(wait=False)
+        self._mistake: Optional[BaseException] = None
+        # What follows is changed under this lock, whose waiters are told of the end.
+        self._lock = threading.Condition()
+        self._parallel = max(1, parallel)
+        self._threads = 0
+        self._one_copies_small = False
+        with self._lock:
+            self._hire()
 
     def wait(self, seconds: Optional[float] = None) -> list[Result]:
         """Sleep until all are done with, or so long; what became of those that are, in the order in which they were given."""
-        wait(self._futures, seconds)
-        return [future.result() for future in self._futures if future.done()]
+        with self._lock:
+            self._lock.wait_for(lambda: self._threads == 0, seconds)
+        if self._mistake is not None:
+            raise self._mistake
+        return [result for result in self._results if result is not None]
 
     @property
     def is_done(self) -> bool:
-        return all(future.done() for future in self._futures)
+        return self._threads == 0
 
     def cancel(self) -> None:
         """What is not copied yet will not be; what is being copied ends soon, and leaves nothing."""
@@ -299,19 +343,69 @@ class Transfers:
     ) -> None:
         if error is not None:
             self.cancel()
-        wait(self._futures)
+        with self._lock:
+            self._lock.wait_for(lambda: self._threads == 0)
 
-    def _one(self, file: File) -> Result:
+    # -- its threads --------------------------------------------------------------------------------------------------------
+
+    def _hire(self) -> None:
+        """One more thread if there is work for it; under the lock."""
+        if self._threads < self._parallel and (self._others or (self._small and not self._one_copies_small)):
+            self._threads += 1
+            threading.Thread(target=self._work, name="transfer").start()
+
+    def _work(self) -> None:
         try:
-            result = self._result(file)
+            self._copy_all()
+        except BaseException as error:  # noqa: BLE001, a mistake in a copytool, or in `progress`: it ends all, and reaches who waits
+            self._stop.set()
+            self._mistake = self._mistake or error
+        finally:
+            with self._lock:
+                self._threads -= 1
+                self._lock.notify_all()
+
+    def _copy_all(self) -> None:
+        """Small files as long as nobody else does; else the next of the others, for which there may be more threads."""
+        while self._mistake is None:
+            few: list[int] = []
+            with self._lock:
+                if self._small and not self._one_copies_small:
+                    few = [self._small.popleft() for _ in range(min(FEW, len(self._small)))]
+                    self._one_copies_small = True
+                elif not self._others:
+                    return
+                number = -1 if few else self._others.popleft()
+                self._hire()
+            if few:
+                self._some(few)
+            else:
+                self._finish(number, self._result(self._files[number]))
+
+    def _some(self, numbers: list[int]) -> None:
+        """What did not go at once is among the others now; all the rest is if this took its time."""
+        assert self._copy_small is not None
+        began = time.monotonic()
+        files = [self._files[number] for number in numbers]
+        copied = self._copy_small(files, self._stop)
+        seconds = (time.monotonic() - began) / len(files)
+        for number, file, each in zip(numbers, files, copied):
+            if each is not None:
+                self._moved(each.size)
+                self._finish(number, Result(file, each, None, seconds))
+        with self._lock:
+            self._others.extend(number for number, each in zip(numbers, copied) if each is None)
+            if seconds > QUICK_SECONDS or self._stop.is_set():
+                self._others.extend(self._small)
+                self._small.clear()
+            self._one_copies_small = False
+
+    def _finish(self, number: int, result: Result) -> None:
+        self._results[number] = result
+        if self._progress is not None:
             with self._lock:
                 self._done += 1
-                if self._progress is not None:
-                    self._progress(Progress(result, self._done, self._total))
-        except BaseException:  # a mistake in a copytool, or in `progress`: it ends all, and reaches who waits
-            self._stop.set()
-            raise
-        return result
+                self._progress(Progress(result, self._done, len(self._files)))
 
     def _moved(self, n_bytes: int) -> None:
         if self._told is not None:
@@ -340,7 +434,7 @@ def _bring(tool: CopyTool, file: File, timeout_seconds: float, wanted: tuple[str
         raise PilotageError("ALREADY_EXISTS", f"{file.path} is there already")
     try:
         learned = tool.copy_in(file.url, file.path, timeout_seconds)
-        return _verified(file, wanted, learned or {})
+        return _verified(file, wanted, file.path.stat().st_size, learned or {})
     except BaseException:
         file.path.unlink(missing_ok=True)
         raise
@@ -356,6 +450,17 @@ def _looked_at(tool: CopyTool, file: File, timeout_seconds: float) -> Copied:
     return Copied(seen.size, told)
 
 
+def _kept(file: File, wanted: tuple[str, ...], learned: Optional[Learned]) -> Optional[Copied]:
+    """What was copied, if that is as registered; else it is removed again."""
+    if learned is None:
+        return None
+    try:
+        return _verified(file, wanted, *learned)
+    except PilotageError:
+        file.path.unlink(missing_ok=True)
+        return None
+
+
 def _take_away(tool: CopyTool, file: File, timeout_seconds: float, wanted: tuple[str, ...]) -> Copied:
     """Size, and checksums as they were learned while it was copied."""
     size = file.path.stat().st_size
@@ -367,9 +472,8 @@ def _take_away(tool: CopyTool, file: File, timeout_seconds: float, wanted: tuple
     return Copied(size, checksums)
 
 
-def _verified(file: File, wanted: tuple[str, ...], learned: Checksums) -> Copied:
+def _verified(file: File, wanted: tuple[str, ...], size: int, learned: Checksums) -> Copied:
     """Size, and the best registered checksum that this node can calculate; raise the mismatch that is found."""
-    size = file.path.stat().st_size
     _check_size(file, size)
     if file.checksums and not wanted:
         known = ", ".join(file.checksums)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import threading
 from pathlib import Path
-from typing import Callable, List, Optional
+from typing import Any, Callable, List, Optional
 
 import pytest
 
+from copytools import cp, load
 from copytools.base import Checksums, CopyTool
-from pilot.api.data import Data, File, Progress, find_tools
+from pilot.api import data
+from pilot.api.data import Data, File, Progress, Transfers, find_tools
 from protocol.errors import PilotageError
 from tests.waiting import wait_until
 
@@ -145,9 +147,87 @@ def test_a_mistake_in_the_callback_reaches_who_waits_and_ends_the_rest(
     wait_until(lambda: transfers.is_done, 10, "all to end")
     with pytest.raises(ZeroDivisionError):
         transfers.wait()
-    assert [bool(each.result.copied) for each in seen[:2]] == [True, False], (
-        "what came after it was cancelled"
-    )
+    assert [bool(each.result.copied) for each in seen] == [True]
+
+
+# -- small files ------------------------------------------------------------------------------------------------------
+
+
+def test_small_files_are_copied_in_one_go_with_results_and_progress_for_each(
+    quick: Callable[..., Data], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cp.Tool, "copy_in", lambda *_: pytest.fail("one by one costs more"))
+    told: List[Progress] = []
+    files = stored(tmp_path, 200)
+    results = quick().stage_in(files, told.append).wait()
+    assert [each.file for each in results] == files
+    assert all(file.path.read_bytes() == Path(file.url[7:]).read_bytes() for file in files)
+    assert all(each.copied.checksums == each.file.checksums for each in results if each.copied)
+    assert sorted(each.done for each in told) == list(range(1, 201))
+
+
+def test_small_files_that_take_their_time_are_copied_by_several_threads(
+    quick: Callable[..., Data], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = threading.Barrier(2, timeout=30)
+    slowly = cp.Tool.copy_in
+
+    def copy_in(*words: Any) -> Checksums:
+        if not both.broken and Path(words[2]).name in ("64.dat", "65.dat"):
+            both.wait()
+        return slowly(*words)
+
+    monkeypatch.setattr(data, "QUICK_SECONDS", 0.0)
+    monkeypatch.setattr(cp.Tool, "copy_in", copy_in)
+    results = quick(parallel=2).stage_in(stored(tmp_path, 80)).wait()
+    assert all(each.copied for each in results) and not both.broken
+
+
+def test_a_small_file_that_is_there_already_or_wrong_is_told_as_any_other(
+    quick: Callable[..., Data], tmp_path: Path
+) -> None:
+    files = stored(tmp_path, 4)
+    files[0].path.write_bytes(b"mine")
+    files[1].path.symlink_to(tmp_path / "nowhere")
+    Path(files[2].url[7:]).write_bytes(b"another")
+    results = quick(retries=0).stage_in(files).wait()
+    names = [each.error.name if each.error else "" for each in results]
+    assert names == ["ALREADY_EXISTS", "ALREADY_EXISTS", "INPUT_SIZE_MISMATCH", ""]
+    assert files[0].path.read_bytes() == b"mine" and files[1].path.is_symlink()
+    assert not files[2].path.exists()
+
+
+def test_small_files_outside_the_allowed_directories_are_refused(
+    quick: Callable[..., Data], tmp_path: Path
+) -> None:
+    files = stored(tmp_path, 3)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "a").write_bytes(b"secret")
+    (tmp_path / "storage" / "way").symlink_to(tmp_path / "other")
+    outside = [
+        File(f"file://{tmp_path}/{way}/a", tmp_path / "here" / str(number), 6)
+        for number, way in enumerate(("other", "storage/way", "storage/../other", "storage/%2e%2e/other"))
+    ]
+    tool = load("cp", {"directories": str(tmp_path / "storage")})
+    results = quick(tool, retries=0).stage_in([*outside, *files]).wait()
+    assert [each.error.name if each.error else "" for each in results] == ["BAD_PATH"] * 4 + [""] * 3
+    assert not any(file.path.exists() for file in outside)
+
+
+def test_many_small_files_can_be_cancelled(quick: Callable[..., Data], tmp_path: Path) -> None:
+    transfers: List[Transfers] = []
+    begun = threading.Event()
+
+    def cancel(progress: Progress) -> None:
+        begun.wait(30)
+        transfers[0].cancel()
+
+    transfers.append(quick().stage_in(stored(tmp_path, 300), cancel))
+    begun.set()
+    results = transfers[0].wait()
+    n_copied = sum(each.copied is not None for each in results)
+    assert 0 < n_copied < 300 and not any(each.error for each in results)
+    assert len(list((tmp_path / "here").iterdir())) == n_copied
 
 
 def test_one_file_can_be_copied_by_itself_and_its_error_is_raised(

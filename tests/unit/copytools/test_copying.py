@@ -1,15 +1,16 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import pytest
 
 from copytools import copying
-from copytools.base import Deadline
+from copytools.base import Deadline, Learned
 from copytools.copying import (
     Copied,
     Plan,
@@ -82,8 +83,7 @@ def test_a_file_system_that_knows_no_file_without_a_name_gets_a_hidden_one(
 def test_without_proc_a_file_gets_its_name_too(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    really = os.path.isdir
-    monkeypatch.setattr(os.path, "isdir", lambda path: not str(path).startswith("/proc") and really(path))
+    monkeypatch.setattr(copying, "_has_proc", lambda: False)
     go(source, tmp_path / "b", IN)
     assert sorted(os.listdir(tmp_path)) == ["a", "b"]
 
@@ -244,3 +244,58 @@ def test_somebody_else_may_make_a_directory_first(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(os, "mkdir", slower)
     make_directories(tmp_path / "scope/set", durable=True)
     assert (tmp_path / "scope/set").is_dir()
+
+
+# -- many small ones --------------------------------------------------------------------------------------------------
+
+
+def small(source: Path, target: Path, stopped: bool = False) -> Optional[Learned]:
+    [learned] = copying.copy_small([(str(source), str(target))], ("md5",), lambda: stopped)
+    return learned
+
+
+def test_a_small_file_is_copied_with_what_is_learned_of_it(source: Path, tmp_path: Path) -> None:
+    data = source.read_bytes()
+    assert small(source, tmp_path / "b") == Learned(len(data), {"md5": hashlib.md5(data).hexdigest()})
+    assert (tmp_path / "b").read_bytes() == data
+    (tmp_path / "empty").write_bytes(b"")
+    learned = small(tmp_path / "empty", tmp_path / "c")
+    assert learned is not None and learned.size == 0 and (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize("kind", ["missing", "link", "directory", "large", "there", "nowhere", "stopped"])
+def test_a_small_file_that_is_not_as_usual_is_left_to_the_long_way(
+    source: Path, tmp_path: Path, kind: str
+) -> None:
+    target = tmp_path / "made" / "b"
+    if kind != "nowhere":
+        target.parent.mkdir()
+    if kind == "missing":
+        source.unlink()
+    elif kind == "link":
+        source.rename(tmp_path / "real")
+        source.symlink_to(tmp_path / "real")
+    elif kind == "directory":
+        source.unlink()
+        source.mkdir()
+    elif kind == "large":
+        source.write_bytes(bytes(copying.TINY + 1))
+    elif kind == "there":
+        target.write_bytes(b"mine")
+    assert small(source, target, kind == "stopped") is None
+    assert target.read_bytes() == b"mine" if kind == "there" else not target.exists()
+
+
+def test_a_small_file_that_cannot_be_without_a_name_is_left_to_the_long_way(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really = os.open
+
+    def refuse(path: Any, flags: int, *args: Any, **more: Any) -> int:
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(errno.EOPNOTSUPP, "no")
+        return really(path, flags, *args, **more)
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert small(source, tmp_path / "b") is None
+    assert os.listdir(tmp_path) == ["a"]
