@@ -11,10 +11,11 @@ import hashlib
 import os
 import stat
 import zlib
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Callable, Dict, Iterable, Iterator, Optional, Tuple, Type, Union
+from typing import Any, Callable, Deque, Dict, Iterable, Iterator, Optional, Tuple, Type, Union
 
 from protocol.errors import PilotageError
 from protocol.files import ALGORITHMS
@@ -25,6 +26,9 @@ BLOCK = 512 * 1024
 
 WORTH_A_THREAD = 64 * 1024
 """Bytes of a block from which on handing it to another thread costs less than it saves."""
+
+BEHIND = 16
+"""Blocks by which md5 may be behind the others: where cores are busy, a thread that waits for each block waits long."""
 
 NOT_PLAIN = errno.EMEDIUMTYPE
 """The errno of our own for "no plain file": no file system answers an open with it."""
@@ -115,20 +119,25 @@ class Hasher:
         self._quick = [each for each in self._hashes.values() if each is not self._slow]
         # It starts its thread with the first block that is worth one.
         self._pool = ThreadPoolExecutor(1, "md5") if self._slow else None
+        self._behind: Deque[Future[None]] = deque()
 
     def update(self, block: memoryview) -> None:
-        if self._pool is None or self._slow is None:
-            done = None
-        elif len(block) >= WORTH_A_THREAD:
-            done = self._pool.submit(self._slow.update, block)
-        else:
-            done = self._slow.update(block)
+        if self._pool is not None and self._slow is not None:
+            if self._behind or len(block) >= WORTH_A_THREAD:
+                self._behind.append(self._pool.submit(self._slow.update, bytes(block)))
+            else:
+                self._slow.update(block)
         for each in self._quick:
             each.update(block)
-        if done is not None:
-            done.result()
+        self._wait(BEHIND)
+
+    def _wait(self, most: int) -> None:
+        """Until md5 is behind by no more than so many blocks."""
+        while len(self._behind) > most:
+            self._behind.popleft().result()
 
     def digests(self) -> Dict[str, str]:
+        self._wait(0)
         return {algorithm: each.hexdigest() for algorithm, each in self._hashes.items()}
 
     def __enter__(self) -> Hasher:

@@ -35,6 +35,9 @@ TINY = 64 * 1024
 SMALL = 64 * MIB
 """Bytes up to which one pass is as fast as two threads."""
 
+SMALL_FOR_MD5 = 2 * MIB
+"""The same where MD5 is asked for, which takes several times as long as the copy beside it."""
+
 STRIDE = 8 * MIB
 """Bytes that the kernel copies between two looks at the clock."""
 
@@ -238,7 +241,8 @@ def identity(status: os.stat_result) -> Identity:
 def _move(reading: int, writing: int, size: int, plan: Plan, deadline: Deadline) -> Checksums:
     hashed = reading if plan.hash_source else writing
     with Hasher(plan.algorithms) as hasher:
-        if size <= SMALL or len(os.sched_getaffinity(0)) == 1:
+        small = SMALL_FOR_MD5 if "md5" in plan.algorithms else SMALL
+        if size <= small or len(os.sched_getaffinity(0)) == 1:
             copied = _one_pass(reading, writing, size, hasher, deadline)
         else:
             copied = _kernel_and_thread(reading, writing, hashed, size, hasher, deadline)

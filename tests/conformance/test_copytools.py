@@ -492,6 +492,7 @@ def test_a_large_source_that_changes_is_refused_as_well(
     tool: CopyTool, storage: Path, node: Path, change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(copying, "SMALL", MIB)
+    monkeypatch.setattr(copying, "SMALL_FOR_MD5", MIB)
     monkeypatch.setattr(copying, "STRIDE", MIB)
     source = write(storage / "a", 5 * MIB)
 
@@ -536,7 +537,9 @@ def test_f15_of_two_that_write_the_same_name_one_wins_whole(
 def test_a_call_ends_with_its_time(
     tool: CopyTool, storage: Path, node: Path, large: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(copying, "SMALL", 0 if large else copying.SMALL)
+    if large:
+        monkeypatch.setattr(copying, "SMALL", 0)
+        monkeypatch.setattr(copying, "SMALL_FOR_MD5", 0)
     source, path = write(storage / "a", 3 * MIB), write(node / "b", 3 * MIB)
     assert refused(lambda: tool.copy_in(url(source), node / "a", 0)).name == "STAGE_IN_TIMEOUT"
     assert refused(lambda: tool.copy_out(path, url(storage / "b.1"), 0)).name == "STAGE_OUT_TIMEOUT"
@@ -547,7 +550,9 @@ def test_a_call_ends_with_its_time(
 def test_a_call_that_nobody_waits_for_any_more_ends(
     tool: CopyTool, storage: Path, node: Path, large: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(copying, "SMALL", 0 if large else copying.SMALL)
+    if large:
+        monkeypatch.setattr(copying, "SMALL", 0)
+        monkeypatch.setattr(copying, "SMALL_FOR_MD5", 0)
     monkeypatch.setattr(copying, "STRIDE", MIB)
     asked = iter([False, False, True])
     source = write(storage / "a", 5 * MIB)
@@ -683,7 +688,7 @@ def test_a_user_without_privileges_can_copy(name: str, open_place: Path) -> None
     assert {*all_below(place)} - {"b"} == {"a", "b.1"}
 
 
-LARGE_WAY = {"SMALL": 0, "STRIDE": MIB}
+LARGE_WAY = {"SMALL": 0, "SMALL_FOR_MD5": 0, "STRIDE": MIB}
 EITHER_WAY = pytest.mark.parametrize("settings", [{}, LARGE_WAY], ids=["one pass", "kernel and thread"])
 
 

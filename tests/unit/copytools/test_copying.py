@@ -146,11 +146,19 @@ def test_a_file_that_was_there_with_the_same_bytes_is_not_ours_to_withdraw(
 
 
 @pytest.mark.parametrize(
-    ("size", "cores", "threads"),
-    [(10, 4, False), (copying.SMALL, 4, False), (copying.SMALL + 1, 4, True), (copying.SMALL + 1, 1, False)],
+    ("algorithm", "size", "cores", "threads"),
+    [
+        ("adler32", 10, 4, False),
+        ("adler32", copying.SMALL, 4, False),
+        ("adler32", copying.SMALL + 1, 4, True),
+        ("adler32", copying.SMALL + 1, 1, False),
+        ("md5", copying.SMALL_FOR_MD5, 4, False),
+        ("md5", copying.SMALL_FOR_MD5 + 1, 4, True),
+        ("md5", copying.SMALL_FOR_MD5 + 1, 1, False),
+    ],
 )
 def test_large_files_take_the_kernel_and_a_thread_where_there_is_a_second_core(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, cores: int, threads: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, algorithm: str, size: int, cores: int, threads: bool
 ) -> None:
     way = []
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
@@ -158,7 +166,7 @@ def test_large_files_take_the_kernel_and_a_thread_where_there_is_a_second_core(
     monkeypatch.setattr(copying, "_kernel_and_thread", lambda r, w, h, size, *more: way.append(True) or size)
     with open(tmp_path / "a", "wb") as file:
         file.truncate(size)
-    go(tmp_path / "a", tmp_path / "b")
+    go(tmp_path / "a", tmp_path / "b", Plan(Stage.IN, (algorithm,)))
     assert way == [threads]
 
 
@@ -168,6 +176,7 @@ def test_the_plan_says_whose_bytes_are_hashed(
 ) -> None:
     """Shown by a kernel that copies wrongly: what was written is hashed, or what was read."""
     monkeypatch.setattr(copying, "SMALL", 0)
+    monkeypatch.setattr(copying, "SMALL_FOR_MD5", 0)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
 
     def wrong(reading: int, writing: int, offset: int, count: int) -> int:
@@ -186,6 +195,7 @@ def test_an_error_of_the_hashing_thread_ends_the_copy_and_no_thread_is_left(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(copying, "SMALL", 0)
+    monkeypatch.setattr(copying, "SMALL_FOR_MD5", 0)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
 
     def fail(*args: Any) -> int:
@@ -204,6 +214,7 @@ def test_a_large_copy_that_nobody_waits_for_any_more_ends_at_the_next_stride(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(copying, "SMALL", 0)
+    monkeypatch.setattr(copying, "SMALL_FOR_MD5", 0)
     monkeypatch.setattr(copying, "STRIDE", 100)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
     strides = []
