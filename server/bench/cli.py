@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import click
 
 from protocol.errors import PilotageError
+from server.bench import data as rows_of_data
 from server.bench import dispatch as rows_of_dispatch
 from server.bench import pilot as rows_of_pilot
 from server.bench import postgres, report, stage
@@ -140,6 +141,41 @@ def pilot(
         facts = report.machine(None, chosen is not rows_of_pilot.FULL, directory)
         with stage.Stage(directory, "sqlite", None) as each:
             rows = rows_of_pilot.measure(each, chosen, names, peers, _say)
+    _print(rows, facts, as_json)
+
+
+@bench.command(
+    short_help="Data: files copied, hashed, registered, made.",
+    epilog="""\b
+Examples:
+  pilotage bench data --quick
+  pilotage bench data --only copy --only daq --runs 9
+  pilotage bench data --only registration --files 10
+""",
+)
+@_options(rows_of_data, "about a minute, 3 GB of disk")
+@click.option(
+    "--files",
+    type=click.IntRange(1, 10_000),
+    metavar="N",
+    help="large files to register (50; with --quick 4)",
+)
+def data(
+    quick: bool, names: list[str], files: int | None, runs: int | None, as_json: bool, sizes: str | None
+) -> None:
+    """Measure what moves bytes: copytool cp, checksums, registration, the Data API, the DAQ emulator, each beside a reference.
+
+    It works in a temporary directory (TMPDIR), which should lie on the disk that counts, and removes it. At full size files
+    have 2 GiB, and 110 GB have to be free.
+    """
+    chosen = _sizes(rows_of_data, quick, sizes, runs)
+    if files is not None:
+        chosen = dataclasses.replace(chosen, files=files)
+    signal.signal(signal.SIGTERM, _end)
+    with stage.directory() as directory:
+        facts = report.machine(None, chosen is not rows_of_data.FULL, directory)
+        with stage.Stage(directory, "sqlite", None) as each:
+            rows = rows_of_data.measure(each, chosen, names, _say)
     _print(rows, facts, as_json)
 
 

@@ -107,7 +107,7 @@ class Process:
                 stderr=output,
                 start_new_session=True,
                 cwd=log.parent,
-                env=_environment(log.parent) | ({DATABASE: database} if database else {}),
+                env=environment(log.parent) | ({DATABASE: database} if database else {}),
                 preexec_fn=end_with_parent,
             )
         assert self.popen.stdin is not None
@@ -183,7 +183,7 @@ class Installation:
     def settings(self) -> Settings:
         """How its server is set up."""
         home = self.directory.parent
-        return server_settings.load(environ=_environment(home), start=home)
+        return server_settings.load(environ=environment(home), start=home)
 
     def _running(self) -> Any:
         try:
@@ -227,7 +227,7 @@ class Installation:
         return [pid for pid in self.target.server_pids()[1:] if "server.waiting.process" in _command(pid)]
 
 
-def _environment(home: Path) -> dict[str, str]:
+def environment(home: Path) -> dict[str, str]:
     """The operator's, but for whatever configuration lies in a home or the start directory."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("XDG_")}
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -315,7 +315,7 @@ class Load:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=_environment(Path.home()),
+            env=environment(Path.home()),
             start_new_session=True,
         )
 
