@@ -24,11 +24,11 @@ KEPT_SECONDS = 7 * 86_400.0
 Stamp = tuple[int, int, int]
 
 
-def place(url: str, dataset: str) -> Path:
-    """Where the registration of this dataset at this server is noted."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+def place(url: str, dataset: str) -> Path | None:
+    """Where the registration of this dataset at this server is noted; None for a user without a home."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     name = hashlib.sha256(f"{url}\n{dataset}".encode()).hexdigest()[:32]
-    return base / "pilotage" / "registering" / f"{name}.jsonl"
+    return None if not os.path.isabs(base) else Path(base) / "pilotage" / "registering" / f"{name}.jsonl"
 
 
 class Journal:

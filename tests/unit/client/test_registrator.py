@@ -305,7 +305,9 @@ def test_189_the_three_numbers_of_a_daq_name_are_read_as_numbers() -> None:
 @pytest.fixture
 def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return journal.place("http://server", "d")
+    place = journal.place("http://server", "d")
+    assert place is not None
+    return place
 
 
 def count_reads(monkeypatch: pytest.MonkeyPatch) -> List[str]:
@@ -368,6 +370,12 @@ def test_notes_that_cannot_be_kept_or_are_foreign_change_nothing(tmp_path: Path,
     before = elsewhere.read_bytes()
     assert go(Server(), "d", tmp_path / "a", options=quiet(journal=notes)).state == "closed"
     assert elsewhere.read_bytes() == before, "no link is followed to write"
+
+
+def test_a_user_without_a_home_has_no_notes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    assert journal.place("http://server", "d") is None
 
 
 def test_old_notes_are_cleared_away(notes: Path) -> None:
