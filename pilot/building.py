@@ -36,6 +36,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MIB = 1024 * 1024
+SECRET_FILES = (
+    *("X509_USER_PROXY", "X509_USER_KEY", "BEARER_TOKEN_FILE", "XrdSecSSSKT"),
+    *("AWS_SHARED_CREDENTIALS_FILE", "AWS_WEB_IDENTITY_TOKEN_FILE", "GOOGLE_APPLICATION_CREDENTIALS"),
+)
+"""Variables that name files with the pilot's credentials."""
 QUEUE_SAYS = "queue "
 """How the origin of a setting begins that the queue has set."""
 
@@ -226,8 +231,14 @@ def tools(settings: Settings, environ: Mapping[str, str], storage_url: str = "")
     `storage_url`: where the outputs of the queue go.
     """
     addresses.rules(settings.items("copytools", "addresses"))  # a wrong one ends the start, and no job
-    found = configured_tools(settings, settings.items("copytools", "names"))
-    own = _own_paths(settings, environ)
+    names = settings.items("copytools", "names")
+    found = configured_tools(settings, names)
+    secrets = [
+        path
+        for name in names or copytools.usual()
+        for path in _secrets_in(settings.open_section(f"copytool:{name}"))
+    ]
+    own = _own_paths(settings, environ, secrets)
     for tool in found.usable:
         if isinstance(tool, FileTool):
             tool.not_for_jobs = own
@@ -261,14 +272,24 @@ def cache_of(settings: Settings, isolates: bool) -> Optional[InputCache]:
     return InputCache(directory, bounds, links=isolates)
 
 
-def _own_paths(settings: Settings, environ: Mapping[str, str]) -> tuple[str, ...]:
+def _secrets_in(section: Mapping[str, str]) -> list[str]:
+    """The files with credentials that a copytool is given."""
+    return [path for key, path in section.items() if key.endswith("_file") or key == "keytab"]
+
+
+def _own_paths(
+    settings: Settings, environ: Mapping[str, str], of_copytools: Sequence[str]
+) -> tuple[str, ...]:
     work = os.path.realpath(settings.path("node_settings", "work_directory"))
     outbox = settings.optional_path("node_settings", "outbox_directory")
-    state = Path(environ.get("HOME", "/root"), ".local", "share", "pilotage")
+    home = Path(environ.get("HOME", "/root"))
+    state = home / ".local" / "share" / "pilotage"
     secret: list[object] = [
         *(settings.optional_path("node_settings", name) for name in ("token_file", "bridge_directory")),
         *(state / name for name in ("pilot.token", "admin.token", "server.key")),
-        *(environ.get(name) for name in ("X509_USER_PROXY", "BEARER_TOKEN_FILE")),
+        *of_copytools,
+        *(environ.get(name) for name in SECRET_FILES),
+        *(home / name for name in (".aws", ".config/gcloud")),
         f"/tmp/x509up_u{os.geteuid()}",
         settings.optional_path("services", "collector_token_file"),
         outbox or Path(work, "outbox"),

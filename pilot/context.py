@@ -33,8 +33,13 @@ from protocol.settings import Settings
 if TYPE_CHECKING:
     from pilot.cache import InputCache
 
-IDENTITY = frozenset(("X509_USER_PROXY", "BEARER_TOKEN", "BEARER_TOKEN_FILE"))
-"""Variables of the pilot's environment that say who the pilot is; a payload is somebody else."""
+IDENTITY = frozenset(
+    (
+        *("X509_USER_PROXY", "X509_USER_CERT", "X509_USER_KEY", "BEARER_TOKEN", "BEARER_TOKEN_FILE"),
+        *("XrdSecSSSKT", "XrdSecCREDS", "GOOGLE_APPLICATION_CREDENTIALS", "BOTO_CONFIG"),
+    )
+)
+"""Variables of the pilot's environment that say who the pilot is, and all AWS_…; a payload is somebody else."""
 STOP_GRACE_SECONDS = 3.0
 """What a payload gets between SIGTERM and SIGKILL when the pilot itself has to go: the batch system does not wait longer."""
 BATCH_END_SECONDS = 15.0
@@ -160,7 +165,9 @@ class Context:
         return {
             name: value
             for name, value in self.environ.items()
-            if not name.startswith("PILOTAGE_") and name not in IDENTITY and not is_secret_name(name)
+            if not name.startswith(("PILOTAGE_", "AWS_"))
+            and name not in IDENTITY
+            and not is_secret_name(name)
         }
 
     def seconds_left(self) -> float:

@@ -121,6 +121,11 @@ def test_the_payload_sees_who_it_is_but_no_settings_and_no_secrets(
         X509_USER_PROXY=str(site.token),
         MY_PASSWORD="geheim",
         SOME_TOKEN="x",
+        AWS_ACCESS_KEY_ID="AK",
+        AWS_SECRET_ACCESS_KEY="geheim",
+        AWS_SHARED_CREDENTIALS_FILE="/keys",
+        GOOGLE_APPLICATION_CREDENTIALS="/key.json",
+        XrdSecSSSKT="/keytab",
         KEPT="yes",
     )
     seen = dict(line.split("=", 1) for line in site.archive(number)["payload.stdout"].splitlines())
@@ -128,7 +133,8 @@ def test_the_payload_sees_who_it_is_but_no_settings_and_no_secrets(
     assert ours == {"PILOTAGE_JOB_ID", "PILOTAGE_ATTEMPT_NR", "PILOTAGE_TASK_ID", "PILOTAGE_PAYLOAD"}
     assert seen["PILOTAGE_JOB_ID"] == seen["JOB"] == str(1000 + number)
     assert seen["KEPT"] == "yes"
-    assert not {"X509_USER_PROXY", "MY_PASSWORD", "SOME_TOKEN"} & set(seen)
+    assert not {"X509_USER_PROXY", "MY_PASSWORD", "SOME_TOKEN", "XrdSecSSSKT"} & set(seen)
+    assert not [name for name in seen if name.startswith(("AWS_", "GOOGLE_"))]
     assert dispatcher.token not in json.dumps(seen)
     assert dispatcher.attempt(number).spec.attempt_token not in json.dumps(seen)
 

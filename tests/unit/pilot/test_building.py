@@ -101,3 +101,21 @@ def test_the_collectors_token_is_no_input_of_a_job(tmp_path: Path) -> None:
     for tool in files:
         with pytest.raises(PilotageError, match="is the pilot's own"):
             tool.path_of(f"file://{tmp_path}/collector")
+
+
+def test_the_credentials_of_copytools_are_no_inputs_of_a_job(tmp_path: Path) -> None:
+    names = ("keys", "keytab", "proxy", ".aws/credentials")
+    (tmp_path / ".aws").mkdir()
+    for name in names:
+        (tmp_path / name).write_text("secret")
+    (tmp_path / "pilot.ini").write_text(
+        f"[copytool:s3]\ncredentials_file = {tmp_path}/keys\n[copytool:xrdcp]\nkeytab = {tmp_path}/keytab\n"
+    )
+    given = settings.load({}, tmp_path / "pilot.ini", start=tmp_path)
+    environ = {"HOME": str(tmp_path), "X509_USER_PROXY": str(tmp_path / "proxy")}
+    files = [tool for tool in building.tools(given, environ).usable if isinstance(tool, FileTool)]
+    assert files
+    for tool in files:
+        for name in names:
+            with pytest.raises(PilotageError, match="is the pilot's own"):
+                tool.path_of(f"file://{tmp_path}/{name}")
