@@ -179,8 +179,12 @@ class Data:
         entry = entry_of(file.checksums, wanted[0], file.size, file.shown)
         if entry is None:
             return fetch()
-        found = {entry.algorithm: entry.digest}
-        return self.cache.provide(entry, file.path, fetch, stop) or Copied(entry.size, found, from_cache=True)
+        copied = self.cache.provide(entry, file.path, fetch, stop)
+        if copied is None:
+            copied = Copied(entry.size, {entry.algorithm: entry.digest}, from_cache=True)
+            if moved is not None:
+                moved(entry.size)
+        return copied
 
     def _bring_small(self, files: Sequence[File], stop: threading.Event) -> list[Optional[Copied]]:
         """Copy some small files in one go, as far as they are alike; what is None was not, and `bring` tells why."""

@@ -15,6 +15,7 @@ import pytest
 from filelock import FileLock
 
 from pilot import cache as cache_module
+from pilot.api.data import Data, File
 from pilot.cache import NANO, Bounds, Entry, InputCache, entry_of
 from pilot.patience import Stopped
 from protocol import cached
@@ -138,6 +139,35 @@ def test_a_file_of_the_storage_that_was_linked_into_the_job_stays_as_it_is(tmp_p
     node.cache.provide(entry(b"bytes"), tmp_path / "input", fetch, threading.Event())
     assert stored.stat().st_mode == before
     assert node.entries() == []
+
+
+def test_an_input_that_is_a_link_to_its_storage_is_not_kept_and_no_trouble(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    node = Node(tmp_path)
+    (tmp_path / "stored").write_bytes(b"bytes")
+
+    def fetch() -> bool:
+        (tmp_path / "input").symlink_to(tmp_path / "stored")
+        return True
+
+    node.cache.provide(entry(b"bytes"), tmp_path / "input", fetch, threading.Event())
+    assert node.entries() == []
+    assert not caplog.records
+
+
+def test_what_comes_from_the_cache_counts_as_moved(tmp_path: Path) -> None:
+    stored = tmp_path / "stored"
+    stored.write_bytes(b"bytes")
+    moved: List[int] = []
+    files = [
+        File(stored.as_uri(), tmp_path / name, 5, {"md5": entry(b"bytes").digest}) for name in ("one", "two")
+    ]
+    data = Data(cache=InputCache(tmp_path / "cache", Bounds(MIB), links=False), parallel=1)
+    with data.stage_in(files, moved=moved.append) as transfers:
+        results = transfers.wait()
+    assert [result.copied.from_cache for result in results if result.copied] == [False, True]
+    assert sum(moved) == 10
 
 
 def test_what_was_changed_after_it_was_verified_is_not_kept(tmp_path: Path) -> None:
