@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
@@ -237,6 +238,28 @@ def test_a_flipped_bit_is_found_before_a_link_is_made(
         monkeypatch.setattr(cache_module, "_boot_time", lambda now: now - 30)
     assert node.job(b"bytes").read_bytes() == b"bytes"
     assert len(node.fetched) == 2
+
+
+@LINKS
+def test_f13_an_entry_that_the_disk_cannot_read_is_dropped(
+    tmp_path: Path, links: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = Node(tmp_path, links, verify_seconds=3600)
+    node.job(b"bytes")
+    age(node.path(b"bytes"), 3700)
+
+    def unreadable(*arguments: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    def uncopied(*arguments: object) -> None:
+        raise PilotageError("STAGE_IN_FAILED", "Input/output error (EIO)")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(cache_module, "reread", unreadable)
+        broken.setattr(cache_module, "copy", uncopied)
+        assert node.job(b"bytes").read_bytes() == b"bytes"
+    assert node.job(b"bytes").read_bytes() == b"bytes"
+    assert len(node.fetched) == (2 if links else 3), "what could not be copied was not kept either"
 
 
 def test_what_nobody_asks_for_is_verified_as_well(tmp_path: Path) -> None:
