@@ -16,7 +16,7 @@ _TOOLS = Family(
     "Tool",
     what="copytool",
     unknown="UNKNOWN_COPYTOOL",
-    parts=("base", "checksum", "commands", "copying", "failures", "linking", "remote", "web"),
+    parts=("base", "buckets", "checksum", "commands", "copying", "failures", "linking", "remote", "web"),
 )
 
 

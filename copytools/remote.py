@@ -10,8 +10,10 @@ import errno
 import logging
 import os
 import tempfile
+import threading
+from concurrent.futures import Future, wait
 from pathlib import Path
-from typing import NamedTuple, Optional, Tuple
+from typing import Callable, NamedTuple, Optional, Tuple, TypeVar
 
 from copytools.base import Checksums, CopyTool, Deadline, Stored, shown
 from copytools.checksum import supported
@@ -21,6 +23,10 @@ from protocol.errors import PilotageError
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
+LOOK_SECONDS = 0.2
+"""How soon a call ends that nobody waits for any more."""
 WITHDRAW_SECONDS = 20.0
 """To take back what was not stored well, though the time for the copy may be over."""
 
@@ -139,6 +145,26 @@ class RemoteTool(CopyTool):
             self.get(target, back, deadline)
             with open(back, "rb") as opened:
                 return hashed(opened.fileno(), (algorithm,), deadline)[algorithm] == ours
+
+
+def within(deadline: Deadline, work: Callable[[], T]) -> T:
+    """Do it in another thread, and leave it alone there when its time is over: for libraries that know no such word.
+
+    What is left alone has to end soon by itself: by `deadline.check()`, or the library's own time-outs.
+    """
+    deadline.check()
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # noqa: BLE001  it is for who waits
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="copytool", daemon=True).start()
+    while not wait((future,), min(LOOK_SECONDS, deadline.left() + 0.01)).done:
+        deadline.check()
+    return future.result()
 
 
 def private(path: str) -> os.stat_result:

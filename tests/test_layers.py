@@ -26,7 +26,7 @@ OURS: Dict[str, Set[str]] = {
 
 THEIRS: Dict[str, Set[str]] = {
     "protocol": set(),
-    "copytools": {"blake3"},
+    "copytools": {"blake3", "boto3", "botocore"},
     "pilot": {"click", "urllib3", "filelock", "psutil"},
     "server": {
         *(
@@ -55,6 +55,7 @@ ONLY_IN: Dict[str, Tuple[str, ...]] = {
     "click": ("*/cli.py", "client/commands/*.py", "pilot/commands/*.py", "server/commands/*.py"),
     "urllib3": ("pilot/server_client.py", "client/session.py"),
     "blake3": ("copytools/checksum.py", MEASURING),
+    **dict.fromkeys(("boto3", "botocore"), ("copytools/buckets.py",)),
     **dict.fromkeys(("numpy", "isal"), ("daq/hits.py",)),
     # They are compared with, by a Python of their own.
     **dict.fromkeys(("parsl", "celery", "distributed", "hyperqueue"), ("server/bench/peers.py",)),

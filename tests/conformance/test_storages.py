@@ -46,6 +46,11 @@ def tool(storage: Storage) -> CopyTool:
     return copytools.load(storage.tool, storage.options)
 
 
+def through(storage: Storage, port: int) -> CopyTool:
+    """The tool for files at `storage.through(port)`."""
+    return copytools.load(storage.tool, storage.options_through(port))
+
+
 @pytest.fixture
 def node(tmp_path: Path) -> Path:
     place = tmp_path / "work"
@@ -202,10 +207,9 @@ def test_f14_other_bytes_on_the_storage_than_were_sent_are_taken_away(
     assert storage.files() == {}
 
 
-def test_f14_a_storage_that_is_down_fails_within_seconds(
-    tool: CopyTool, storage: Storage, node: Path
-) -> None:
-    path, root = write(node / "a", 10), storage.through(closed_port())
+def test_f14_a_storage_that_is_down_fails_within_seconds(storage: Storage, node: Path) -> None:
+    port = closed_port()
+    path, root, tool = write(node / "a", 10), storage.through(port), through(storage, port)
     began = time.monotonic()
     assert refused(lambda: tool.copy_in(f"{root}a", node / "b", FOREVER)).name == "STORAGE_UNREACHABLE"
     assert refused(lambda: tool.copy_out(path, f"{root}a.1", FOREVER)).name == "STORAGE_UNREACHABLE"
@@ -231,13 +235,12 @@ def test_f14_a_storage_that_hangs_ends_with_the_time_limit(
     assert all_below(node) == ["a"]
 
 
-def test_f14_a_copy_that_is_cut_in_the_middle_is_no_file(
-    tool: CopyTool, storage: Storage, node: Path
-) -> None:
+def test_f14_a_copy_that_is_cut_in_the_middle_is_no_file(storage: Storage, node: Path) -> None:
     storage.write("in", os.urandom(4 * MIB))
     path = write(node / "a", 4 * MIB)
     with before(storage.port) as proxy:
         proxy.cut_after, root = MIB, storage.through(proxy.port)
+        tool = through(storage, proxy.port)
         into = refused(lambda: tool.copy_in(f"{root}in", node / "b", 20))
         assert proxy.n_cut, "nothing was cut"
         n_cut = proxy.n_cut
@@ -249,18 +252,15 @@ def test_f14_a_copy_that_is_cut_in_the_middle_is_no_file(
     assert set(storage.files()) == {"in"}, "what was begun is taken away again"
 
 
-def test_a_copy_that_nobody_waits_for_any_more_ends_soon(
-    tool: CopyTool, storage: Storage, node: Path
-) -> None:
+def test_a_copy_that_nobody_waits_for_any_more_ends_soon(storage: Storage, node: Path) -> None:
     storage.write("in", os.urandom(4 * MIB))
     over = threading.Event()
     with before(storage.port) as proxy:
         proxy.is_frozen = True
         threading.Timer(0.3, over.set).start()
         began = time.monotonic()
-        refused(
-            lambda: tool.until(over.is_set).copy_in(f"{storage.through(proxy.port)}in", node / "b", FOREVER)
-        )
+        tool = through(storage, proxy.port).until(over.is_set)
+        refused(lambda: tool.copy_in(f"{storage.through(proxy.port)}in", node / "b", FOREVER))
         assert time.monotonic() - began < SECONDS_NOT_MINUTES
     assert all_below(node) == []
 

@@ -6,12 +6,14 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Callable, Dict
 
-from tests.storages import webdav, xrootd
+from tests.storages import seaweed, webdav, xrootd
 from tests.storages.base import Storage
 
 STORAGES: Dict[str, Callable[[Path], AbstractContextManager[Storage]]] = {
     "xrdcp-xrootd": xrootd.running,
     "http-xrootd": xrootd.over_http,
     "http-wsgidav": webdav.running,
+    "s3-seaweed": seaweed.as_s3,
+    "objectstore-seaweed": seaweed.as_objectstore,
 }
 """Copytool and storage → a context that starts it in an empty directory which every account can enter."""

@@ -55,6 +55,10 @@ class Storage:
         """The root by another port: of a proxy, or where nobody listens."""
         return self.root.replace(f":{self.port}/", f":{port}/")
 
+    def options_through(self, port: int) -> Dict[str, str]:
+        """The options of the copytool for files at `through(port)`."""
+        return self.options
+
     # -- behind the server's back: overwritten where it does not keep plain files -------------------------------------------
 
     def read(self, name: str) -> bytes:
