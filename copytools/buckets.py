@@ -12,18 +12,16 @@ import errno
 import functools
 import hashlib
 import importlib.util
-import io
 import os
 import re
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
-from urllib.parse import unquote, urlsplit
 
 from copytools.base import Checksums, Deadline, Option, Stored, shown
 from copytools.checksum import BLOCK
-from copytools.failures import CORRUPTED, OVERLOADED, REFUSED, UNREACHABLE
-from copytools.remote import Outgoing, RemoteTool, private, within
+from copytools.failures import BY_STATUS, CORRUPTED, OVERLOADED, UNREACHABLE
+from copytools.remote import Outgoing, RemoteTool, Watched, in_bucket, private, within
 from protocol.errors import PilotageError
 from protocol.redaction import one_line, redact
 from protocol.values import Bounds, Places, Type, as_text, parse
@@ -34,10 +32,6 @@ PART = 64 * 1024**2
 MOST_PARTS = 10_000
 
 _KEYS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
-_ERRNOS = {
-    401: REFUSED, 403: REFUSED, 404: errno.ENOENT, 409: errno.EEXIST, 412: errno.EEXIST, 429: OVERLOADED,
-    502: UNREACHABLE, 503: OVERLOADED, 504: UNREACHABLE, 507: errno.ENOSPC,
-}  # fmt: skip
 _CODES = {
     "BadDigest": CORRUPTED, "InvalidDigest": CORRUPTED, "XAmzContentSHA256Mismatch": CORRUPTED, "SlowDown": OVERLOADED,
     "KeyTooLongError": errno.ENAMETOOLONG, "QuotaExceeded": errno.EDQUOT, "RequestTimeout": UNREACHABLE,
@@ -88,7 +82,7 @@ class BucketTool(RemoteTool):
     # -- the four verbs -----------------------------------------------------------------------------------------------------
 
     def get(self, source: str, to: Path, deadline: Deadline) -> None:
-        bucket, key = _taken_apart(source)
+        bucket, key = in_bucket(source)
 
         def work() -> None:
             with _translated(deadline):
@@ -101,7 +95,7 @@ class BucketTool(RemoteTool):
         within(deadline, work)
 
     def put(self, file: Outgoing, target: str, deadline: Deadline) -> Optional[Stored]:
-        bucket, key = _taken_apart(target)
+        bucket, key = in_bucket(target)
         place = {"Bucket": bucket, "Key": key}
         send = self._put_in_parts if file.size > LARGEST_PUT else self._put_whole
 
@@ -112,7 +106,7 @@ class BucketTool(RemoteTool):
         return within(deadline, work)
 
     def stored(self, url: str, deadline: Deadline) -> Optional[Stored]:
-        bucket, key = _taken_apart(url)
+        bucket, key = in_bucket(url)
 
         def work() -> Stored:
             with _translated(deadline):
@@ -125,7 +119,7 @@ class BucketTool(RemoteTool):
             return None
 
     def remove(self, url: str, deadline: Deadline) -> None:
-        bucket, key = _taken_apart(url)
+        bucket, key = in_bucket(url)
 
         def work() -> None:
             with _translated(deadline):
@@ -137,7 +131,7 @@ class BucketTool(RemoteTool):
 
     def _put_whole(self, file: Outgoing, place: Mapping[str, str], deadline: Deadline) -> Optional[Stored]:
         md5 = file.checksums["md5"]
-        with _Body(file, deadline) as body:
+        with Watched(file.path, "rb", deadline) as body:
             done = self._client().put_object(
                 **place,
                 Body=body,
@@ -183,18 +177,6 @@ class BucketTool(RemoteTool):
         return _made_client(keys, *(as_text(self.options[name]) for name in named))
 
 
-class _Body(io.FileIO):
-    """The file, from its beginning; who reads it ends when its time is over."""
-
-    def __init__(self, file: Outgoing, deadline: Deadline) -> None:
-        super().__init__(file.path)
-        self._deadline = deadline
-
-    def read(self, size: Optional[int] = -1) -> bytes:
-        self._deadline.check()
-        return super().read(-1 if size is None else size)
-
-
 @functools.lru_cache(maxsize=8)
 def _made_client(
     keys: Tuple[str, ...],
@@ -219,7 +201,6 @@ def _made_client(
         connect_timeout=int(connect),
         read_timeout=int(silent),
         max_pool_connections=64,
-        proxies={},
     )
     return boto3.session.Session().client(
         "s3", region_name=region, endpoint_url=endpoint or None, verify=ca_file or None, config=config,
@@ -242,20 +223,6 @@ def _keys_in(file: str, profile: str) -> Tuple[str, ...]:
     if not all(found.get(name) for name in _KEYS[:2]):
         raise PilotageError("NO_S3_CREDENTIALS", f"{shown(file)} [{profile}] lacks {' or '.join(_KEYS[:2])}")
     return tuple(found[name] for name in _KEYS if found.get(name))
-
-
-def _taken_apart(url: str) -> Tuple[str, str]:
-    """Bucket and key."""
-    try:
-        parts = urlsplit(url)
-    except ValueError as error:
-        raise PilotageError("BAD_PATH", f"{shown(url[:300])} is no URL: {error}") from None
-    key = unquote(parts.path)[1:]
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]", parts.netloc) or not key.strip("/"):
-        raise PilotageError("BAD_PATH", f"{shown(url[:300])} names no bucket or no key: s3://BUCKET/KEY")
-    if ".." in key.split("/") or any(not each.isprintable() for each in key):
-        raise PilotageError("BAD_PATH", f"{shown(url[:300])}: no .. or control characters in a name")
-    return parts.netloc, key
 
 
 def _md5_of(answer: Mapping[str, Any]) -> Checksums:
@@ -295,4 +262,6 @@ def _error(response: Mapping[str, Any], said: str) -> Exception:
     code, status = response["Error"].get("Code", ""), response["ResponseMetadata"]["HTTPStatusCode"]
     if code == "NoSuchBucket":
         return PilotageError("S3_BUCKET_MISSING", one_line(redact(said)))
-    return OSError(_CODES.get(code) or _ERRNOS.get(status, errno.EIO), one_line(redact(said)))
+    return OSError(
+        _CODES.get(code) or {**BY_STATUS, 409: errno.EEXIST}.get(status, errno.EIO), one_line(redact(said))
+    )

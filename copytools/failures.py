@@ -23,6 +23,13 @@ DIED = errno.ENOEXEC
 """The program of the tool could not be started, or was killed."""
 
 
+BY_STATUS: Dict[int, int] = {
+    401: REFUSED, 403: REFUSED, 404: errno.ENOENT, 410: errno.ENOENT, 412: errno.EEXIST, 414: errno.ENAMETOOLONG,
+    423: errno.EBUSY, 429: OVERLOADED, 502: UNREACHABLE, 503: OVERLOADED, 504: UNREACHABLE, 507: errno.ENOSPC,
+}  # fmt: skip
+"""What the status of an HTTP answer means."""
+
+
 class Stage(enum.Enum):
     """Which way a file goes; the value is what one reads in a message."""
 

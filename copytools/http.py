@@ -15,7 +15,7 @@ from urllib.parse import urljoin
 
 from copytools import web
 from copytools.base import Checksums, Deadline, Option, Stored, shown
-from copytools.failures import OVERLOADED, REFUSED, UNREACHABLE
+from copytools.failures import BY_STATUS
 from copytools.remote import Outgoing, RemoteTool, private
 from protocol.errors import PilotageError
 from protocol.files import ALGORITHMS
@@ -23,10 +23,6 @@ from protocol.redaction import one_line, redact
 from protocol.settings import read_secret
 from protocol.values import Bounds, Type, as_text
 
-_ERRNOS = {
-    401: REFUSED, 403: REFUSED, 404: errno.ENOENT, 410: errno.ENOENT, 412: errno.EEXIST, 414: errno.ENAMETOOLONG,
-    423: errno.EBUSY, 429: OVERLOADED, 502: UNREACHABLE, 503: OVERLOADED, 504: UNREACHABLE, 507: errno.ENOSPC,
-}  # fmt: skip
 _DIGEST = re.compile(r"\b(adler|adler32|md5)=:?([^,:\s]+)", re.I)
 
 
@@ -150,7 +146,7 @@ def _expect(response: http.client.HTTPResponse, *statuses: int) -> None:
     said = ""
     with suppress(OSError, http.client.HTTPException):
         said = one_line(redact(response.read1(300).decode(errors="replace").strip()))
-    number = _ERRNOS.get(response.status, errno.EIO)
+    number = BY_STATUS.get(response.status, errno.EIO)
     raise OSError(
         number, f"HTTP status {response.status} {one_line(response.reason[:80])}: {said}".rstrip(": ")
     )

@@ -7,13 +7,16 @@ the file is opened and hashed first; the storage is asked what it has of that na
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import os
+import re
 import tempfile
 import threading
 from concurrent.futures import Future, wait
 from pathlib import Path
-from typing import Callable, NamedTuple, Optional, Tuple, TypeVar
+from typing import Any, Callable, NamedTuple, Optional, Tuple, TypeVar, Union
+from urllib.parse import unquote, urlsplit
 
 from copytools.base import Checksums, CopyTool, Deadline, Stored, shown
 from copytools.checksum import supported
@@ -25,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_BUCKET = re.compile("[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]")
 LOOK_SECONDS = 0.2
 """How soon a call ends that nobody waits for any more."""
 WITHDRAW_SECONDS = 20.0
@@ -165,6 +169,42 @@ def within(deadline: Deadline, work: Callable[[], T]) -> T:
     while not wait((future,), min(LOOK_SECONDS, deadline.left() + 0.01)).done:
         deadline.check()
     return future.result()
+
+
+class Watched(io.FileIO):
+    """A file that a library reads or writes by itself: it ends when its time is over."""
+
+    def __init__(self, path: Union[str, Path], mode: str, deadline: Deadline) -> None:
+        super().__init__(path, mode)
+        self._deadline = deadline
+
+    def read(self, size: Optional[int] = -1) -> bytes:
+        self._deadline.check()
+        return super().read(-1 if size is None else size) or b""
+
+    def write(self, data: Any) -> int:
+        rest = memoryview(data)
+        while rest:
+            self._deadline.check()
+            rest = rest[super().write(rest) :]
+        return len(data)
+
+
+def in_bucket(url: str) -> Tuple[str, str]:
+    """Bucket and name of an object; BAD_PATH if the URL names none."""
+    scheme = url.partition(":")[0]
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise PilotageError("BAD_PATH", f"{shown(url[:300])} is no URL: {error}") from None
+    name = unquote(parts.path)[1:]
+    if not _BUCKET.fullmatch(parts.netloc) or not name.strip("/"):
+        raise PilotageError(
+            "BAD_PATH", f"{shown(url[:300])} names no bucket or no object: {scheme}://BUCKET/NAME"
+        )
+    if ".." in name.split("/") or any(not character.isprintable() for character in name):
+        raise PilotageError("BAD_PATH", f"{shown(url[:300])}: no .. or control characters in a name")
+    return parts.netloc, name
 
 
 def private(path: str) -> os.stat_result:

@@ -26,7 +26,7 @@ OURS: Dict[str, Set[str]] = {
 
 THEIRS: Dict[str, Set[str]] = {
     "protocol": set(),
-    "copytools": {"blake3", "boto3", "botocore"},
+    "copytools": {"blake3", "boto3", "botocore", "google", "requests", "urllib3"},
     "pilot": {"click", "urllib3", "filelock", "psutil"},
     "server": {
         *(
@@ -53,9 +53,11 @@ MEASURING = "server/bench/mover.py"
 
 ONLY_IN: Dict[str, Tuple[str, ...]] = {
     "click": ("*/cli.py", "client/commands/*.py", "pilot/commands/*.py", "server/commands/*.py"),
-    "urllib3": ("pilot/server_client.py", "client/session.py"),
+    "urllib3": ("pilot/server_client.py", "client/session.py", "copytools/gs.py"),
     "blake3": ("copytools/checksum.py", MEASURING),
     **dict.fromkeys(("boto3", "botocore"), ("copytools/buckets.py",)),
+    # Google's library speaks by requests, and raises its errors.
+    **dict.fromkeys(("google", "requests"), ("copytools/gs.py",)),
     **dict.fromkeys(("numpy", "isal"), ("daq/hits.py",)),
     # They are compared with, by a Python of their own.
     **dict.fromkeys(("parsl", "celery", "distributed", "hyperqueue"), ("server/bench/peers.py",)),

@@ -174,6 +174,21 @@ def test_the_same_file_is_an_earlier_try_whose_answer_got_lost(
     assert storage.read("a.1") == path.read_bytes()
 
 
+def test_who_was_faster_by_a_moment_is_not_replaced(
+    tool: CopyTool, storage: Storage, node: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not storage.never_replaces:
+        pytest.skip("this storage can only be asked before what is there: enabled by one that refuses")
+    storage.write("a.1", b"theirs")
+    stored, is_first = tool.stored, [True]  # type: ignore[attr-defined]
+    monkeypatch.setattr(
+        tool, "stored", lambda *given: None if is_first and is_first.pop() else stored(*given)
+    )
+    error = refused(lambda: tool.copy_out(write(node / "a", 10), storage.url("a.1"), FOREVER))
+    assert error.name == "OUTPUT_EXISTS", error
+    assert storage.read("a.1") == b"theirs"
+
+
 def test_who_has_no_right_is_told_so(tool: CopyTool, storage: Storage, node: Path) -> None:
     if storage.refused is None:
         pytest.skip("this storage gives everybody every right: there is nothing to refuse")

@@ -43,6 +43,8 @@ class Storage:
     """Processes of the server, to be stopped and continued."""
     tells_checksum: bool = True
     """It calculates checksums of what it has."""
+    never_replaces: bool = True
+    """It refuses to put a file over another one, also where somebody was faster than us by a moment."""
     refused: Optional[str] = None
     """A URL, ending in /, where our credentials give no right to read or write. None: this storage knows no rights."""
     refused_options: Dict[str, str] = field(default_factory=dict)

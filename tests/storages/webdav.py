@@ -35,6 +35,7 @@ def running(place: Path) -> Iterator[Storage]:
             port=port,
             pids=lambda: [server.pid],
             tells_checksum=False,
+            never_replaces=False,
         )
     finally:
         server.kill()

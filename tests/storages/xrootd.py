@@ -80,7 +80,7 @@ def running(place: Path) -> Iterator[Storage]:
 def over_http(place: Path) -> Iterator[Storage]:
     with running(place) as storage:
         root = f"http://127.0.0.1:{storage.port}/store/"
-        yield replace(storage, tool="http", root=root, refused=f"{root}closed/")
+        yield replace(storage, tool="http", root=root, refused=f"{root}closed/", never_replaces=False)
 
 
 def _pids(place: Path) -> List[int]:

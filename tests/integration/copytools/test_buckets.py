@@ -152,21 +152,6 @@ def test_a_bucket_that_is_not_there_is_told_so(storage: Bucket, tmp_path: Path) 
     assert error.name == "S3_BUCKET_MISSING"
 
 
-def test_who_was_faster_between_the_look_and_the_upload_is_not_replaced(
-    storage: Bucket, tool: CopyTool, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    storage.write("a.1", b"theirs")
-    stored = tool.stored  # type: ignore[attr-defined]
-    look = [True]
-
-    def first_nothing(*given: object) -> object:
-        return None if look and look.pop() else stored(*given)
-
-    monkeypatch.setattr(tool, "stored", first_nothing)
-    assert refused(lambda: tool.copy_out(path, storage.url("a.1"), FOREVER)).name == "OUTPUT_EXISTS"
-    assert storage.read("a.1") == b"theirs"
-
-
 @pytest.fixture
 def in_parts(monkeypatch: pytest.MonkeyPatch, path: Path) -> Path:
     """A file that is too large for one piece, though it is small: S3 allows no part below 5 MiB but the last."""
@@ -195,13 +180,3 @@ def test_f14_a_part_with_other_bytes_than_were_read_is_refused_and_nothing_stays
     assert error.name == "STAGE_OUT_MISMATCH"
     assert storage.files() == {}
     assert not storage.client.list_multipart_uploads(Bucket=BUCKET).get("Uploads")
-
-
-@pytest.mark.parametrize(
-    "url", ["s3://", "s3://bucket", "s3://bucket/", "s3:///key", "s3://key:geheim@bucket/a", "s3://b/a", "s3://bucket/a/../b",
-            "s3://bucket/a%00", "s3://bucket:80/a", "s3://[/a"]
-)  # fmt: skip
-def test_b25_what_is_no_address_of_an_object_is_refused(url: str) -> None:
-    with pytest.raises(PilotageError) as caught:
-        buckets._taken_apart(url)
-    assert caught.value.name == "BAD_PATH" and "geheim" not in str(caught.value)
