@@ -377,6 +377,8 @@ class World:
             return
         assert len(published) == len((task.spec or {})[wire_name("outputs")])
         for file in published:
+            if not file.url.startswith("file:"):
+                continue  # a storage across the network: its test looks there
             path = Path(local_path(file.url, self.data_root))
             assert path.stat().st_size == file.size
             assert checksum.of(path, tuple(file.checksums)) == file.checksums
