@@ -175,7 +175,7 @@ class CopyTool:
 class FileTool(CopyTool):
     """What tools for mounted file systems share: the path that a `file:` URL means on this node."""
 
-    schemes = ("file",)
+    schemes: Tuple[str, ...] = ("file",)
 
     OPTIONS = {
         "directories": Option(

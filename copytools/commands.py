@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any, Dict, Mapping, NamedTuple, Optional, Sequence
 
 from copytools.base import Deadline
+from copytools.failures import DIED
 from protocol.redaction import one_line, redact
 
 LOOK_SECONDS = 0.2
@@ -35,7 +36,7 @@ def run(
     keep_open: Sequence[int] = (),
     growing: Optional[Path] = None,
 ) -> Done:
-    """Run a program to its end, with `environment` beside ours; OSError if it cannot be started, or has no time left.
+    """Run a program to its end, with `environment` beside ours; OSError if it cannot be started (DIED), or has no time left.
 
     All that it has started goes with it. `keep_open`: descriptors that it may use. `growing`: the file that it writes, which tells
     how far it is.
@@ -43,15 +44,18 @@ def run(
     deadline.check()
     with tempfile.TemporaryFile() as text:
         # Not a session of its own: a pilot takes children in other sessions for what its payloads have left.
-        child = subprocess.Popen(
-            list(command),
-            stdin=subprocess.DEVNULL,
-            stdout=text,
-            stderr=text,
-            env={**os.environ, "LC_ALL": "C.UTF-8", **environment},
-            pass_fds=tuple(keep_open),
-            **_GROUP,
-        )
+        try:
+            child = subprocess.Popen(
+                list(command),
+                stdin=subprocess.DEVNULL,
+                stdout=text,
+                stderr=text,
+                env={**os.environ, "LC_ALL": "C.UTF-8", **environment},
+                pass_fds=tuple(keep_open),
+                **_GROUP,
+            )
+        except OSError as error:  # not ENOENT, which would mean the file that is to be copied
+            raise OSError(DIED, f"{command[0]} could not be started: {error.strerror}") from None
         try:
             code = _waited(child, deadline, growing)
         finally:

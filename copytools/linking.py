@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Iterator, Optional, Tuple
 
 from copytools.base import Checksums, Deadline
 from copytools.checksum import NOT_PLAIN, open_plain
-from copytools.copying import NO_LINKS, hashed, identity, make_directories, same_bytes
+from copytools.copying import NO_LINKS, hashed, hidden_name, identity, make_directories, same_bytes
 from copytools.failures import End, Stage, translated
 
 CANNOT = NO_LINKS | {errno.EXDEV}
@@ -58,6 +58,22 @@ def link_out(
             os.close(directory)
 
 
+@contextmanager
+def second_name(descriptor: int, path: Path) -> Iterator[Path]:
+    """A hidden name beside its own, for somebody who may take it away: the file keeps its own for the next try."""
+    name, directory = hidden_name(path.name), os.open(path.parent, _DIRECTORY)
+    try:
+        make_ours(descriptor)
+        _link(descriptor, name, directory)
+        try:
+            yield path.with_name(name)
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=directory)
+    finally:
+        os.close(directory)
+
+
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -88,7 +104,7 @@ def _is_there(reading: int, name: str, directory: int) -> bool:
 
 def _publish(reading: int, name: str, directory: int, deadline: Deadline) -> bool:
     """Whether it has the name now, on the disk and not only in memory."""
-    _make_ours(reading)
+    make_ours(reading)
     os.fsync(reading)
     is_new = True
     try:
@@ -115,7 +131,7 @@ def _link(descriptor: int, name: str, directory: int) -> None:
     os.link(f"/proc/self/fd/{descriptor}", name, dst_dir_fd=directory, follow_symlinks=True)
 
 
-def _make_ours(descriptor: int) -> None:
+def make_ours(descriptor: int) -> None:
     """As if this process had written it: the payload may have run as another account, and have had its own mind about rights."""
     if os.fstat(descriptor).st_uid != os.geteuid():
         os.fchown(descriptor, os.geteuid(), os.getegid())

@@ -41,6 +41,8 @@ class Outgoing(NamedTuple):
     descriptor: int
     size: int
     checksums: Checksums
+    place: Path
+    """Where it lies."""
 
     @property
     def path(self) -> str:
@@ -94,7 +96,7 @@ class RemoteTool(CopyTool):
             with translated(Stage.OUT, End.SOURCE, path):
                 size, checksums = os.fstat(source).st_size, self._hashed(source, deadline)
             with translated(Stage.OUT, End.TARGET, target):
-                self._store(Outgoing(source, size, checksums), target, deadline)
+                self._store(Outgoing(source, size, checksums, path), target, deadline)
         finally:
             os.close(source)
         return {algorithm: checksums[algorithm] for algorithm in self.algorithms}

@@ -56,7 +56,7 @@ def server(place: Path) -> Iterator[int]:
         wait_until(lambda: _answers(port), 30, f"xrootd on port {port}")
         yield port
     finally:
-        for pid in _pids(place):
+        for pid in pids(place):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
@@ -71,7 +71,7 @@ def running(place: Path) -> Iterator[Storage]:
             directory=place / "data/store",
             options={"connect_seconds": "2", "silent_seconds": "15"},
             port=port,
-            pids=lambda: _pids(place),
+            pids=lambda: pids(place),
             refused=f"{root}closed/",
         )
 
@@ -83,7 +83,7 @@ def over_http(place: Path) -> Iterator[Storage]:
         yield replace(storage, tool="http", root=root, refused=f"{root}closed/", never_replaces=False)
 
 
-def _pids(place: Path) -> List[int]:
+def pids(place: Path) -> List[int]:
     return [int("".join(filter(str.isdigit, (place / "pid").read_text())))]
 
 

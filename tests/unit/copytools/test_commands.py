@@ -11,6 +11,7 @@ import pytest
 
 from copytools import commands
 from copytools.base import Deadline
+from copytools.failures import DIED
 from tests.waiting import wait_until
 
 
@@ -43,9 +44,10 @@ def test_its_environment_is_ours_and_what_is_given(monkeypatch: pytest.MonkeyPat
     assert commands.run(["sh", "-c", "echo $OURS$GIVEN"], Deadline(30), {"GIVEN": "2"}).text == "12"
 
 
-def test_a_program_that_is_not_there_is_an_error_of_the_system() -> None:
-    with pytest.raises(FileNotFoundError):
+def test_a_program_that_is_not_there_is_no_file_that_is_not_there() -> None:
+    with pytest.raises(OSError, match="/nowhere/program could not be started") as caught:
         commands.run(["/nowhere/program"], Deadline(30), {})
+    assert caught.value.errno == DIED
 
 
 @pytest.mark.parametrize("ignores", ["", "trap '' TERM; "], ids=["ends", "ignores SIGTERM"])
