@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 from client import registrator
 from client.session import Session
@@ -122,6 +123,8 @@ class World:
         self.session = Session(server.url, server.admin_token.read_text().strip(), timeout_seconds=10)
         self.data_root = ""
         """Where relative file: addresses lie, for tests that use such."""
+        self.behind: dict[str, Path] = {}
+        """How addresses of a storage server begin → the directory that it keeps those files in."""
         self.may_trace = False
         """Set by a test that expects a trace back in a log."""
         self._programs: list[Running] = []
@@ -305,7 +308,14 @@ class World:
     def output(self, task: TaskView) -> str:
         """The text of the only output of a task."""
         (file,) = self.session.dataset_files(str(self.session.task(task.task_id).output_dataset))
-        return Path(local_path(file.url, self.data_root)).read_text(errors="replace")
+        return self.place_of(file.url).read_text(errors="replace")
+
+    def place_of(self, url: str) -> Path:
+        """Where the bytes of a stored file lie on this machine."""
+        for root, directory in self.behind.items():
+            if url.startswith(root):
+                return directory / unquote(url[len(root) :].lstrip("/"))
+        return Path(local_path(url, self.data_root))
 
     def log(self, task: TaskView) -> str:
         """What `pilotage job log` shows of the only job of a task, when the log of its last attempt is there."""
@@ -377,9 +387,9 @@ class World:
             return
         assert len(published) == len((task.spec or {})[wire_name("outputs")])
         for file in published:
-            if not file.url.startswith("file:"):
+            if not file.url.startswith(("file:", *self.behind)):
                 continue  # a storage across the network: its test looks there
-            path = Path(local_path(file.url, self.data_root))
+            path = self.place_of(file.url)
             assert path.stat().st_size == file.size
             assert checksum.of(path, tuple(file.checksums)) == file.checksums
 

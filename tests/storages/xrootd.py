@@ -49,16 +49,25 @@ def server(place: Path) -> Iterator[int]:
     (place / "x.cfg").write_text(CONFIG.format(port=port, place=place))
     (place / "rights").write_text(RIGHTS)
     subprocess.run(["chown", "-R", "xrootd:", str(place)], check=True)
+    try:
+        start(place, port)
+        yield port
+    finally:
+        kill(place)
+
+
+def start(place: Path, port: int) -> None:
+    """Also again, after it was killed."""
     command = ["xrootd", "-R", "xrootd", "-n", "t", "-b", "-c", f"{place}/x.cfg"]
     command += ["-l", f"{place}/logs/log", "-s", f"{place}/pid"]
     subprocess.run(command, check=True, stdin=subprocess.DEVNULL, capture_output=True, timeout=30)
-    try:
-        wait_until(lambda: _answers(port), 30, f"xrootd on port {port}")
-        yield port
-    finally:
-        for pid in pids(place):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: _answers(port), 30, f"xrootd on port {port}")
+
+
+def kill(place: Path) -> None:
+    for pid in pids(place):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 @contextmanager
@@ -84,7 +93,10 @@ def over_http(place: Path) -> Iterator[Storage]:
 
 
 def pids(place: Path) -> List[int]:
-    return [int("".join(filter(str.isdigit, (place / "pid").read_text())))]
+    """None if it was never started."""
+    with suppress(FileNotFoundError):
+        return [int("".join(filter(str.isdigit, (place / "pid").read_text())))]
+    return []
 
 
 def _answers(port: int) -> bool:
