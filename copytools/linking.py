@@ -60,8 +60,8 @@ def link_out(
 
 @contextmanager
 def second_name(descriptor: int, path: Path) -> Iterator[Path]:
-    """A hidden name beside its own, for somebody who may take it away: the file keeps its own for the next try."""
-    name, directory = hidden_name(path.name), os.open(path.parent, _DIRECTORY)
+    """A plain hidden name beside its own, for somebody who may take it away: the file keeps its own for the next try."""
+    name, directory = hidden_name("output"), os.open(path.parent, _DIRECTORY)
     try:
         make_ours(descriptor)
         _link(descriptor, name, directory)

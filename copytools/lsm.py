@@ -8,13 +8,12 @@ import shlex
 import shutil
 from pathlib import Path
 from typing import List, Mapping, Optional, Tuple
-from urllib.parse import unquote, urlsplit
 
 from copytools.base import Checksums, Deadline, FileTool, Option, Stored, shown
 from copytools.commands import died, failed, run
 from copytools.failures import DIED
 from copytools.linking import second_name
-from copytools.remote import Outgoing, RemoteTool
+from copytools.remote import Outgoing, RemoteTool, path_in
 from protocol import templates
 from protocol.errors import PilotageError
 from protocol.files import ALGORITHMS
@@ -131,13 +130,7 @@ class Tool(RemoteTool, FileTool):
         """Absolute: no argument that is a path begins with a dash."""
         if url.partition(":")[0].lower() == "file":
             return str(self.path_of(url))
-        try:
-            path = unquote(urlsplit(url).path)
-        except ValueError as error:
-            raise PilotageError("BAD_PATH", f"{shown(url[:300])} is no URL: {error}") from None
-        if ".." in path.split("/") or not path.isprintable() or not path.strip("/"):
-            raise PilotageError("BAD_PATH", f"{shown(url[:300])}: its path leads astray, or nowhere")
-        return f"/{path.lstrip('/')}"
+        return path_in(url)
 
 
 def _items(value: object) -> Tuple[str, ...]:

@@ -11,6 +11,7 @@ import io
 import logging
 import os
 import re
+import shutil
 import tempfile
 import threading
 from concurrent.futures import Future, wait
@@ -76,7 +77,9 @@ class RemoteTool(CopyTool):
 
     def copy_in(self, source: str, to: Path, timeout: float) -> Checksums:
         deadline = self.deadline(timeout)
-        hidden = to.with_name(hidden_name(to.name))
+        hidden = to.with_name(
+            hidden_name("input")
+        )  # a plain name: programs may have their own mind about a % or a blank
         try:
             with translated(Stage.IN, End.TARGET, to):
                 if os.path.lexists(to):
@@ -215,6 +218,25 @@ def private(path: str) -> os.stat_result:
     if status.st_mode & 0o077:
         raise PilotageError("BAD_SETTINGS", f"{shown(path)} holds a secret but is not private: chmod 600 it")
     return status
+
+
+def path_in(url: str) -> str:
+    """The path in an address of a server, absolute and with nothing quoted; BAD_PATH."""
+    try:
+        path = unquote(urlsplit(url).path)
+    except ValueError as error:
+        raise PilotageError("BAD_PATH", f"{shown(url[:300])} is no URL: {error}") from None
+    if ".." in path.split("/") or not path.isprintable() or not path.strip("/"):
+        raise PilotageError("BAD_PATH", f"{shown(url[:300])}: its path leads astray, or nowhere")
+    return f"/{path.lstrip('/')}"
+
+
+def refuse_part(to: Path, size: int) -> None:
+    """OSError unless all of a file came. Some programs leave half of one on a full disk, and say that all went well."""
+    arrived = to.stat().st_size
+    if arrived != size:
+        is_full = shutil.disk_usage(to.parent).free < size - arrived
+        raise OSError(errno.ENOSPC if is_full else errno.EIO, f"{arrived} of {size} bytes arrived")
 
 
 def _compare(file: Outgoing, got: Optional[Stored]) -> None:

@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 from copytools.base import Deadline, Option, Stored, shown
 from copytools.commands import Done, died, failed, run
 from copytools.failures import CORRUPTED, DIED, OVERLOADED, REFUSED, UNREACHABLE
-from copytools.remote import Outgoing, RemoteTool
+from copytools.remote import Outgoing, RemoteTool, refuse_part
 from protocol.errors import PilotageError
 from protocol.values import Bounds, Type, as_text
 
@@ -65,11 +65,7 @@ class Tool(RemoteTool):
         done = self._run(["xrdcp", "--nopbar", _written(source), str(to)], deadline, growing=to)
         if done.code:
             raise _error(done)
-        # Seen with 5.5.3: on a full disk it leaves half a file and says that all went well.
-        arrived = to.stat().st_size
-        if arrived != size:
-            is_full = shutil.disk_usage(to.parent).free < size - arrived
-            raise OSError(errno.ENOSPC if is_full else errno.EIO, f"{arrived} of {size} bytes arrived")
+        refuse_part(to, size)
 
     def put(self, file: Outgoing, target: str, deadline: Deadline) -> Optional[Stored]:
         theirs = {"adler32": file.checksums["adler32"]}

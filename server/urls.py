@@ -14,7 +14,24 @@ from protocol import addresses
 from protocol.errors import PilotageError
 from protocol.redaction import redact
 
-URL_SCHEMES = ("file", "root", "roots", "xroot", "xroots", "http", "https", "dav", "davs", "s3", "gs", "null")
+URL_SCHEMES = (
+    *(
+        "file",
+        "root",
+        "roots",
+        "xroot",
+        "xroots",
+        "http",
+        "https",
+        "dav",
+        "davs",
+        "s3",
+        "gs",
+        "srm",
+        "gsiftp",
+    ),
+    "null",
+)
 """What files may be registered with unless the operator says otherwise."""
 CLOSED_PATHS = ("/etc", "/proc", "/sys", "/dev", "/boot", "/run/secrets", "/var/run", "/var/spool")
 """Where a system keeps its own, and nobody's data."""

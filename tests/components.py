@@ -19,7 +19,7 @@ from typing import Callable, Dict, Generator, List, NoReturn, Optional, Tuple, U
 import pytest
 
 from tests import control_groups, filesystems, postgres, slurm
-from tests.storages import fake_gcs, seaweed, webdav, xrootd
+from tests.storages import fake_gcs, gfal, seaweed, webdav, xrootd
 
 ROOT = Path(__file__).parent.parent
 MAKE_COMPONENTS = "make components   (as root on Debian)"
@@ -107,6 +107,7 @@ COMPONENTS: Dict[str, Component] = {
         Component("slurm", slurm.missing),
         Component("xrootd", xrootd.missing),
         Component("fake_gcs", fake_gcs.missing, "make dev"),
+        Component("gfal", gfal.missing),
         Component("seaweed", seaweed.missing, "make dev"),
         Component("wsgidav", webdav.missing, "make dev"),
         Component("mpiexec", on_path("mpiexec", "orted")),

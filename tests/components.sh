@@ -15,6 +15,7 @@ has_python() {
     done
     return 1
 }
+has_gfal() { /usr/bin/python3 -c 'import gfal2' >/dev/null 2>&1; }
 
 missing=""
 need() { # PACKAGES TEST...
@@ -38,6 +39,7 @@ need bubblewrap has bwrap
 need "slurm-wlm munge" has slurmctld
 need openmpi-bin has orted
 need "xrootd-server xrootd-server-plugins xrootd-client" has xrootd
+need "gfal2 python3-gfal2 gfal2-plugin-file gfal2-plugin-http gfal2-plugin-xrootd" has_gfal
 
 if [ -z "$missing" ]; then
     echo "components: all there"

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Callable, Dict
 
-from tests.storages import fake_gcs, lsm, seaweed, webdav, xrootd
+from tests.storages import fake_gcs, gfal, lsm, seaweed, webdav, xrootd
 from tests.storages.base import Storage
 
 STORAGES: Dict[str, Callable[[Path], AbstractContextManager[Storage]]] = {
@@ -17,5 +17,7 @@ STORAGES: Dict[str, Callable[[Path], AbstractContextManager[Storage]]] = {
     "objectstore-seaweed": seaweed.as_objectstore,
     "gs-fake_gcs": fake_gcs.running,
     "lsm-curl-xrootd": lsm.running,
+    "gfal-xrootd-root": gfal.by_root,
+    "gfal-xrootd-dav": gfal.by_dav,
 }
 """Copytool and storage → a context that starts it in an empty directory which every account can enter."""
