@@ -37,8 +37,9 @@ def script(path: Path, text: str) -> Path:
     return path
 
 
+@pytest.mark.parametrize("named_by", ["options", "the pilot's environment"])
 def test_credentials_reach_the_command_by_its_environment_alone_and_never_the_payload(
-    site: Site, dispatcher: Dispatcher
+    site: Site, dispatcher: Dispatcher, named_by: str
 ) -> None:
     """Recorded by stand-ins for xrdcp and xrdfs: a real server shows no command line."""
     bin_directory = site.place / "bin"
@@ -46,18 +47,22 @@ def test_credentials_reach_the_command_by_its_environment_alone_and_never_the_pa
     stand_in(bin_directory / "xrdfs", site.place, XRDFS)
     stand_in(bin_directory / "xrdcp", site.place, XRDCP)
     names = {"proxy_file": "X509_USER_PROXY", "token_file": "BEARER_TOKEN_FILE", "keytab": "XrdSecSSSKT"}
-    lines = ["[copytool:xrdcp]"]
     for key in names:
         (site.place / f"secret-{key}").write_text(f"very-secret-{key}")
-        lines.append(f"{key} = {site.place}/secret-{key}")
+    environment: Dict[str, str] = {}
     config = site.place / "pilot.ini"
-    config.write_text("\n".join(lines))
+    if named_by == "options":
+        lines = [f"{key} = {site.place}/secret-{key}" for key in names]
+        config.write_text("\n".join(["[copytool:xrdcp]", *lines]))
+    else:
+        config.write_text("")
+        environment = {name: f"{site.place}/secret-{key}" for key, name in names.items()}
     file = InputFile("in.txt", "test", "in", 9, {}, "root://storage.example//store/in.txt")
     number = dispatcher.add(
         "sh", "-c", 'cat "$0"; env; tr "\\0" "\\n" < /proc/self/environ', "{input}", inputs=[file]
     )
     path = f"{bin_directory}:{site.environment['PATH']}"
-    assert site.run("--config", str(config), "--max-jobs", "1", PATH=path) == PilotExit.DONE
+    assert site.run("--config", str(config), "--max-jobs", "1", PATH=path, **environment) == PilotExit.DONE
     assert dispatcher.attempt(number).state == "COMPLETED", site.archive(number)
 
     arguments = (site.place / "arguments").read_text()
