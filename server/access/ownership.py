@@ -74,14 +74,19 @@ def _job(caller: Caller, parts: Mapping[str, str]) -> None:
     _check_task(caller, Task.get_by_id(job.task_id))
 
 
-def _dataset(caller: Caller, parts: Mapping[str, str]) -> None:
-    dataset = catalogue.find(parts["name"])
+def check_dataset(caller: Caller, name: str) -> None:
+    """FORBIDDEN unless the caller may change this dataset, or add replicas to its files."""
+    dataset = catalogue.find(name)
     _check(caller, dataset.owner, "", f"dataset {dataset.name}")
 
 
 def _container(caller: Caller, parts: Mapping[str, str]) -> None:
     container = containers.find(parts["name"])
     _check(caller, container.owner, "", f"container {container.name}")
+
+
+def _dataset(caller: Caller, parts: Mapping[str, str]) -> None:
+    check_dataset(caller, parts["name"])
 
 
 _GUARDS: dict[str, Guard] = {

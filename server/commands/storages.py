@@ -53,6 +53,14 @@ class Checked:
         return sum(stray.storage == storage and stray.kind is kind for stray in self.disk.strays)
 
     @property
+    def not_looked_at(self) -> list[str]:
+        """Without storages that this host cannot look into at all."""
+        directories = [
+            f"{what}: {why}" for what, why in self.disk.not_reached.items() if what.startswith("/")
+        ]
+        return [*self.report.not_looked_at, *directories]
+
+    @property
     def dark(self) -> list[reconcile.Stray]:
         return [stray for stray in self.disk.strays if stray.kind is Kind.ORPHAN]
 
@@ -182,7 +190,7 @@ def _as_facts(checked: Checked) -> dict[str, Any]:
         "marked": checked.n_marked,
         "moved": checked.disk.moved,
         "notMoved": checked.disk.not_moved,
-        "notLookedAt": checked.report.not_looked_at,
+        "notLookedAt": checked.not_looked_at,
     }
 
 
@@ -221,13 +229,10 @@ def _print(checked: Checked, limit: int) -> None:
             if limit and len(rows) > limit:
                 tables.write(f"and {len(rows) - limit} more (--limit 0 shows all)")
     unseen = [f"{_name(tally.name)}: {tally.unseen}" for tally in report.tallies.values() if tally.unseen]
-    if unseen or report.not_looked_at:
+    if unseen or checked.not_looked_at:
         tables.write("\nNot looked at:")
-        for reason in (*unseen, *report.not_looked_at):
+        for reason in (*unseen, *checked.not_looked_at):
             tables.write(f"  {tables.cell(reason)}")
-    for path, why in checked.disk.not_reached.items():
-        if path.startswith("/"):  # a directory of it; whole storages are named above
-            tables.write(f"  {tables.cell(path)}: {tables.cell(why)}")
     for path, why in checked.disk.not_moved.items():
         tables.write(f"Not moved: {tables.cell(path)}: {tables.cell(why)}")
     tables.write(f"\n{_verdict(checked)}")

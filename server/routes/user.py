@@ -91,6 +91,8 @@ def _yes(name: str, about: str) -> Parameter:
 def submit_task(call: Call, spec: TaskSpec) -> TaskView:
     """Register a task."""
     groups.check_use(call.caller, spec.working_group)
+    if spec.replicate_to and spec.input_dataset:
+        ownership.check_dataset(call.caller, spec.input_dataset)  # its command makes what others will read
     registered = task_manager.register(call.core, spec, call.caller.name)
     registered.waiting = explain.no_queue(spec)
     return registered

@@ -20,6 +20,8 @@ from server.models import Garbage, Replica
 from server.paging import Cursor
 from server.upkeep import archive, garbage
 from tests.auditing import assert_clean
+from tests.integration.server.http import refusal
+from tests.integration.server.tenants import Tenants
 from tests.integration.server.world import World
 
 CONTENT = b"the bytes of a file"
@@ -226,3 +228,16 @@ def test_a_copy_that_failed_is_tried_again_by_the_user(world: World, url: str) -
 def test_a_task_that_cannot_copy_is_refused(world: World, spec: dict[str, object], error: str) -> None:
     with world.refused(error):
         world.task(**spec)  # type: ignore[arg-type]
+
+
+def test_replicas_are_added_to_a_dataset_by_those_alone_who_may_change_it(
+    world: World, tenants: Tenants
+) -> None:
+    """Its files may have no checksums, and then whoever copies them could put anything in their place."""
+    body = {"command": ["true"], "inputDataset": "in", "replicateTo": "NEW"}
+    ada, bob = tenants.token("ada"), tenants.token("bob")
+    refusal(bob.post("/v1/tasks", {**body, "name": "bobs"}), 403, "FORBIDDEN")
+    refusal(bob.post("/v1/tasks", {**body, "name": "bobs", "inputDataset": "no"}), 404, "NOT_FOUND")
+    ada.ok("POST", "/v1/tasks", {**body, "name": "adas"})
+    tenants.admin.ok("POST", "/v1/tasks", {**body, "name": "roots"})
+    bob.ok("POST", "/v1/tasks", {"command": ["true"], "inputDataset": "in", "name": "reads"})
