@@ -2,7 +2,7 @@
 
 python -m server.bench.mover WORK ARGUMENT…
 
-What is needed beforehand a piece of work does when it is called; what is measured is the call of what it returns.
+What is needed beforehand, imports too, a piece of work does when it is called; what is measured is the call of what it returns.
 """
 
 from __future__ import annotations
@@ -19,10 +19,7 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from client import registrator
-from client.session import Session
 from copytools import checksum
-from pilot.api.data import Data, File
 
 MIB = 1 << 20
 LIMIT_SECONDS = 3600.0
@@ -81,6 +78,8 @@ def _copy_file_range(source: str, target: str) -> None:
 
 def copytool(algorithm: str, source: str, target: str) -> Measured:
     """As a pilot brings an input: copied, and held against what is registered."""
+    from pilot.api.data import Data, File
+
     known = {algorithm: Path(f"{source}.{algorithm}").read_text()}
     file = File(f"file://{source}", Path(target), os.path.getsize(source), known)
     data = Data(retries=0)
@@ -94,6 +93,8 @@ def checksums(source: str) -> Measured:
 
 def data_api(source: str, target: str) -> Measured:
     """All files of a directory, registered with size and BLAKE3."""
+    from pilot.api.data import Data, File
+
     files = []
     for line in Path(f"{source}.blake3").read_text().splitlines():
         name, size, digits = line.split()
@@ -110,6 +111,9 @@ def data_api(source: str, target: str) -> Measured:
 
 def register(url: str, token_file: str, name: str, source: str, algorithm: str) -> Measured:
     """A directory as a dataset."""
+    from client import registrator
+    from client.session import Session
+
     session = Session(url, Path(token_file).read_text().strip())
     options = registrator.Options(algorithms=(algorithm,), quiet=True)
     return partial(registrator.register, session, name, [source], options)
