@@ -82,6 +82,8 @@ class Look:
     """In their order, up to the first that has to wait."""
     n_pending: int = 0
     """Files that are, or may yet become, whole."""
+    given_up: list[str] = field(default_factory=list)
+    """Files that are unfinished for so long that nobody waits for them any more."""
 
 
 class Buffer:
@@ -219,6 +221,7 @@ class Buffer:
                     found.path,
                     f"warning: unfinished for long, others go first: {one_line(found.path)}: {why}",
                 )
+                look.given_up.append(found.path)
                 continue
             elif why and name:
                 held.add(name.run)
@@ -255,7 +258,7 @@ class Watcher:
                     self._register(rest[:room])
                     rest = rest[room:]
                 if not look.whole and self._is_over(look):
-                    return self._close()
+                    return self._close(look)
                 self._wait(self._wish.interval)
         except _Stopped:
             return False
@@ -383,13 +386,15 @@ class Watcher:
             return True
         return bool(self._wish.close_after) and idle > self._wish.close_after
 
-    def _close(self) -> bool:
-        if self._buffer.set_aside:
+    def _close(self, look: Look) -> bool:
+        """WRONG_STATE if files that lie there are not registered: nobody would find out later."""
+        missing = [*self._buffer.set_aside, *look.given_up]
+        if missing:
             raise PilotageError(
                 "WRONG_STATE",
-                f"dataset {self._name} is complete but for {tables.some(len(self._buffer.set_aside), 'file')} that could not be"
+                f"dataset {self._name} is complete but for {tables.some(len(missing), 'file')} that could not be"
                 " registered, so it stays open",
-                problems=[one_line(path) for path in sorted(self._buffer.set_aside)[: registrator.TOLD]],
+                problems=[one_line(path) for path in sorted(missing)[: registrator.TOLD]],
                 advice=f"mend or remove them and start again, or close it: pilotage dataset close {self._name}",
             )
         self._asked(lambda: self._session.close_dataset(self._name))

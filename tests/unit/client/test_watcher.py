@@ -267,6 +267,15 @@ def test_the_dataset_is_closed_when_nothing_has_come_for_long_enough(case: Case)
     assert 110 < clock.now < 150
 
 
+def test_a_dataset_is_not_closed_without_a_file_that_was_never_finished(case: Case) -> None:
+    case.make("a.dat", NAME.format(1, 0))
+    (case.folder / NAME.format(2, 0)).write_bytes(b"")
+    with pytest.raises(PilotageError, match="complete but for 1 file") as caught:
+        case.watch(Clock(ticks=200), close_after=30, hold=60)
+    assert NAME.format(2, 0) in caught.value.fields["problems"][0]
+    assert (len(case.server.files), case.server.state) == (2, "open")
+
+
 def test_a_run_ends_when_the_next_one_has_begun_and_its_last_file_is_in(case: Case) -> None:
     case.make(NAME.format(1, 0), "run-000006-00001-00.spd", "notes.txt")
     later = [lambda: case.make("run-000008-00000-00.spd"), lambda: case.make(NAME.format(2, 0))]
