@@ -15,7 +15,7 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Callable, Deque, Dict, Iterable, Iterator, Optional, Tuple, Type, Union
+from typing import Any, Callable, Deque, Dict, Iterable, Iterator, List, Optional, Tuple, Type, Union
 
 from protocol.errors import PilotageError
 from protocol.files import ALGORITHMS
@@ -27,7 +27,7 @@ BLOCK = 512 * 1024
 WORTH_A_THREAD = 64 * 1024
 """Bytes of a block from which on handing it to another thread costs less than it saves."""
 
-BEHIND = 16
+BEHIND = 4
 """Blocks by which md5 may be behind the others: where cores are busy, a thread that waits for each block waits long."""
 
 NOT_PLAIN = errno.EMEDIUMTYPE
@@ -119,22 +119,35 @@ class Hasher:
         self._quick = [each for each in self._hashes.values() if each is not self._slow]
         # It starts its thread with the first block that is worth one.
         self._pool = ThreadPoolExecutor(1, "md5") if self._slow else None
-        self._behind: Deque[Future[None]] = deque()
+        self._behind: Deque[Tuple[Future[None], memoryview]] = deque()
+        self._free: List[memoryview] = []
 
     def update(self, block: memoryview) -> None:
         if self._pool is not None and self._slow is not None:
             if self._behind or len(block) >= WORTH_A_THREAD:
-                self._behind.append(self._pool.submit(self._slow.update, bytes(block)))
+                self._behind.append(self._later(self._pool, self._slow, block))
             else:
                 self._slow.update(block)
         for each in self._quick:
             each.update(block)
         self._wait(BEHIND)
 
+    def _later(
+        self, pool: ThreadPoolExecutor, slow: Any, block: memoryview
+    ) -> Tuple[Future[None], memoryview]:
+        """From a copy, in memory that is used again: new memory would cost more than the copy."""
+        n_bytes = len(block)
+        fits = self._free and len(self._free[-1]) >= n_bytes
+        copy = self._free.pop() if fits else memoryview(bytearray(n_bytes))
+        copy[:n_bytes] = block
+        return pool.submit(slow.update, copy[:n_bytes]), copy
+
     def _wait(self, most: int) -> None:
         """Until md5 is behind by no more than so many blocks."""
         while len(self._behind) > most:
-            self._behind.popleft().result()
+            done, copy = self._behind.popleft()
+            done.result()
+            self._free.append(copy)
 
     def digests(self) -> Dict[str, str]:
         self._wait(0)
