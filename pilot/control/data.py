@@ -78,7 +78,7 @@ def stage_out(context: Context, job: JobRun) -> None:
     job.enter(JobState.STAGE_OUT)
     for output in job.spec.outputs:
         file = File(_address(context, output.url), job.output_path(output), name=output.lfn)
-        copied = _copied(_data(context, storage=output.storage).take_away, file, job)
+        copied = _copied(_data(context, storage=output.storage or "").take_away, file, job)
         job.outputs.append(OutputReport(output.lfn, copied.size, copied.checksums))
         logger.info("output is stored", extra={"lfn": output.lfn, "size": copied.size})
     store_log(context, job)

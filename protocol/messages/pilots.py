@@ -43,7 +43,7 @@ class OutputFile:
     scope: str
     dataset: str
     url: str
-    storage: str = ""
+    storage: Optional[str] = None
     """The address of its storage, if that is another one than the queue's; its directory has to be there."""
 
 

@@ -269,7 +269,7 @@ def test_what_is_forbidden_or_too_late_is_told_with_whom_or_what_to_ask(
 def test_a_storage_has_a_site(pilotage: Pilotage) -> None:
     assert pilotage("storage", "create", "NEARBY", "file:///near", "--site", "LOCAL").code == 0
     (row,) = [line for line in pilotage("storage", "list").out.splitlines() if line.startswith("NEARBY")]
-    assert row.split()[-1] == "LOCAL"
+    assert row.split() == ["NEARBY", "file:///near", "LOCAL", "-", "-"], "no file on it is suspect or bad"
 
 
 def test_pilots_are_drained_by_name_or_by_queue(pilotage: Pilotage) -> None:
