@@ -32,7 +32,7 @@ ask() { # CURL-OPTION... URL
 """
 SCRIPTS: Dict[str, str] = {
     "get": 'ask -o "$2" -- "$1"',
-    "put": 'ask -o /dev/null -T "$1" -- "$2"',
+    "put": '(ask -I -o /dev/null -- "$2") && exit 17; ask -o /dev/null -T "$1" -- "$2"',
     "stat": 'ask -I -o /dev/null -- "$1"; set -- $answer; echo "$2"',
     "checksum": 'ask -I -H "Want-Digest: adler32" -o /dev/null -- "$1"; echo "${answer##*=}"',
     "remove": 'ask -X DELETE -o /dev/null -- "$1"',
@@ -45,7 +45,7 @@ def options(place: Path) -> Dict[str, str]:
     found = {
         "schemes": "http",
         "checksum_algorithm": "adler32",
-        "exit_codes": "2:ENOENT, 5:EIO, 28:ENOSPC, 51:EHOSTUNREACH, 52:EKEYREJECTED",
+        "exit_codes": "2:ENOENT, 5:EIO, 17:EEXIST, 28:ENOSPC, 51:EHOSTUNREACH, 52:EKEYREJECTED",
     }
     place.mkdir()
     for name, script in SCRIPTS.items():
