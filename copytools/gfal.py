@@ -99,7 +99,7 @@ class Tool(RemoteTool, FileTool):
         directory = os.open(to.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:  # so that no name on this node is a part of an address, which some plugins decode
             local = f"file:///proc/self/fd/{directory}/{to.name}"
-            stored = _stored(self._do("get", source, local, deadline, (directory,)))
+            stored = _stored(self._do("get", source, local, deadline, (directory,), growing=to))
         finally:
             os.close(directory)
         refuse_part(to, stored.size)
@@ -127,7 +127,13 @@ class Tool(RemoteTool, FileTool):
         return next(filter(_can_import, candidates), "")
 
     def _do(
-        self, verb: str, url: str, local: str, deadline: Deadline, keep_open: Tuple[int, ...] = ()
+        self,
+        verb: str,
+        url: str,
+        local: str,
+        deadline: Deadline,
+        keep_open: Tuple[int, ...] = (),
+        growing: Optional[Path] = None,
     ) -> str:
         """What the program printed; OSError if it failed."""
         is_file = url.partition(":")[0].lower() == "file"
@@ -136,7 +142,7 @@ class Tool(RemoteTool, FileTool):
             path_in(url)
         seconds = str(max(1, int(deadline.left())))
         command = [self._python, "-c", PROGRAM, verb, address, local, seconds]
-        done = run(command, deadline, self._environment(), keep_open)
+        done = run(command, deadline, self._environment(), keep_open, growing)
         if done.code == 0:
             return done.text
         code = re.search(r"\bgfal2 error (\d+): ", done.text)

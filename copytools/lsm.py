@@ -74,7 +74,7 @@ class Tool(RemoteTool, FileTool):
         return f"{shown(' and '.join(absent))} cannot be run" if absent else None
 
     def get(self, source: str, to: Path, deadline: Deadline) -> None:
-        self._run("get_command", source, deadline, local=str(to))
+        self._run("get_command", source, deadline, growing=to, local=str(to))
 
     def put(self, file: Outgoing, target: str, deadline: Deadline) -> Optional[Stored]:
         checksum = f"{self.told_checksum}:{file.checksums[self.told_checksum]}" if self.told_checksum else ""
@@ -116,10 +116,13 @@ class Tool(RemoteTool, FileTool):
             raise OSError(errno.EIO, f"checksum_command printed no {self.told_checksum}: {text[:200]}")
         return {self.told_checksum: found[0].lower()}
 
-    def _run(self, name: str, url: str, deadline: Deadline, **more: str) -> str:
+    def _run(
+        self, name: str, url: str, deadline: Deadline, growing: Optional[Path] = None, **more: str
+    ) -> str:
         """What the command printed; OSError, as the option exit_codes says it, if it failed."""
         values = {"url": url, "path": self._path(url), **more}
-        done = run([templates.fill(word, values) for word in self._commands[name]], deadline, {})
+        command = [templates.fill(word, values) for word in self._commands[name]]
+        done = run(command, deadline, {}, growing=growing)
         if died(done):
             raise failed(DIED, done)
         if done.code:

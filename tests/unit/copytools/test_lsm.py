@@ -8,7 +8,7 @@ import re
 import shlex
 import sys
 from pathlib import Path
-from typing import Dict, List
+from typing import Dict, List, Optional
 from urllib.parse import quote
 
 import pytest
@@ -110,6 +110,21 @@ def test_f14_exit_codes_mean_what_the_site_says(tmp_path: Path, command: str, ex
     assert list(tmp_path.iterdir()) == []
 
 
+def test_how_far_an_input_is_is_told_while_it_comes(tmp_path: Path) -> None:
+    """The command ends once the first half was heard of."""
+    told: List[int] = []
+
+    def moved(n_bytes: int) -> None:
+        told.append(n_bytes)
+        if n_bytes:
+            (tmp_path / "heard").touch()
+
+    script = 'printf 12345 > "$1"; until test -e "$2"; do sleep 0.02; done; printf 67890 >> "$1"'
+    mine = tool(get_command=f"sh -c '{script}' get {{local}} {tmp_path}/heard")
+    mine.until(lambda: False, moved).copy_in(f"file://{tmp_path}/a", tmp_path / "b", 60)
+    assert 5 in told and (tmp_path / "b").read_text() == "1234567890"
+
+
 STORES = {"put_command": "cp -T -- {local} {path}"}
 
 
@@ -126,7 +141,7 @@ STORES = {"put_command": "cp -T -- {local} {path}"}
     ],
 )  # fmt: skip
 def test_f14_what_is_verified_is_what_there_are_commands_for(
-    tmp_path: Path, options: Dict[str, str], expected: str
+    tmp_path: Path, options: Dict[str, str], expected: Optional[str]
 ) -> None:
     (tmp_path / "a").write_text("12345")
     mine = tool(exit_codes="2:ENOENT", remove_command="rm -f -- {path}", **options)
