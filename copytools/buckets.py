@@ -12,7 +12,6 @@ import errno
 import functools
 import hashlib
 import importlib.util
-import os
 import re
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -84,15 +83,17 @@ class BucketTool(RemoteTool):
     def get(self, source: str, to: Path, deadline: Deadline) -> None:
         bucket, key = in_bucket(source)
 
-        def work() -> None:
-            with _translated(deadline):
-                found = self._client().get_object(Bucket=bucket, Key=key)
-                with closing(found["Body"]) as body, open(to, "xb") as file:
-                    for block in body.iter_chunks(BLOCK):
-                        deadline.check()
-                        file.write(block)
+        # Made and closed here: whoever is left alone must not make it when nobody wants it any more.
+        with Watched(to, "xb", deadline) as file:
 
-        within(deadline, work)
+            def work() -> None:
+                with _translated(deadline):
+                    found = self._client().get_object(Bucket=bucket, Key=key)
+                    with closing(found["Body"]) as body:
+                        for block in body.iter_chunks(BLOCK):
+                            file.write(block)
+
+            within(deadline, work)
 
     def put(self, file: Outgoing, target: str, deadline: Deadline) -> Optional[Stored]:
         bucket, key = in_bucket(target)
@@ -148,13 +149,15 @@ class BucketTool(RemoteTool):
         parts: List[Dict[str, Any]] = []
         digests = b""
         try:
-            for number, offset in enumerate(range(0, file.size, size), 1):
-                deadline.check()
-                data = os.pread(file.descriptor, size, offset)
-                digest = hashlib.md5(data, usedforsecurity=False).digest()
-                sent = client.upload_part(**upload, PartNumber=number, Body=data, ContentMD5=_base64(digest))
-                parts.append({"PartNumber": number, "ETag": sent["ETag"]})
-                digests += digest
+            with Watched(file.path, "rb", deadline) as body:
+                for number in range(1, -(-file.size // size) + 1):
+                    data = body.read(size)
+                    digest = hashlib.md5(data, usedforsecurity=False).digest()
+                    sent = client.upload_part(
+                        **upload, PartNumber=number, Body=data, ContentMD5=_base64(digest)
+                    )
+                    parts.append({"PartNumber": number, "ETag": sent["ETag"]})
+                    digests += digest
             done = client.complete_multipart_upload(
                 **upload, MultipartUpload={"Parts": parts}, IfNoneMatch="*"
             )

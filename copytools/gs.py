@@ -52,12 +52,15 @@ class Tool(RemoteTool):
         return "Python package google-cloud-storage is missing: pip install google-cloud-storage"
 
     def get(self, source: str, to: Path, deadline: Deadline) -> None:
-        def work() -> None:
-            with _translated(deadline), Watched(to, "xb", deadline) as file:
-                # Raw: as it is stored, though the storage would unpack what it knows to be compressed.
-                self._object(source).download_to_file(file, raw_download=True, **self._patience())
+        # Made and closed here: whoever is left alone must not make it when nobody wants it any more.
+        with Watched(to, "xb", deadline) as file:
 
-        within(deadline, work)
+            def work() -> None:
+                with _translated(deadline):
+                    # Raw: as it is stored, though the storage would unpack what it knows to be compressed.
+                    self._object(source).download_to_file(file, raw_download=True, **self._patience())
+
+            within(deadline, work)
 
     def put(self, file: Outgoing, target: str, deadline: Deadline) -> None:
         def work() -> None:

@@ -113,12 +113,13 @@ class Client:
         deadline: Deadline,
         headers: Mapping[str, str] = {},
         body: Optional[Outgoing] = None,
+        silent_too: float = 0.0,
     ) -> Iterator[http.client.HTTPResponse]:
-        """The answer of the server that has the file, as the redirections tell."""
+        """The answer of the server that has the file, as the redirections tell; `silent_too`: seconds for which it has to work first."""
         address = taken_apart(url)
         for _ in range(MOST_REDIRECTS + 1):
             all_headers = {**headers, **self._headers_for(address)}
-            with self._answer(method, address, all_headers, body, deadline) as response:
+            with self._answer(method, address, all_headers, body, deadline, silent_too) as response:
                 location = response.getheader("Location")
                 if response.status not in REDIRECTS or not location:
                     yield response
@@ -134,6 +135,7 @@ class Client:
         headers: Mapping[str, str],
         body: Optional[Outgoing],
         deadline: Deadline,
+        silent_too: float,
     ) -> Iterator[http.client.HTTPResponse]:
         """Of one server; the connection is kept if it was read to its end."""
         deadline.check()
@@ -142,7 +144,7 @@ class Client:
         try:
             with ended_in_time(connection.sock, deadline.is_over):
                 with _network(deadline):
-                    connection.sock.settimeout(self._silent_seconds)
+                    connection.sock.settimeout(self._silent_seconds + silent_too)
                     if isinstance(connection.sock, ssl.SSLSocket):
                         connection.sock.do_handshake()  # if it has not been done
                     response = _ask(connection, method, address, headers, body)
@@ -151,7 +153,7 @@ class Client:
                     with _network(deadline):
                         if response.length is not None and response.length <= BLOCK:
                             response.read()
-                    is_whole = response.isclosed() and not response.will_close
+                    is_whole = response.isclosed() and _may_be_kept(response)
         finally:
             if is_whole:
                 self._idle.keep(address, connection)
@@ -203,6 +205,12 @@ class _Idle:
     def keep(self, address: Address, connection: http.client.HTTPConnection) -> None:
         with self._lock:
             self._kept[address[:3]].append(connection)
+
+
+def _may_be_kept(response: http.client.HTTPResponse) -> bool:
+    """XRootD (seen with 5.5.3) loses requests on connections that are used again, and mixes up its answers."""
+    is_xrootd = response.getheader("Server", "").lower().startswith("xrootd")
+    return not response.will_close and not is_xrootd
 
 
 def _close_all(kept: Dict[object, List[http.client.HTTPConnection]]) -> None:

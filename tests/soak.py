@@ -79,7 +79,7 @@ def pilot_kills(directory: Path, on: postgres.Cluster | None, scale: float, hour
 
 
 def by_pytest(test: str) -> Part:
-    """A test that takes its length from PILOTAGE_SOAK, on both databases."""
+    """A test that takes its length from PILOTAGE_SOAK, on both databases if it uses one."""
 
     def part(directory: Path, on: postgres.Cluster | None, scale: float, hours: float) -> Tally:
         began = time.monotonic()
@@ -153,6 +153,7 @@ BOTH: dict[str, Part] = {
 """Parts that run on SQLite and on Postgres."""
 POSTGRES_ONLY: dict[str, Part] = {"f02": fault(scenarios.database_kills, kills=30, n_jobs=3000)}
 OTHERS: dict[str, Part] = {
+    "storages": by_pytest("tests/conformance/test_storages.py"),
     "f03": by_pytest("tests/integration/server/test_power_cut.py"),
     "shares": by_pytest(
         "tests/integration/server/test_brokerage.py::test_groups_get_their_shares_from_three_dispatchers_that_claim_at_once"

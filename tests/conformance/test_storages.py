@@ -26,6 +26,7 @@ MIB = 1024 * 1024
 FOREVER = 60.0
 SECONDS_NOT_MINUTES = 25.0
 """Five times what a tool promises for a storage that is down."""
+IS_SOAK = os.environ.get("PILOTAGE_SOAK") == "1"
 NAMES = ["two words", "Zürich-数据.spd", "100%.dat", "%41", "-rf", "a#b&c=d", "semi;colon", "'\"$(id)`"]
 
 
@@ -104,6 +105,7 @@ def test_unusual_names_are_only_names(tool: CopyTool, storage: Storage, node: Pa
     assert (node / lfn).read_bytes() == path.read_bytes()
 
 
+@pytest.mark.timeout(1200)
 def test_many_small_files_pass_through_one_tool_and_several_threads(
     tool: CopyTool, storage: Storage, node: Path
 ) -> None:
@@ -114,10 +116,25 @@ def test_many_small_files_pass_through_one_tool_and_several_threads(
         assert out == tool.copy_in(storage.url(f"scope/{number}.1"), node / f"{number}.back", FOREVER)
         assert (node / f"{number}.back").read_bytes() == path.read_bytes()
 
-    n_files = int(os.environ.get("PILOTAGE_SMALL_FILES", "8"))
+    n_files = int(os.environ.get("PILOTAGE_SMALL_FILES", "1000" if IS_SOAK else "8"))
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(there_and_back, range(n_files)))
     assert len(storage.files()) == n_files
+
+
+@pytest.mark.timeout(1200)
+def test_a_large_file_goes_out_and_comes_in(storage: Storage, node: Path) -> None:
+    """Larger than what a library sends at once; 2 GiB by `make soak`."""
+    tool = copytools.load(storage.tool, {**storage.options, "silent_seconds": "120"})
+    size = int(os.environ.get("PILOTAGE_LARGE_MIB", "2048" if IS_SOAK else "20")) * MIB
+    path = node / "a"
+    with open(path, "wb") as file:
+        for _ in range(0, size, 4 * MIB):
+            file.write(os.urandom(4 * MIB))
+    expected = tool.copy_out(path, storage.url("large.1"), 10 * FOREVER)
+    assert storage.files() == {"large.1": size}
+    path.unlink()
+    assert tool.copy_in(storage.url("large.1"), node / "back", 10 * FOREVER) == expected
 
 
 # -- what is there already, and what is not -----------------------------------------------------------------------------

@@ -81,7 +81,7 @@ def server(place: Path) -> Iterator[Bucket]:
         command += [f"-{part}.port={free_port()}", f"-{part}.port.grpc={free_port()}"]
     command += ["-filer", "-s3", f"-s3.port={port}", f"-s3.port.grpc={free_port()}"]
     command += [f"-s3.config={place}/accounts.json"]
-    command += ["-master.volumeSizeLimitMB=64", "-volume.max=20"]
+    command += ["-master.volumeSizeLimitMB=1024", "-volume.max=20"]
     with open(place / "log", "wb") as log:
         weed = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=place)
     try:

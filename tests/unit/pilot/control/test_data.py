@@ -66,6 +66,7 @@ def context(tmp_path: Path, *tools: CopyTool, **environ: str) -> Any:
         plugin=plugin,
         silence=threading.Event(),
         job_logs=SimpleNamespace(write=bool),
+        cache=None,
     )
 
 
