@@ -43,6 +43,8 @@ class Storage:
     """Processes of the server, to be stopped and continued."""
     tells_checksum: bool = True
     """It calculates checksums of what it has."""
+    most_mib: int = 4096
+    """The largest file that it takes in minutes."""
     never_replaces: bool = True
     """It refuses to put a file over another one, also where somebody was faster than us by a moment."""
     refused: Optional[str] = None

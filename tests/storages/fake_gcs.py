@@ -95,7 +95,7 @@ def running(place: Path) -> Iterator[Storage]:
             "connect_seconds": "2",
             "silent_seconds": "3",
         }
-        storage = Bucket("gs", f"gs://{BUCKET}/", place, options, port, lambda: [server.pid])
+        storage = Bucket("gs", f"gs://{BUCKET}/", place, options, port, lambda: [server.pid], most_mib=256)
         name = json.dumps({"name": BUCKET}).encode()
         storage._say("POST", f"{storage._api}/storage/v1/b?project=none", name)
         yield storage
