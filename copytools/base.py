@@ -234,7 +234,8 @@ class FileTool(CopyTool):
 
     def _path_in(self, url: str, allowed: Dict[str, bool]) -> Optional[str]:
         directory, _, name = url.rpartition("/")
-        if directory not in allowed or not is_plain_url(url) or name in ("", "."):
+        # Single files may be the pilot's own.
+        if self.not_for_jobs or directory not in allowed or not is_plain_url(url) or name in ("", "."):
             try:
                 path = str(self.path_of(url))
             except PilotageError:

@@ -158,6 +158,7 @@ class BucketTool(RemoteTool):
                     )
                     parts.append({"PartNumber": number, "ETag": sent["ETag"]})
                     digests += digest
+            deadline.check()
             done = client.complete_multipart_upload(
                 **upload, MultipartUpload={"Parts": parts}, IfNoneMatch="*"
             )

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Dict, Mapping, NamedTuple, Optional, Sequence
 
@@ -83,9 +84,10 @@ def _waited(child: subprocess.Popen[bytes], deadline: Deadline, growing: Optiona
             return child.wait(min(LOOK_SECONDS, deadline.left() + 0.01))
         except subprocess.TimeoutExpired:
             deadline.check()
-        if growing is not None and growing.exists():
-            before, size = size, growing.stat().st_size
-            deadline.moved(size - before)
+        if growing is not None:
+            with suppress(OSError):  # not there yet, or not any more
+                before, size = size, growing.stat().st_size
+                deadline.moved(size - before)
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:

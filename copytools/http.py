@@ -76,6 +76,7 @@ class Tool(RemoteTool):
             with open(to, "xb") as file:
                 for block in web.pieces(response, deadline):
                     file.write(block)
+                    deadline.moved(len(block))
 
     def put(self, file: Outgoing, target: str, deadline: Deadline) -> None:
         status = self._put(file, target, deadline)
@@ -91,10 +92,10 @@ class Tool(RemoteTool):
                 return None
             _expect(response, 200)
             size = response.getheader("Content-Length", "")
-            if not size.isdigit():
+            if not re.fullmatch("[0-9]{1,18}", size):
                 raise OSError(errno.EIO, "the server does not tell how long the file is")
         want = {"Want-Digest": "adler32,md5", "Want-Repr-Digest": "adler=2, md5=1"}
-        reads_for = int(size) / SLOWEST_READ
+        reads_for = min(int(size) / SLOWEST_READ, deadline.left())
         with self._client.asked("HEAD", url, deadline, want, silent_too=reads_for) as response:
             _expect(response, 200)
             told = (response.getheader(name, "") for name in ("Digest", "Repr-Digest"))

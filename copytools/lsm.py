@@ -13,7 +13,7 @@ from copytools.base import Checksums, Deadline, FileTool, Option, Stored, shown
 from copytools.commands import died, failed, run
 from copytools.failures import DIED
 from copytools.linking import second_name
-from copytools.remote import Outgoing, RemoteTool, path_in
+from copytools.remote import Outgoing, RemoteTool, Unclear, path_in
 from protocol import templates
 from protocol.errors import PilotageError
 from protocol.files import ALGORITHMS
@@ -79,9 +79,14 @@ class Tool(RemoteTool, FileTool):
     def put(self, file: Outgoing, target: str, deadline: Deadline) -> Optional[Stored]:
         checksum = f"{self.told_checksum}:{file.checksums[self.told_checksum]}" if self.told_checksum else ""
         with second_name(file.descriptor, file.place) as local:
-            self._run(
-                "put_command", target, deadline, local=str(local), size=str(file.size), checksum=checksum
-            )
+            try:
+                self._run(
+                    "put_command", target, deadline, local=str(local), size=str(file.size), checksum=checksum
+                )
+            except OSError as error:
+                if self._commands["stat_command"]:
+                    raise
+                raise Unclear(error.errno, error.strerror) from error
         if self._commands["stat_command"]:
             return None  # and so asked for
         return Stored(file.size, self._checksum(target, deadline))
@@ -97,6 +102,13 @@ class Tool(RemoteTool, FileTool):
         if size is None:
             raise OSError(errno.EIO, f"stat_command printed no size: {text[:200]}")
         return Stored(int(size[0]), self._checksum(url, deadline))
+
+    def look(self, url: str, timeout: float) -> Stored:
+        if not self._commands["stat_command"]:
+            raise PilotageError(
+                "UNKNOWN_COPYTOOL", "[copytool:lsm] stat_command is not set: it cannot look at a file"
+            )
+        return super().look(url, timeout)
 
     def remove(self, url: str, deadline: Deadline) -> None:
         if not self._commands["remove_command"]:

@@ -51,6 +51,10 @@ class Outgoing(NamedTuple):
         return f"/proc/self/fd/{self.descriptor}"
 
 
+class Unclear(OSError):
+    """A put failed, and nobody knows whose file lies there now: it stays."""
+
+
 class RemoteTool(CopyTool):
     """A subclass gives the four verbs below. Each raises OSError, whose errno says what it means (copytools/failures.py)."""
 
@@ -126,6 +130,9 @@ class RemoteTool(CopyTool):
                 return
             except FileExistsError:  # somebody was faster: it is not ours to take away
                 there = self.stored(target, deadline)
+            except Unclear:
+                logger.warning("what was begun of a file may have stayed", extra={"url": shown(target)})
+                raise
             except BaseException:
                 self._withdraw(target)
                 raise

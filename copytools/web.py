@@ -35,6 +35,8 @@ MOST_REDIRECTS = 5
 REDIRECTS = (301, 302, 307, 308)
 CONTINUE_SECONDS = 1.0
 """How long a server may think before it says whether it wants the file; then it is sent unasked."""
+MOST_IDLE = 16
+"""Connections kept, of all servers together: a door may lead to any number of them."""
 _KEEP = "/%!$&'()*+,;=:@~-._"
 """Characters of an address that stay as they are."""
 
@@ -86,6 +88,13 @@ def taken_apart(url: str) -> Address:
     return Address(is_secure, parts.hostname, port or (443 if is_secure else 80), target)
 
 
+def _joined(url: str, location: str) -> str:
+    try:
+        return urljoin(url, location)
+    except ValueError as error:
+        raise OSError(errno.EIO, f"a redirection to {shown(location[:300])}: {error}") from None
+
+
 # -- questions --------------------------------------------------------------------------------------------------------------
 
 
@@ -124,7 +133,7 @@ class Client:
                 if response.status not in REDIRECTS or not location:
                     yield response
                     return
-            address = taken_apart(urljoin(address.url, location))
+            address = taken_apart(_joined(address.url, location))
         raise OSError(errno.EIO, f"more than {MOST_REDIRECTS} redirections")
 
     @contextmanager
@@ -147,13 +156,13 @@ class Client:
                     connection.sock.settimeout(self._silent_seconds + silent_too)
                     if isinstance(connection.sock, ssl.SSLSocket):
                         connection.sock.do_handshake()  # if it has not been done
-                    response = _ask(connection, method, address, headers, body)
+                    response, is_sent = _ask(connection, method, address, headers, body)
                 with response:
                     yield response
                     with _network(deadline):
                         if response.length is not None and response.length <= BLOCK:
                             response.read()
-                    is_whole = response.isclosed() and _may_be_kept(response)
+                    is_whole = is_sent and response.isclosed() and _may_be_kept(response)
         finally:
             if is_whole:
                 self._idle.keep(address, connection)
@@ -205,6 +214,11 @@ class _Idle:
     def keep(self, address: Address, connection: http.client.HTTPConnection) -> None:
         with self._lock:
             self._kept[address[:3]].append(connection)
+            if sum(map(len, self._kept.values())) > MOST_IDLE:
+                server = next(server for server, kept in self._kept.items() if kept)
+                self._kept[server].pop(0).close()
+                if not self._kept[server]:
+                    del self._kept[server]
 
 
 def _may_be_kept(response: http.client.HTTPResponse) -> bool:
@@ -256,7 +270,8 @@ def _ask(
     address: Address,
     headers: Mapping[str, str],
     body: Optional[Outgoing],
-) -> http.client.HTTPResponse:
+) -> Tuple[http.client.HTTPResponse, bool]:
+    """The answer, and whether the server got all that was announced to it."""
     connection.response_class = http.client.HTTPResponse
     connection.putrequest(method, address.target, skip_host=True, skip_accept_encoding=True)
     expects = {"Expect": "100-continue"} if body is not None and body.size else {}
@@ -265,11 +280,15 @@ def _ask(
         connection.putheader(name, value)
     with suppress(*HUNG_UP):
         connection.endheaders()
-    return _sent_when_wanted(connection, body) if body is not None and body.size else connection.getresponse()
+    if body is None or not body.size:
+        return connection.getresponse(), True
+    return _sent_when_wanted(connection, body)
 
 
-def _sent_when_wanted(connection: http.client.HTTPConnection, body: Outgoing) -> http.client.HTTPResponse:
-    """Send the file when the server wants it, or says nothing for a while; its answer."""
+def _sent_when_wanted(
+    connection: http.client.HTTPConnection, body: Outgoing
+) -> Tuple[http.client.HTTPResponse, bool]:
+    """Send the file when the server wants it, or says nothing for a while; its answer, and whether it was sent."""
     sock, patience = connection.sock, connection.sock.gettimeout()
     is_sent = False
 
@@ -283,12 +302,12 @@ def _sent_when_wanted(connection: http.client.HTTPConnection, body: Outgoing) ->
     connection.response_class = functools.partial(_Response, heard)  # type: ignore[assignment]
     sock.settimeout(CONTINUE_SECONDS)
     try:
-        return connection.getresponse()
+        return connection.getresponse(), is_sent
     except socket.timeout:
         if is_sent:
             raise
     heard(http.client.CONTINUE)
-    return connection.getresponse()
+    return connection.getresponse(), True
 
 
 def _send(sock: socket.socket, body: Outgoing) -> None:

@@ -34,6 +34,11 @@ def _rule(text: str) -> Rule:
     return Rule(prefix.rstrip("/"), replacement.rstrip("/"))
 
 
+def directory(url: str, known: Iterable[Rule]) -> str:
+    """The same of a storage, which a rule may name itself; "" for none."""
+    return rewritten(f"{url.rstrip('/')}/", known).rstrip("/") if url else ""
+
+
 def rewritten(url: str, known: Iterable[Rule]) -> str:
     """By the first rule that fits; else as it is."""
     for rule in known:

@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 MIB = 1024 * 1024
 SECRET_FILES = (
     *("X509_USER_PROXY", "X509_USER_KEY", "BEARER_TOKEN_FILE", "XrdSecSSSKT"),
+    *("XrdSecGSIUSERPROXY", "XrdSecGSIUSERKEY"),
     *("AWS_SHARED_CREDENTIALS_FILE", "AWS_WEB_IDENTITY_TOKEN_FILE", "GOOGLE_APPLICATION_CREDENTIALS"),
 )
 """Variables that name files with the pilot's credentials."""
@@ -230,7 +231,10 @@ def tools(settings: Settings, environ: Mapping[str, str], storage_url: str = "")
 
     `storage_url`: where the outputs of the queue go.
     """
-    addresses.rules(settings.items("copytools", "addresses"))  # a wrong one ends the start, and no job
+    rules = addresses.rules(
+        settings.items("copytools", "addresses")
+    )  # a wrong one ends the start, and no job
+    storage_url = addresses.directory(storage_url, rules)
     names = settings.items("copytools", "names")
     found = configured_tools(settings, names)
     secrets = [
@@ -289,8 +293,9 @@ def _own_paths(
         *(state / name for name in ("pilot.token", "admin.token", "server.key")),
         *of_copytools,
         *(environ.get(name) for name in SECRET_FILES),
-        *(home / name for name in (".aws", ".config/gcloud")),
-        f"/tmp/x509up_u{os.geteuid()}",
+        *(home / name for name in (".aws", ".config/gcloud", ".globus")),
+        *(f"/tmp/{name}{os.geteuid()}" for name in ("x509up_u", "bt_u", "krb5cc_")),
+        Path(environ.get("XDG_RUNTIME_DIR", f"/run/user/{os.geteuid()}"), f"bt_u{os.geteuid()}"),
         settings.optional_path("services", "collector_token_file"),
         outbox or Path(work, "outbox"),
         settings.optional_path("cache", "directory"),

@@ -31,6 +31,7 @@ from typing import Callable, NamedTuple, Optional, TypeVar
 
 from copytools import checksum
 from copytools.base import Deadline
+from copytools.checksum import NOT_PLAIN
 from copytools.copying import Plan, copy, hidden_name, reread
 from copytools.failures import Stage
 from pilot.locking import alone
@@ -63,6 +64,8 @@ MOST_ENTRIES = 100_000
 
 _ENTRY = re.compile(r"(?P<algorithm>[a-z0-9]+)-(?P<digest>[0-9a-f]+)-(?P<size>[0-9]{1,19})(-[0-9a-f]{32})?")
 _LOCK = re.compile(rf"\.{_ENTRY.pattern}\.lock")
+_UNREADABLE = frozenset((errno.EIO, errno.ENODATA, errno.EBADMSG, NOT_PLAIN))
+"""What a disk says of bytes that it cannot give back, and what lies there instead of a file."""
 _NO_LINKS = frozenset((errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK))
 """Another file system, or one that knows no hard links, or no more of them for this file."""
 
@@ -219,7 +222,8 @@ class InputCache:
         is_linked = self._links and _link(file, to.parent, to.name)
         if not is_linked and not self._copied_out(folder, entry, to, stop):
             return False
-        os.utime(file, ns=(time.time_ns(), os.fstat(file).st_mtime_ns))
+        with contextlib.suppress(OSError):  # a disk that became read-only: the input is there all the same
+            os.utime(file, ns=(time.time_ns(), os.fstat(file).st_mtime_ns))
         return True
 
     def _copied_out(self, folder: int, entry: Entry, to: Path, stop: threading.Event) -> bool:
@@ -246,7 +250,8 @@ class InputCache:
         except FileNotFoundError:
             return False
         except OSError as error:
-            if not stop.is_set():
+            # Another pilot may have noted meanwhile that it is good; and what this process lacks is no fault of the entry.
+            if error.errno in _UNREADABLE and not stop.is_set():
                 self._drop(folder, entry, _reason(error))
             return False
         if found != entry.digest:

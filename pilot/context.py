@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 IDENTITY = frozenset(
     (
         *("X509_USER_PROXY", "X509_USER_CERT", "X509_USER_KEY", "BEARER_TOKEN", "BEARER_TOKEN_FILE"),
-        *("XrdSecSSSKT", "XrdSecCREDS", "GOOGLE_APPLICATION_CREDENTIALS", "BOTO_CONFIG"),
+        *("XrdSecSSSKT", "XrdSecCREDS", "XrdSecGSIUSERPROXY", "XrdSecGSIUSERCERT", "XrdSecGSIUSERKEY"),
+        *("KRB5CCNAME", "GOOGLE_APPLICATION_CREDENTIALS", "BOTO_CONFIG"),
     )
 )
 """Variables of the pilot's environment that say who the pilot is, and all AWS_…; a payload is somebody else."""

@@ -116,7 +116,11 @@ def _leave(context: Context, job: JobRun, file: File) -> None:
 
 
 def _address(context: Context, url: str) -> str:
-    return addresses.rewritten(url, addresses.rules(context.settings.items("copytools", "addresses")))
+    return addresses.rewritten(url, _rules(context))
+
+
+def _rules(context: Context) -> Sequence[addresses.Rule]:
+    return addresses.rules(context.settings.items("copytools", "addresses"))
 
 
 def _copied(copy: Callable[..., Copied], file: File, job: JobRun) -> Copied:
@@ -132,7 +136,9 @@ def _data(context: Context, retries: Optional[int] = None, storage: str = "") ->
     """With the tools of the queue and the settings as they are for its jobs; `storage`: another one than the queue's."""
     patience = Patience.of(context.settings)
     return Data(
-        [_for(tool, storage) for tool in context.tools] if storage else context.tools,
+        [_for(tool, addresses.directory(storage, _rules(context))) for tool in context.tools]
+        if storage
+        else context.tools,
         retries=patience.retries if retries is None else retries,
         timeout_seconds=context.settings.integer("copytools", "timeout_seconds"),
         backoff_seconds=patience.backoff_seconds,

@@ -278,7 +278,11 @@ def _spec(
         image=spec.image,
         software=spec.software,
         software_checksum=spec.software_checksum,
-        pilot_settings=spec.pilot_settings,
+        # What is copied has to come, whatever other jobs of the queue read where it lies.
+        pilot_settings={
+            **spec.pilot_settings,
+            **({"copytools.direct_access": ""} if spec.replicate_to else {}),
+        },
     )
 
 

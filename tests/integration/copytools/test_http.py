@@ -167,6 +167,14 @@ def test_a_redirection_to_what_is_no_web_address_is_not_followed(
     assert refused(lambda: tool.copy_in(f"{door.url}/a", tmp_path / "a", FOREVER)).name == "BAD_PATH"
 
 
+def test_a_redirection_that_is_no_address_is_an_error_of_the_storage(
+    start: Callable[..., Server], tool: CopyTool, tmp_path: Path
+) -> None:
+    door = start()
+    door.send_on = "http://["
+    assert refused(lambda: tool.copy_in(f"{door.url}/a", tmp_path / "a", FOREVER)).name == "STAGE_IN_FAILED"
+
+
 def test_b25_an_address_where_machines_keep_their_secrets_is_refused(
     start: Callable[..., Server], tool: CopyTool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -98,3 +98,16 @@ def test_a_rule_that_is_none_ends_the_start_in_words(site: Site, dispatcher: Dis
     assert site.run(PILOTAGE_COPYTOOLS__ADDRESSES="root://a => file:///b") == PilotExit.BAD_SETTINGS
     assert "is no rule; write root://eos.example//store" in site.pilots[0].log
     assert not dispatcher.bodies("getJob")
+
+
+def test_a_storage_that_a_rule_leads_to_has_to_be_mounted_as_any_other(
+    site: Site, dispatcher: Dispatcher
+) -> None:
+    number = dispatcher.add("touch", "{output}", outputs=["out"])
+    dispatcher.queue.storage_url = f"file://{dispatcher.storage}"
+    rules = f"file://{dispatcher.storage} -> file://{site.place}/mounted"
+    dispatcher.queue.pilot_settings = {"copytools.addresses": rules}
+    site.run(PILOTAGE_COPYTOOLS__RETRIES="0")
+    end = dispatcher.attempt(number).end
+    assert end is not None and end.error == "NODE_MOUNT_MISSING"
+    assert not (site.place / "mounted").exists(), "nothing is made in its place"

@@ -215,3 +215,17 @@ def test_a_put_that_finds_another_file_says_so_by_itself(tmp_path: Path, title: 
     words = [each.format(local=f"{tmp_path}/a", path=path) for each in script]
     assert os.spawnvp(os.P_WAIT, words[0], words) == 17
     assert (tmp_path / "b").read_text() == "theirs" and (tmp_path / "a").read_text() == "ours"
+
+
+def test_without_a_stat_command_it_neither_looks_at_files_nor_removes_what_may_be_anybodys(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "theirs").write_bytes(b"theirs")
+    (tmp_path / "ours").write_bytes(b"ours")
+    mine = tool(put_command="false", remove_command="rm -f -- {path}")
+    with pytest.raises(PilotageError) as caught:
+        mine.look(f"file://{tmp_path}/theirs", 9)
+    assert caught.value.name == "UNKNOWN_COPYTOOL" and "stat_command is not set" in caught.value.detail
+    with pytest.raises(PilotageError):
+        mine.copy_out(tmp_path / "ours", f"file://{tmp_path}/theirs", 9)
+    assert (tmp_path / "theirs").read_bytes() == b"theirs"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pilot.addresses import rewritten, rules
+from pilot.addresses import directory, rewritten, rules
 from protocol.errors import PilotageError
 
 RULES = rules(
@@ -32,3 +32,10 @@ def test_what_is_no_rule_is_refused_with_one_that_is(text: str) -> None:
         rules([text])
     assert caught.value.name == "BAD_SETTINGS"
     assert "write root://eos.example//store -> file:///eos/store" in str(caught.value)
+
+
+def test_a_storage_is_where_its_outputs_go() -> None:
+    """Also one that a rule names as a whole: whether its directory is mounted is looked at there."""
+    assert directory("root://eos.example//store", RULES) == "file:///eos/store"
+    assert directory("root://eos.example//store/run/", RULES) == "file:///eos/store/run"
+    assert directory("file:///other", RULES) == "file:///other" and directory("", RULES) == ""
