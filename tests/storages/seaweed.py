@@ -80,6 +80,7 @@ def server(place: Path) -> Iterator[Bucket]:
     for part in ("master", "volume", "filer"):
         command += [f"-{part}.port={free_port()}", f"-{part}.port.grpc={free_port()}"]
     command += ["-filer", "-s3", f"-s3.port={port}", f"-s3.port.grpc={free_port()}"]
+    command += ["-s3.port.iceberg=0", "-s3.port.lance=0"]  # else two of them want the same ports
     command += [f"-s3.config={place}/accounts.json"]
     command += ["-master.volumeSizeLimitMB=1024", "-volume.max=20"]
     with open(place / "log", "wb") as log:
