@@ -17,7 +17,7 @@ def of(dataset: Dataset) -> int:
 
     Tasks that have ended leave what came after them; without any task all files wait.
     """
-    tasks = list(Task.select().where(containers.reads(dataset.id)))
+    tasks = list(Task.select().where(catalogue.reads(dataset.id)))
     n_files = catalogue.sizes([dataset])[dataset.id][0]
     going = [_n_left(task, dataset, n_files) + _n_open(task) for task in tasks if task.ended is None]
     if going:

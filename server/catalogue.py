@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 from peewee import fn
 
@@ -228,9 +229,14 @@ def mark_deleted(dataset: Dataset, who: str, action: str, detail: str = "") -> N
     trail.note(who, action, dataset.name, detail)
 
 
+def reads(dataset_id: int) -> Any:
+    """The condition on tasks that they read this dataset: by itself or in a container, now, earlier or later."""
+    listed = TaskInput.select(TaskInput.task).where(TaskInput.dataset == dataset_id)
+    return (Task.input_dataset == dataset_id) | Task.id.in_(listed)
+
+
 def _refuse_used(dataset: Dataset) -> None:
-    listed = TaskInput.select(TaskInput.task).where(TaskInput.dataset == dataset.id)
-    uses = (Task.input_dataset == dataset.id) | (Task.output_dataset == dataset.id) | Task.id.in_(listed)
+    uses = reads(dataset.id) | (Task.output_dataset == dataset.id)
     using = list(Task.select(Task.name).where(uses, Task.ended.is_null()).order_by(Task.id).limit(6))
     if using:
         names = ", ".join(task.name for task in using[:5]) + (", …" if len(using) > 5 else "")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from peewee import fn
 
@@ -136,6 +135,8 @@ def resolve(core: Core, name: str) -> list[Dataset]:
 
 
 def _may_give_jobs(dataset: Dataset) -> bool:
+    if dataset.state == DatasetState.DELETED.value:
+        return False  # nobody would ever close it, and the task would wait for ever
     return (
         dataset.state != DatasetState.CLOSED.value
         or File.select(File.id).where(File.dataset == dataset.id).exists()
@@ -167,12 +168,6 @@ def inputs_of(task: Task) -> list[Dataset]:
         return [task.input_dataset] if task.input_dataset_id is not None else []
     inputs = Dataset.select().join(TaskInput, on=(TaskInput.dataset == Dataset.id))
     return list(inputs.where(TaskInput.task == task.id).order_by(TaskInput.position))
-
-
-def reads(dataset_id: int) -> Any:
-    """The condition on tasks that they read this dataset: by itself or in a container, now, earlier or later."""
-    listed = TaskInput.select(TaskInput.task).where(TaskInput.dataset == dataset_id)
-    return (Task.input_dataset == dataset_id) | Task.id.in_(listed)
 
 
 # -- views ------------------------------------------------------------------------------------------------------------------

@@ -68,7 +68,7 @@ def _forming(query: Any) -> Any:
     )
     has_more = (
         Task.input_dataset.is_null()
-        | (Dataset.state == DatasetState.CLOSED.value)
+        | (Dataset.state != DatasetState.OPEN.value)
         | (Dataset.task_id.is_null() & fn.EXISTS(new_files))
     )
     return query.join(Dataset, JOIN.LEFT_OUTER, on=(Task.input_dataset == Dataset.id)).where(
@@ -220,6 +220,8 @@ def _next_groups(task: Task, spec: TaskSpec, n: int) -> tuple[list[Group], bool]
     if task.input_dataset_id is None:
         n = min(n, spec.n_jobs - task.n_formed)
         return [()] * n, task.n_formed + n >= spec.n_jobs
+    if task.input_dataset.state == DatasetState.DELETED.value:
+        return [], True
     size = spec.files_per_job
     closed = task.input_dataset.state == DatasetState.CLOSED.value
     if not closed and task.input_dataset.task_id is not None:

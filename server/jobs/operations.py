@@ -16,7 +16,7 @@ from protocol.errors import PilotageError
 from protocol.messages.requests import RetrySpec
 from protocol.messages.views import RetryReply
 from protocol.states import FINAL, Actor, DatasetState, JobState, TaskState, sources
-from server import containers, task_manager
+from server import catalogue, containers, task_manager
 from server.access import trail
 from server.brokerage import dependencies
 from server.core import Core
@@ -351,7 +351,7 @@ def _reopen(core: Core, task: Task) -> None:
     output = task.output_dataset
     if output is not None:
         # Locked: a reader that is just forming its first jobs is waited for.
-        for reader in core.database.locked(Task.select().where(containers.reads(output.id))):
+        for reader in core.database.locked(Task.select().where(catalogue.reads(output.id))):
             if reader.n_formed:
                 raise PilotageError(
                     "WRONG_STATE",

@@ -52,7 +52,7 @@ def _why_not(dataset: Dataset) -> str:
         return "its files were registered by a user: they are not this system's to remove"
     if dataset.state == DatasetState.OPEN.value:
         return f"task {dataset.task_id} still fills it"
-    reader = Task.select().where(Task.input_dataset == dataset.id, Task.ended.is_null()).first()
+    reader = Task.select().where(catalogue.reads(dataset.id), Task.ended.is_null()).first()
     if reader is not None:
         return f"task {reader.name}, which has not ended, reads it"
     for storage in Storage.select():

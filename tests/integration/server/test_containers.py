@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from protocol.messages.requests import ContainerChange, ContainerSpec, DatasetSpec, RetrySpec
-from protocol.states import JobState
+from protocol.states import DatasetState, JobState
 from server import backlog, catalogue, containers, task_manager
 from server.brokerage import dependencies
 from server.jobs import operations
@@ -199,6 +199,19 @@ def test_a_dataset_that_a_task_will_read_or_has_read_is_not_deleted_and_not_fill
     with refusing("WRONG_STATE", "a, the input of task t, was deleted"):
         operations.retry(world.core, "t", RetrySpec(failed=True), "ada")
     assert {JobState(job.state) for job in Job.select()} == {JobState.FAILED}
+
+
+@pytest.mark.parametrize("gone", ["a", "b"])
+def test_a_deleted_dataset_in_a_container_does_not_keep_a_task_waiting(world: World, gone: str) -> None:
+    make(world, "a", "b", "c1")
+    container(world, "a", "b", "c1")
+    world.task(input_dataset="c")
+    deleted = Dataset.update(state=DatasetState.DELETED.value).where(Dataset.name == gone)
+    world.core.database.write(deleted.execute)
+    for _ in range(4):
+        world.form()
+    assert Task.get().all_formed
+    assert {name for name, _ in inputs()} == {"a", "b", "c1"} - {gone}
 
 
 def test_what_waits_in_each_dataset_of_a_container_is_known(world: World) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from protocol.files import local_path
-from protocol.messages.requests import RetrySpec, StorageSpec
-from server import catalogue, computing
+from protocol.messages.requests import ContainerSpec, RetrySpec, StorageSpec
+from server import catalogue, computing, containers
 from server.jobs import operations
 from server.models import AdminEvent, File, Garbage, Replica
 from server.paging import Cursor
@@ -85,6 +85,13 @@ def _read_by_a_task(world: World) -> str:
     return "t.out"
 
 
+def _read_in_a_container(world: World) -> str:
+    world.dataset(1, "first", close=False)
+    containers.create(world.core, ContainerSpec("c", ["first", "t.out"]), "ada")
+    world.task("next", input_dataset="c")
+    return "t.out"
+
+
 def _open(world: World) -> str:
     world.task("open", outputs=["{stem}.p"])
     return "open.out"
@@ -102,6 +109,7 @@ def _on_tape(world: World) -> str:
     ("prepare", "why"),
     [
         (_read_by_a_task, "task next, which has not ended, reads it"),
+        (_read_in_a_container, "task next, which has not ended, reads it"),
         (_open, "still fills it"),
         (_on_tape, "where the server cannot remove any"),
         (lambda world: "in", "registered by a user"),
