@@ -442,8 +442,9 @@ class Session:
         """Remove the outputs of a dataset for good, all of them; `dry`: only tell what would go. For admins."""
         path = f"/v1/datasets/{quote(dataset, safe='')}/clean"
         cleaned = self._one(DatasetCleaned, "POST", f"{path}?dry=yes" if dry else path)
-        first = cleaned
-        while not dry and cleaned.n_left and not cleaned.why_not:
+        first, before = cleaned, None
+        while not dry and cleaned.n_left and not cleaned.why_not and cleaned.n_left != before:
+            before = cleaned.n_left  # as many the next time: that request removed nothing, nor would another
             cleaned = self._one(DatasetCleaned, "POST", path)
         return replace(first, n_left=cleaned.n_left, why_not=cleaned.why_not)
 

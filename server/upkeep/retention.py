@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import time
+from typing import Any
 
 from protocol.errors import PilotageError
 from protocol.files import local_path
@@ -35,15 +36,22 @@ def clean(core: Core, name: str, caller: str, *, dry: bool) -> DatasetCleaned:
         dataset = catalogue.find(name)
         n_files, size = catalogue.sizes([dataset])[dataset.id]
         why_not = _why_not(dataset)
-    if dry or why_not or not n_files:
-        return DatasetCleaned(name, n_files, size, n_files, why_not)
+        is_something = _available(dataset.id).exists()
+    if dry or why_not or not is_something:
+        return DatasetCleaned(name, n_files, size, n_files if is_something else 0, why_not)
     core.database.write(functools.partial(_delete, core, name, caller, n_files))
-    deadline, removed, pace = time.monotonic() + ANSWER_SECONDS, 0, Pace(seconds=core.database.bulk_seconds)
-    while some := core.database.write(functools.partial(_remove_some, dataset.id, pace)):
-        removed += some
+    deadline, pace = time.monotonic() + ANSWER_SECONDS, Pace(seconds=core.database.bulk_seconds)
+    while core.database.write(functools.partial(_remove_some, core, dataset.id, pace)):
         if time.monotonic() > deadline:
             break
-    return DatasetCleaned(name, n_files, size, max(n_files - removed, 0))
+    with core.database.reading():
+        n_left = _available(dataset.id).count()
+    return DatasetCleaned(name, n_files, size, n_left)
+
+
+def _available(dataset_id: int) -> Any:
+    """The files that are still to go. They are looked at themselves: the count in the dataset's row may be another one."""
+    return File.select(File.id, File.size).where(File.dataset == dataset_id, File.state == "available")
 
 
 def _why_not(dataset: Dataset) -> str:
@@ -78,13 +86,12 @@ def _delete(core: Core, name: str, caller: str, n_files: int) -> None:
         catalogue.mark_deleted(dataset, caller, "storage clean", f"{n_files} files")
 
 
-def _remove_some(dataset_id: int, pace: Pace) -> int:
+def _remove_some(core: Core, dataset_id: int, pace: Pace) -> int:
     """The next files go out of the catalogue, and what the sweeper is to remove is noted; how many."""
     with pace.measured(pace.rows):
-        available = File.select(File.id, File.size).where(
-            File.dataset == dataset_id, File.state == "available"
-        )
-        sizes = dict(available.order_by(File.id).limit(pace.rows).tuples())
+        # Locked: of two requests at once each takes other files, and none is counted twice.
+        core.database.locked(Dataset.select().where(Dataset.id == dataset_id)).get()
+        sizes = dict(_available(dataset_id).order_by(File.id).limit(pace.rows).tuples())
         if not sizes:
             return 0
         of_these = Replica.file.in_(list(sizes))
@@ -96,7 +103,7 @@ def _remove_some(dataset_id: int, pace: Pace) -> int:
         if rows:
             Garbage.insert_many(rows).execute()
         Replica.delete().where(of_these).execute()
-        File.update(state=GONE).where(File.id.in_(list(sizes))).execute()
+        File.update(state=GONE).where(File.id.in_(list(sizes)), File.state == "available").execute()
         Dataset.update(
             n_files=Dataset.n_files - len(sizes),
             mebibytes=Dataset.mebibytes - sum(size // MEBIBYTE for size in sizes.values()),

@@ -189,3 +189,11 @@ def test_outputs_are_cleaned_by_age_name_and_state(
     assert pilotage(*words, "--deleted", "--yes").code == 0
     assert asked == [("old.gone", False)]
     assert "say what may go" in pilotage("storage", "clean", "--state", server.state).err
+
+
+def test_cleaning_a_dataset_ends_when_a_request_removes_nothing(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = iter([5, 3, 3])
+    monkeypatch.setattr(Session, "_one", lambda *_: DatasetCleaned("d", 7, 7, next(left)))
+    assert session.clean_dataset("d").n_left == 3

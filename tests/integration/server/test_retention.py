@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from protocol.files import local_path
 from protocol.messages.requests import ContainerSpec, RetrySpec, StorageSpec
 from server import catalogue, computing, containers
 from server.jobs import operations
-from server.models import AdminEvent, File, Garbage, Replica
+from server.models import AdminEvent, Dataset, File, Garbage, Replica
 from server.paging import Cursor
 from server.upkeep import garbage, retention
 from tests.auditing import assert_clean
@@ -132,6 +133,23 @@ def test_what_was_not_done_when_the_answer_was_due_goes_on_with_the_next_request
     assert (first.n_files, first.n_left) == (2, 1)
     second = retention.clean(done.core, "t.out", "root", dry=False)
     assert (second.n_files, second.n_left) == (1, 0)
+    assert Garbage.select().count() == 2
+
+
+@pytest.mark.parametrize("n_files", [0, 7])
+def test_files_go_and_none_is_left_whatever_the_count_of_the_dataset_says(done: World, n_files: int) -> None:
+    wrong = Dataset.update(n_files=n_files).where(Dataset.name == "t.out")
+    done.core.database.write(wrong.execute)
+    assert retention.clean(done.core, "t.out", "root", dry=False).n_left == 0
+    assert File.select().where(File.state == "deleted").count() == 2
+    assert retention.clean(done.core, "t.out", "root", dry=False).n_left == 0
+
+
+def test_two_requests_at_once_take_each_file_once(done: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retention, "Pace", lambda **_: OneByOne())
+    with ThreadPoolExecutor(4) as several:
+        list(several.map(lambda _: retention.clean(done.core, "t.out", "root", dry=False), range(4)))
+    assert catalogue.sizes([catalogue.find("t.out")]) == {catalogue.find("t.out").id: (0, 0)}
     assert Garbage.select().count() == 2
 
 
