@@ -15,7 +15,7 @@ from protocol.files import check_checksums
 from protocol.messages.pilots import InputFile, OutputFile, OutputReport
 from protocol.states import ReplicaState
 from server.core import Core
-from server.jobs.places import attempt_of, physical_name
+from server.jobs.places import attempt_of, is_on_disk, physical_name
 from server.models import Dataset, File, Garbage, Job, JobInput, Replica, Task, now
 from server.recent import TaskFacts, storage_url
 
@@ -85,6 +85,6 @@ def _check_same(file: File, report: OutputReport) -> None:
 
 
 def _leave(attempt_id: int, url: str) -> None:
-    """The sweeper removes it; one without an attempt's number was written by nobody of ours."""
-    if attempt_id:
+    """The sweeper removes it, if it can; one without an attempt's number was written by nobody of ours."""
+    if attempt_id and is_on_disk(url):
         Garbage.create(attempt_id=attempt_id, url=url, due=now())

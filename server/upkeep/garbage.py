@@ -24,7 +24,7 @@ from protocol.files import UNFINISHED, local_path
 from protocol.states import JobState
 from server.core import Core
 from server.database import Chain, Part, Rows
-from server.jobs.places import physical_name
+from server.jobs.places import is_on_disk, physical_name
 from server.models import Attempt, Counter, Garbage, Job, Storage, Task, now
 from server.specs import outputs_of
 
@@ -104,7 +104,7 @@ def note(core: Core, files: Sequence[Left]) -> None:
 
     Only those that lie on a disk, and everywhere at the same place: nobody here could remove others.
     """
-    on_disk = [(attempt_id, url) for attempt_id, url in files if _path(url) is not None]
+    on_disk = [(attempt_id, url) for attempt_id, url in files if is_on_disk(url)]
     if on_disk:
         core.database.run(_NOTE, files=on_disk, due=now() + core.limits.garbage_seconds)
 

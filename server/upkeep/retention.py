@@ -11,12 +11,11 @@ import time
 from typing import Any
 
 from protocol.errors import PilotageError
-from protocol.files import local_path
 from protocol.messages.views import DatasetCleaned
 from protocol.states import DatasetState
 from server import catalogue
 from server.core import Core
-from server.jobs.places import attempt_of
+from server.jobs.places import attempt_of, is_on_disk
 from server.models import Dataset, File, Garbage, Replica, Storage, Task, now
 from server.pace import Pace
 from server.registration import MEBIBYTE
@@ -65,17 +64,9 @@ def _why_not(dataset: Dataset) -> str:
         return f"task {reader.name}, which has not ended, reads it"
     for storage in Storage.select():
         mine = Replica.select().join(File).where(Replica.storage == storage.name, File.dataset == dataset.id)
-        if not _is_on_disk(storage.url) and mine.exists():
+        if not is_on_disk(storage.url) and mine.exists():
             return f"files of it lie on storage {storage.name} ({storage.url}), where the server cannot remove any"
     return ""
-
-
-def _is_on_disk(url: str) -> bool:
-    try:
-        local_path(url)
-    except PilotageError:
-        return False
-    return True
 
 
 def _delete(core: Core, name: str, caller: str, n_files: int) -> None:

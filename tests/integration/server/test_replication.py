@@ -186,6 +186,18 @@ def test_what_is_there_is_left_out_and_what_is_bad_there_is_replaced(
     assert task_manager.view(task_manager.find("third")).state == "COMPLETED", "there was nothing to do"
 
 
+def test_copies_that_the_server_cannot_remove_are_not_noted_for_the_sweeper(world: World) -> None:
+    computing.create_storage(world.core, StorageSpec("FAR", "root://eos.example//spd"))
+    for name in ("one", "two"):
+        world.task(name, replicate_to="FAR")
+    world.form()
+    for job in world.claim(n_jobs=6):
+        reports = [OutputReport(each.lfn, len(CONTENT), SUMS) for each in job.outputs]
+        world.say(job, JobState.OBTAINED, JobState.STAGE_OUT, JobState.COMPLETED, outputs=reports)
+    assert Replica.select().where(Replica.storage == "FAR").count() == 3
+    assert not Garbage.select().exists()
+
+
 def test_outputs_of_a_task_are_copied_and_the_audit_has_nothing_against_it(world: World, url: str) -> None:
     world.task("make", outputs=["{stem}.o"])
     world.form()
