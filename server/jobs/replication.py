@@ -61,27 +61,34 @@ def publish(
     for replica in Replica.select().where(Replica.file.in_(list(there)), Replica.storage == target):
         there[replica.file_id].append(replica)
     for file in files:
-        _check_same(file, reported[file.lfn])
+        is_proven = _check_same(file, reported[file.lfn])
         copy = physical_name(url, file.dataset.name, file.lfn, attempt_id)
         old = there[file.id]
         if any(replica.state == ReplicaState.GOOD.value for replica in old):
             _leave(attempt_id, copy)
             continue
+        if old and not is_proven:
+            raise PilotageError(
+                "BAD_REQUEST",
+                f"outputs: no checksum says that the copy of {file.lfn} is that file; {old[0].url} stays in its place",
+            )
         for replica in old:
             _leave(attempt_of(replica.url), replica.url)
             replica.delete_instance()
         Replica.create(file=file.id, storage=target, url=copy, created=now())
 
 
-def _check_same(file: File, report: OutputReport) -> None:
-    """BAD_REQUEST unless the copy has the size and the checksums that are registered, as far as both are known."""
+def _check_same(file: File, report: OutputReport) -> bool:
+    """BAD_REQUEST unless the copy has the size and the checksums that are registered; whether one of these was known of both."""
     registered, found = json.loads(file.checksums), check_checksums(report.checksums)
-    wrong = [name for name in registered.keys() & found.keys() if registered[name] != found[name]]
+    compared = registered.keys() & found.keys()
+    wrong = [name for name in compared if registered[name] != found[name]]
     if report.size != file.size or wrong:
         what = f"{wrong[0]} {found[wrong[0]]}" if wrong else f"{report.size} bytes"
         raise PilotageError(
             "BAD_REQUEST", f"outputs: the copy of {file.lfn} has {what}; that is another file"
         )
+    return bool(compared)
 
 
 def _leave(attempt_id: int, url: str) -> None:

@@ -186,6 +186,25 @@ def test_what_is_there_is_left_out_and_what_is_bad_there_is_replaced(
     assert task_manager.view(task_manager.find("third")).state == "COMPLETED", "there was nothing to do"
 
 
+def test_a_bad_replica_stays_unless_a_checksum_says_that_the_copy_is_the_file(world: World) -> None:
+    copy(world)
+    for job in world.claim(n_jobs=3):
+        deliver(world, job)
+    bad = Replica.get(Replica.url.contains("/f1."))
+    world.core.database.write(
+        lambda: Replica.update(state=ReplicaState.BAD.value).where(Replica.id == bad.id).execute()
+    )
+    copy(world, "again")
+    [job] = world.claim()
+    world.say(job, JobState.OBTAINED, JobState.STAGE_OUT)
+    [report] = store(job)
+    with world.refused("BAD_REQUEST", "no checksum says"):
+        world.say(job, JobState.COMPLETED, outputs=[dataclasses.replace(report, checksums={"adler32": MORE})])
+    assert Replica.get_by_id(bad.id).url == bad.url and not Garbage.select().exists()
+    world.say(job, JobState.COMPLETED, outputs=[report])
+    assert [place[2] for place in places("f1")[1:]] == [job.outputs[0].url]
+
+
 def test_copies_that_the_server_cannot_remove_are_not_noted_for_the_sweeper(world: World) -> None:
     computing.create_storage(world.core, StorageSpec("FAR", "root://eos.example//spd"))
     for name in ("one", "two"):
