@@ -13,6 +13,7 @@ import functools
 import itertools
 import os
 import shutil
+import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,11 +113,16 @@ def look(
                 snapshot.renew()  # listed before they are looked up: whoever writes one now is known by then
                 for each in strangers.among([(place, path) for path in batch]):
                     findings.strays.append(_stray(each, logs()))
-    findings.strays.sort(key=lambda stray: (stray.storage, stray.path))
-    if quarantine is not None:
-        for stray in findings.strays:
-            if not stray.open:
-                _move(stray, quarantine, findings)
+        findings.strays.sort(key=lambda stray: (stray.storage, stray.path))
+        if quarantine is not None:
+            for place in places:
+                mine = [each for each in findings.strays if each.storage == place.name and not each.open]
+                for start in range(0, len(mine), BATCH):
+                    snapshot.renew()  # the walk may have taken hours: who has published one meanwhile is known by now
+                    some = {stray.path: stray for stray in mine[start : start + BATCH]}
+                    for each in strangers.among([(place, path) for path in some]):
+                        if each.kind is not Kind.OPEN:
+                            _move(some[each.path], quarantine, grace_seconds, findings)
     return findings
 
 
@@ -202,10 +208,14 @@ def _why(stranger: Stranger, attempt: Attempt | None, file: File | None) -> str:
     return f"attempt {name.attempt} is not known"
 
 
-def _move(stray: Stray, quarantine: Path, findings: Findings) -> None:
-    """Out of the storage, to the same place below the storage's name; one that is gone or in the way stays as it is."""
+def _move(stray: Stray, quarantine: Path, grace_seconds: float, findings: Findings) -> None:
+    """Out of the storage, to the same place below the storage's name; one that is gone, fresh or in the way stays as it is."""
     place = quarantine / stray.storage / stray.place
     try:
+        if time.time() - stray.path.lstat().st_mtime < grace_seconds:
+            if stray.kind is Kind.ORPHAN:  # of garbage nobody expects anything before that time
+                findings.not_moved[str(stray.path)] = "it was changed within the grace time"
+            return
         if os.path.lexists(place):
             raise FileExistsError(errno.EEXIST, f"{place} is there already")
         place.parent.mkdir(parents=True, exist_ok=True)

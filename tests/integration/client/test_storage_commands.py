@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 from pathlib import Path
 
@@ -47,7 +48,8 @@ def test_a_storage_is_checked_repaired_and_cleared_of_what_nobody_knows(
     )
     (store / "in" / "a").unlink()
     (store / "in" / "b").write_bytes(CONTENT.upper())
-    (store / "who-knows.\x1b[2J").write_bytes(b"dark")
+    dark = store / "who-knows.\x1b[2J"
+    dark.write_bytes(b"dark")
     found = pilotage(*words)
     assert found.code == 1, found.err
     assert "is not at" in found.out and "has blake3" in found.out and "\x1b" not in found.out
@@ -60,6 +62,9 @@ def test_a_storage_is_checked_repaired_and_cleared_of_what_nobody_knows(
     assert facts["storages"][0]["dark"] == 1 and facts["marked"] is None
     assert not [file for file in session.dataset_files(store.name) if file.replicas[0].state != "good"]  # type: ignore[index]
 
+    fresh = pilotage(*words, "--quarantine", tmp_path / "dark")
+    assert dark.exists() and "it was changed within the grace time" in fresh.out
+    os.utime(dark, (1.0, 1.0))
     repaired = pilotage(*words, "--repair", "--quarantine", tmp_path / "dark")
     assert repaired.code == 1
     assert "1 file moved away. The catalogue knows: 2 replicas marked." in repaired.out

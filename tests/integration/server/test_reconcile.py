@@ -185,6 +185,32 @@ def test_a_file_that_a_user_registered_is_no_stray_wherever_it_lies(
     assert_clean(url)
 
 
+def test_what_was_published_while_the_others_were_looked_at_is_not_moved(
+    world: World, url: str, storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late, stray = put(storage, "late.dat"), put(storage, "stray.dat")
+
+    def published(*words: object) -> dict[int, int]:
+        """Called in the walk, after that batch was looked up."""
+        address = Replica.update(url=f"file://{late}").where(Replica.id == 1)
+        world.core.database.write(address.execute)
+        return {}
+
+    monkeypatch.setattr(reconcile, "_logs", published)
+    assert reconcile.look(url, quarantine=tmp_path / "strays").moved == 1
+    assert late.exists() and not stray.exists()
+
+
+def test_what_was_changed_within_the_grace_time_is_not_moved(
+    world: World, url: str, storage: Path, tmp_path: Path
+) -> None:
+    fresh, old = put(storage, "fresh.dat"), put(storage, "old.dat")
+    os.utime(old, (1.0, 1.0))
+    findings = reconcile.look(url, quarantine=tmp_path / "strays", grace_seconds=3600)
+    assert (findings.moved, list(findings.not_moved)) == (1, [str(fresh)])
+    assert fresh.exists() and not old.exists()
+
+
 def test_what_is_in_the_way_stays_and_is_said(world: World, url: str, storage: Path, tmp_path: Path) -> None:
     stray = put(storage, "stray.txt")
     put(tmp_path, "strays/LOCAL/stray.txt")
