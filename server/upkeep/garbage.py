@@ -17,7 +17,8 @@ import time
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote, urlsplit
 
 from protocol.errors import PilotageError
 from protocol.files import UNFINISHED, local_path
@@ -185,10 +186,18 @@ def _published(core: Core, rows: Sequence[Garbage]) -> set[tuple[str, str]]:
     ]
     found = set()
     for (url,) in core.database.run(_PUBLISHED, these=these) if these else ():
-        with contextlib.suppress(PilotageError):
-            place = local_path(url, "/")
-            found.add((place.parent.name, place.name))
+        place = _place_of(url)
+        found.add((place.parent.name, place.name))
     return found
+
+
+def _place_of(url: str) -> PurePosixPath:
+    """The path in a URL of whatever scheme: other protocols may lead to the same disk."""
+    with contextlib.suppress(PilotageError):
+        return local_path(url, "/")
+    with contextlib.suppress(ValueError):
+        return PurePosixPath(unquote(urlsplit(url).path))
+    return PurePosixPath(url)
 
 
 def _sweep(rows: Sequence[Garbage], published: Collection[tuple[str, str]], deadline: float) -> _Swept:

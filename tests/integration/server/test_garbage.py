@@ -268,7 +268,16 @@ def test_a_directory_in_the_place_of_a_file_stays_and_the_others_go(scene: Scene
     assert waits(scene) == 1
 
 
-@pytest.mark.parametrize("spelled", ["file://{}", "file://localhost{}", "file:///mnt/other/name/of{}"])
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        "file://{}",
+        "file://localhost{}",
+        "file:///mnt/other/name/of{}",
+        "root://eos.example/{}",
+        "davs://dav.example:443/of{}",
+    ],
+)
 def test_a_file_that_a_user_has_registered_is_never_removed(scene: Scene, due: None, spelled: str) -> None:
     mine = scene.lost[1]
     file = FileSpec("mine", len(LOST), spelled.format(quote(str(mine))), MD5)
