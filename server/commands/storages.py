@@ -357,6 +357,8 @@ def clean(
     """
     if logs_older_than is None and outputs_older_than is None and not deleted:
         raise click.UsageError("say what may go: --logs-older-than, --outputs-older-than or --deleted")
+    if logs_older_than is not None and pattern != "*":
+        raise click.UsageError("--logs-older-than and --dataset exclude each other: logs are of no dataset")
     logs = [] if logs_older_than is None else _clean_logs(installation, logs_older_than, data_root, yes)
     outputs: list[DatasetCleaned] = []
     if outputs_older_than is not None or deleted:

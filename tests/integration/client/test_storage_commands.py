@@ -202,3 +202,9 @@ def test_cleaning_a_dataset_ends_when_a_request_removes_nothing(
     left = iter([5, 3, 3])
     monkeypatch.setattr(Session, "_one", lambda *_: DatasetCleaned("d", 7, 7, next(left)))
     assert session.clean_dataset("d").n_left == 3
+
+
+def test_logs_are_not_chosen_by_dataset(pilotage: Pilotage, server: Server) -> None:
+    words = ("--logs-older-than", "1s", "--dataset", "mine", "--yes")
+    refused = pilotage("storage", "clean", "--state", server.state, *words)
+    assert refused.code == 2 and "--logs-older-than and --dataset exclude each other" in refused.err
