@@ -125,9 +125,15 @@ def _check(
     quarantine: Path | None,
 ) -> Checked:
     session = _session(installation) if repair else None
+    if session is not None:
+        next(session.tokens(), None)  # what only an admin may ask: known before hours of looking, too
     with Snapshot(installation.url) as snapshot:
         report = replica_checks.look(snapshot, names, wish, progress.counted)
         about = snapshot.one("SELECT COUNT(*) AS n FROM replica WHERE storage_id IS NOT NULL") or {"n": 0}
+    n_marked = None
+    if session is not None:  # before anything is moved
+        with session:
+            n_marked = session.mark_replicas(findings_of(report))
     seen = [name for name, tally in report.tallies.items() if not tally.unseen]
     with installation.database(), progress.counted("files on disk", about["n"]) as advance:
         disk = reconcile.look(
@@ -138,11 +144,7 @@ def _check(
             grace_seconds=wish.grace_seconds,
             advance=advance,
         )
-    checked = Checked(report, disk)
-    if session is not None:
-        with session:
-            checked.n_marked = session.mark_replicas(findings_of(report))
-    return checked
+    return Checked(report, disk, n_marked)
 
 
 def _session(installation: Installation) -> Session:

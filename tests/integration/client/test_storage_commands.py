@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from client.session import Session
-from protocol.messages.requests import TaskSpec
+from protocol.messages.requests import TaskSpec, TokenSpec
 from protocol.messages.views import DatasetCleaned, DatasetView
-from server.auditing import storage_checks
+from server.auditing import replica_checks, storage_checks
 from tests.integration.client.conftest import Pilotage, Server
 from tests.waiting import wait_until
 
@@ -98,6 +98,24 @@ def test_repair_without_a_server_is_refused_before_anything_is_looked_at(
     assert pilotage("db", "migrate", "--state", tmp_path / "state").code == 0
     refused = pilotage("storage", "check", "--repair", "--state", tmp_path / "state")
     assert refused.code == 2 and "looked at" not in refused.out
+
+
+def test_repair_without_an_admins_token_is_refused_before_anything_is_looked_at(
+    pilotage: Pilotage,
+    server: Server,
+    session: Session,
+    store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    secret = session.create_token(TokenSpec(f"u{secrets.token_hex(3)}", role="user")).token
+    (tmp_path / "token").touch(mode=0o600)
+    (tmp_path / "token").write_text(str(secret))
+    monkeypatch.setenv("PILOTAGE_CLIENT__TOKEN_FILE", str(tmp_path / "token"))
+    looked: list[object] = []
+    monkeypatch.setattr(replica_checks, "look", lambda *words: looked.append(words))
+    refused = pilotage("storage", "check", store.name, "--state", server.state, "--repair")
+    assert refused.code == 2 and "admin" in refused.err and not looked
 
 
 def test_how_full_storages_are_is_shown_as_a_table_and_as_json(
