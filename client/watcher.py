@@ -38,6 +38,8 @@ LONGEST_PAUSE = 60.0
 """Most seconds between two tries to reach a server that is away."""
 ASIDE_SECONDS = (60.0, 3600.0)
 """When a file that could not be registered is tried again: for the first time, and at the latest."""
+LOST_AND_FOUND = "lost+found"
+"""What lies at the root of many file systems, for nobody but root to read."""
 REFUSED = ("ALREADY_EXISTS", "BAD_PATH", "BAD_LFN")
 """What the server says of a file that is as it must not be; the others are registered without it."""
 
@@ -84,6 +86,8 @@ class Look:
     """Files that are, or may yet become, whole."""
     given_up: list[str] = field(default_factory=list)
     """Files that are unfinished for so long that nobody waits for them any more."""
+    is_blind: bool = False
+    """Whether there may be more than was seen: a directory could not be read, or is unmounted."""
 
 
 class Buffer:
@@ -108,6 +112,9 @@ class Buffer:
         self.set_aside: dict[str, tuple[float, float]] = {}
         """Files that could not be registered: when each is tried again, and the pause before that."""
         self._last_change = clock()
+        self._is_blind = False
+        self._places: dict[str, tuple[int, int]] = {}
+        """Device and inode of the folders that were not empty: under an unmounted one another comes to light."""
         for path in self._directories:
             if not os.path.isdir(path):
                 raise PilotageError("BAD_PATH", f"{one_line(path)} is no directory")
@@ -125,14 +132,32 @@ class Buffer:
 
     def paths(self) -> Iterator[str]:
         """All files with a name to be registered; hidden ones, and directories that are links, are passed over."""
+        self._is_blind = False
         for directory in self._directories:
             for folder, folders, names in os.walk(directory, onerror=self._unreadable):
-                folders[:] = [name for name in folders if not name.startswith(".")]
+                self._check_mount(folder, is_empty=not (folders or names))
+                folders[:] = [name for name in folders if not name.startswith(".") and name != LOST_AND_FOUND]
                 for name in names:
                     if not name.startswith(".") and fnmatch.fnmatchcase(name, self._wish.match):
                         yield os.path.join(folder, name)
 
+    def _check_mount(self, folder: str, is_empty: bool) -> None:
+        try:
+            status = os.stat(folder)
+        except OSError as error:
+            self._unreadable(error)
+            return
+        place = status.st_dev, status.st_ino
+        if not is_empty:
+            self._places[folder] = place
+        elif self._places.get(folder, place) != place:
+            self._is_blind = True
+            self.tell(
+                folder, f"warning: {one_line(folder)} is another directory than before, and empty: unmounted?"
+            )
+
     def _unreadable(self, error: OSError) -> None:
+        self._is_blind = True
         self.tell(
             error.filename, f"warning: {one_line(error.filename)} cannot be looked into: {error.strerror}"
         )
@@ -143,7 +168,7 @@ class Buffer:
             self._say(words)
 
     def quiet_seconds(self) -> float:
-        """Since a file came, changed or was registered."""
+        """Since a file came, changed or was registered, or might have come unseen."""
         return self._clock() - self._last_change
 
     def registered(self, path: str) -> None:
@@ -170,12 +195,17 @@ class Buffer:
                 continue
             if path not in self._done and now >= self.set_aside.get(path, (now, 0))[0]:
                 new += self._examined(path, now)
-        if there:  # else it may have been unmounted
+        look.is_blind = self._is_blind or (not there and bool(self._seen or self.set_aside))
+        if look.is_blind:
+            self._last_change = now
+        elif there:
             self._done &= there
+            self._places = {path: place for path, place in self._places.items() if os.path.isdir(path)}
             self._seen = {path: seen for path, seen in self._seen.items() if path in there}
             self.set_aside = {path: pause for path, pause in self.set_aside.items() if path in there}
         new.sort(key=lambda each: (registrator.natural(each[0].lfn), each[0].path))
         self._sort_out(new, now, look)
+        look.n_pending += len(self._seen.keys() - self.set_aside.keys() - {found.path for found, _ in new})
         return look
 
     def _is_of_another_run(self, path: str, now: float) -> bool:
@@ -195,8 +225,13 @@ class Buffer:
         try:
             found = self.examined(path)
         except PilotageError as error:
-            if os.path.lexists(path):
+            try:
+                os.lstat(path)
                 self.put_aside(path, error.detail)
+            except FileNotFoundError:
+                pass
+            except OSError as unseen:
+                self._unreadable(unseen)
             return
         before = self._seen.get(path)
         if before is None or before.stamp != found.stamp:
@@ -380,7 +415,7 @@ class Watcher:
 
     def _is_over(self, look: Look) -> bool:
         idle = self._buffer.quiet_seconds()
-        if look.n_pending:
+        if look.n_pending or look.is_blind:
             return False
         if self._wish.run is not None and self._buffer.has_later_run and idle > self._wish.hold:
             return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, List
@@ -312,6 +313,73 @@ def test_a_buffer_that_vanishes_for_a_while_is_told_and_nothing_is_forgotten(
     case.watch(Clock(*steps, *back, ticks=30))
     assert case.server.lfns == ["a.dat", "b.dat"] and len(read) == 2
     assert any("cannot be looked into" in words for words in case.said)
+
+
+def _unmounted(case: Case) -> None:
+    """The empty directory under the mount comes to light."""
+    case.folder.rename(case.folder.with_name("away"))
+    case.folder.mkdir()
+
+
+def _mounted(case: Case) -> None:
+    case.folder.rmdir()
+    case.folder.with_name("away").rename(case.folder)
+
+
+@pytest.mark.parametrize("wish", [{"close_after": 30}, {"run": 7, "hold": 30}])
+@pytest.mark.parametrize("is_left_empty", [True, False])
+def test_a_dataset_is_not_closed_while_its_buffer_is_away(
+    case: Case, wish: Dict[str, Any], is_left_empty: bool
+) -> None:
+    case.make(NAME.format(0, 0), "run-000008-00000-00.spd")
+
+    def leave() -> None:
+        _unmounted(case)
+        if not is_left_empty:
+            case.folder.rmdir()
+
+    def come_back() -> None:
+        assert case.server.state == "open"
+        case.folder.mkdir(exist_ok=True)
+        _mounted(case)
+        case.make(NAME.format(1, 0))
+
+    clock = Clock(*[lambda: None] * 4, leave, *[lambda: None] * 60, come_back, ticks=200)
+    assert case.watch(clock, match="run-000007-*" if "run" not in wish else "*", **wish)
+    assert case.server.lfns == [NAME.format(0, 0), NAME.format(1, 0)]
+    assert clock.now > 65 * 5 + 30, "what could not be seen may have come until then"
+
+
+def test_a_file_that_was_seen_keeps_the_dataset_open_while_nothing_is_there(case: Case) -> None:
+    case.make("a.dat")
+    clock = Clock(lambda: (case.folder / "a.dat").rename(case.folder.with_name("a.dat")), ticks=60)
+    assert not case.watch(clock, close_after=30)
+    assert case.server.state == "open"
+
+
+def test_a_folder_of_the_buffer_that_cannot_be_read_keeps_the_dataset_open(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case.make("a.dat", "sub/b.dat", "lost+found/c.dat")
+    really, stale = os.scandir, True
+
+    def scandir(path: str) -> Any:
+        if stale and os.path.basename(path) == "sub":
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
+        return really(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert not case.watch(Clock(ticks=60), close_after=30)
+    assert (case.server.lfns, case.server.state) == (["a.dat"], "open")
+    stale = False
+    assert case.watch(Clock(ticks=60), close_after=30)
+    assert (case.server.lfns, case.server.state) == (["a.dat", "b.dat"], "closed")
+
+
+def test_a_buffer_that_was_cleared_is_no_unmounted_one(case: Case) -> None:
+    case.make("a.dat")
+    clock = Clock(*[lambda: None] * 4, lambda: (case.folder / "a.dat").unlink(), ticks=60)
+    assert case.watch(clock, close_after=30)
 
 
 def test_a_link_that_was_planted_in_the_buffer_is_not_registered(case: Case, tmp_path: Path) -> None:
