@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from playhouse.test_utils import count_queries
 
 from protocol.messages.requests import ContainerSpec
 from server import catalogue, containers, lineage
@@ -60,4 +61,35 @@ def test_of_very_many_some_are_told_and_that_there_are_more(
 ) -> None:
     monkeypatch.setattr(lineage, "MOST", 2)
     found = lineage.of(catalogue.find("raw"))
-    assert found.more and len(found.steps) <= 2
+    assert found.more and [step.dataset for step in found.steps] == ["raw", "reco.out"]
+
+
+def test_of_very_many_inputs_of_a_task_some_are_told_and_that_there_are_more(
+    chain: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lineage, "MOST_INPUTS", 1)
+    found = lineage.of(catalogue.find("reco.out"))
+    assert found.more
+    assert {step.dataset: step.inputs for step in found.steps if step.task} == {
+        "reco.out": ["raw"],
+        "sum.out": ["reco.out"],
+    }
+    assert not lineage.of(catalogue.find("check.out")).more
+
+
+def test_the_database_is_asked_by_level_and_not_by_dataset(chain: World) -> None:
+    def asked() -> int:
+        with count_queries() as counted:
+            lineage.of(catalogue.find("raw"))
+        return int(counted.count)
+
+    before = asked()
+    for nr in range(5):
+        chain.task(f"more{nr}", input_dataset="raw", outputs=["{stem}.more"])
+    assert len(told("raw")) == 9
+    assert asked() == before
+
+
+def test_a_dataset_that_nobody_made_or_read_stands_alone(world: World) -> None:
+    world.dataset(1, "alone")
+    assert told("alone") == [(0, "alone", "", [])]
