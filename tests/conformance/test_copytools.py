@@ -1158,7 +1158,8 @@ def test_the_readmes_example_is_a_tool_that_a_package_from_outside_can_bring(
     tmp_path: Path, node: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     readme = (ROOT / "copytools/README.md").read_text()
-    example = "\n".join(line[4:] for line in re.findall(r"^(?:    .*|)$", readme, re.M))
+    (block,) = re.findall(r"^    class Tool\(.*\n(?:(?:    .*|)\n)+", readme, re.M)
+    example = "\n".join(line[4:] for line in block.splitlines())
     imports = (
         "import os\nfrom pathlib import Path\nfrom copytools.base import CopyTool, Option\n"
         "from copytools.copying import Plan, copy\nfrom copytools.failures import Stage\n"

@@ -192,7 +192,7 @@ def test_what_no_pilot_of_a_queue_could_use_is_refused_by_the_options_name(
     pilotage: Pilotage, verb: list[str]
 ) -> None:
     for option, value, said in (
-        ("--copytool", "nosuch", "--copytool: 'nosuch' is not known; there are cp, nfs, null"),
+        ("--copytool", "nosuch", "--copytool: 'nosuch' is not known; there are cp, gfal, gs"),
         (
             "--pilot-setting",
             "limits.loping_seconds=1",

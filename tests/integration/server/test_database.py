@@ -488,7 +488,7 @@ def test_two_transactions_that_wait_for_each_other_are_both_done(postgres_core: 
     futures = at_once([lambda: database.write(work("x", "y")), lambda: database.write(work("y", "x"))])
     for future in futures:
         future.result()
-    assert len(runs) == 3
+    assert len(runs) >= 3, "on a slow machine they may meet more than once"
     with database.reading():
         states = {site.state for site in Site.select().where(Site.name.in_(["x", "y"]))}
     assert states in ({"x"}, {"y"})

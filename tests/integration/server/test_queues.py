@@ -23,7 +23,7 @@ from tests.integration.server.world import Bearer, World
 WRONG = [
     (
         {"copytools": ["cp", "nosuch"]},
-        "copytools: 'nosuch' is not known; there are cp, nfs, null, and those of packages",
+        "copytools: 'nosuch' is not known; there are cp, gfal, gs",
     ),
     ({"copytools": ["cp", "nsf"]}, "copytools: 'nsf' is not known; did you mean nfs?"),
     ({"pilot_settings": {"copytools.names": "nfs, cpp"}}, "'cpp' is not known; did you mean cp?"),

@@ -21,7 +21,10 @@ def session_with(*places: Path) -> Any:
     replicas = [ReplicaView("", f"file://{place}", "good") for place in places]
     sums = {"md5": hashlib.md5(CONTENT).hexdigest()}
     file = FileView("a", "s", "d", len(CONTENT), sums, replicas[0].url, "available", replicas=replicas)
-    return SimpleNamespace(dataset_files=lambda name: iter([file]), data_root=None)
+    closed = SimpleNamespace(state="closed")
+    return SimpleNamespace(
+        dataset=lambda name: closed, dataset_files=lambda name: iter([file]), data_root=None
+    )
 
 
 def test_the_next_replica_is_taken_of_a_file_that_is_damaged_or_gone(tmp_path: Path) -> None:
