@@ -142,14 +142,14 @@ def _spd_files(world: World, *options: str, files: int = 1) -> list[Path]:
     return sorted((world.directory / out).iterdir())
 
 
-def _spd_task(world: World, *paths: Path, data_type: str = "") -> TaskView:
+def _spd_task(world: World, *paths: Path, data_type: str = "", **registered: Any) -> TaskView:
     queue = world.queue()
     world.pilot(queue, "--pilotuser", "spd")
     command = ["cp", "{input}", "{output}"]
     task = world.submit(
         queue,
         command,
-        input_dataset=world.dataset(*paths),
+        input_dataset=world.dataset(*paths, **registered),
         outputs=["copy-of-{lfn}"],
         data_type=data_type,
         max_losses=0,
@@ -160,12 +160,11 @@ def _spd_task(world: World, *paths: Path, data_type: str = "") -> TaskView:
 def test_the_spd_plugin_refuses_a_truncated_and_a_foreign_file_and_lets_the_good_one_pass(
     world: World,
 ) -> None:
-    """Both are registered as they are: their checksums are right, and only who knows the format sees what is wrong."""
+    """They are registered by size alone, which is right: only who knows the format sees what is wrong."""
     good, truncated, foreign = _spd_files(world, files=3)
-    data = truncated.read_bytes()
-    truncated.write_bytes(data[:-300] + data[-200:])  # with its end mark, or it would not be registered
+    truncated.write_bytes(truncated.read_bytes()[:-100])
     foreign.write_text("not what the DAQ wrote\n" * 1000)
-    task = _spd_task(world, good, truncated, foreign)
+    task = _spd_task(world, good, truncated, foreign, algorithms=("none",))
     assert task.state == "PARTIAL"
     verdicts = {job.inputs[0].lfn: (job.state, job.error) for job in world.jobs(task) if job.inputs}
     assert verdicts == {
