@@ -11,6 +11,7 @@ since the backup are passed over, so that no attempt ever writes a name that ano
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
 import io
 import json
@@ -20,6 +21,7 @@ import sqlite3
 import subprocess
 import tarfile
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from dataclasses import replace as replace_fields
@@ -272,11 +274,27 @@ def _unpacked(source: Path, scratch: Path) -> Iterator[tuple[Manifest, Path]]:
     folder = scratch / f".restore-{os.getpid()}"
     folder.mkdir(mode=0o700)
     try:
+        _read_through(source)
         yield _unpack(source, folder), folder
-    except (tarfile.TarError, EOFError, ValueError, KeyError, TypeError) as error:
+    except (
+        tarfile.TarError,
+        gzip.BadGzipFile,
+        zlib.error,
+        EOFError,
+        ValueError,
+        KeyError,
+        TypeError,
+    ) as error:
         raise PilotageError("BAD_REQUEST", f"{source} is no backup, or not a whole one: {error}") from error
     finally:
         shutil.rmtree(folder)
+
+
+def _read_through(source: Path) -> None:
+    """To the checksum at its end, which a tar archive that is read as a stream never comes to."""
+    with gzip.open(source) as whole:
+        while whole.read(1 << 20):
+            pass
 
 
 def _unpack(source: Path, folder: Path) -> Manifest:
